@@ -1,0 +1,23 @@
+"""Accelerate a diffusers pipeline with a per-step caching and pruning strategy (DaTo, arXiv 2501.00375)."""
+
+from dato import pruning, scoring
+from dato.accelerate import accelerate, disable, enable, status
+from dato.runtime import Options, RunReport
+from dato.strategy import FULL, Step, Strategy, StrategyError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FULL",
+    "Options",
+    "RunReport",
+    "Step",
+    "Strategy",
+    "StrategyError",
+    "accelerate",
+    "disable",
+    "enable",
+    "pruning",
+    "scoring",
+    "status",
+]

@@ -1,0 +1,220 @@
+"""What to compute at each sampler step: a cache depth and a prune ratio, validated, in plain JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+FULL = 12
+"""The cache depth that computes the whole UNet. A symbol: UNets with fewer units, such as SDXL's, use it too."""
+SCHEMA = "dato.strategy/1"
+PATCH = 2
+"""Side of the patches that hold one base token each, in tokens; it bounds the prune ratio below 1 - 1/PATCH^2."""
+MAX_STEPS = 1000
+
+
+class StrategyError(ValueError):
+    """A strategy that cannot be: the message says what was given, what is allowed and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One sampler step.
+
+    Attributes:
+        cache_depth: Units of the UNet that are recomputed, 0 (none: the last prediction is replayed) to `FULL`.
+        prune_ratio: Share of the tokens that self-attention skips, in [0, 1 - 1/PATCH^2).
+    """
+
+    cache_depth: int
+    prune_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        depth, ratio = self.cache_depth, self.prune_ratio
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= FULL:
+            raise StrategyError(f"cache_depth is {depth!r}; allowed are the integers 0 to {FULL}, where {FULL} computes everything")
+        limit = 1 - 1 / PATCH**2
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not math.isfinite(ratio) or not 0 <= ratio < limit:
+            raise StrategyError(
+                f"prune_ratio is {ratio!r}; allowed is 0 <= prune_ratio < {limit}: "
+                f"one base token of every {PATCH} x {PATCH} patch always stays"
+            )
+        object.__setattr__(self, "prune_ratio", float(ratio))
+
+
+@dataclass(frozen=True)
+class Strategy(Sequence[Step]):
+    """One `Step` per sampler step, the first executed first, and where it comes from.
+
+    Two strategies are equal when their steps are; `provenance` is a note and takes no part in equality or digest.
+    """
+
+    steps: tuple[Step, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        if not 1 <= len(self.steps) <= MAX_STEPS:
+            raise StrategyError(f"a strategy of {len(self.steps)} steps; allowed are 1 to {MAX_STEPS}, one entry per sampler step")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Step: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Step, ...]: ...
+    def __getitem__(self, index: int | slice) -> Step | tuple[Step, ...]:
+        return self.steps[index]
+
+    def __str__(self) -> str:
+        return "".join("F" if s.cache_depth == FULL else f"[{s.cache_depth}]" if s.cache_depth > 9 else str(s.cache_depth) for s in self)
+
+    @classmethod
+    def full(cls, steps: int) -> Strategy:
+        """Everything computed at every step: the unaccelerated pipeline."""
+        return cls((Step(FULL),) * _checked_count(steps, "steps"))
+
+    @classmethod
+    def uniform(cls, steps: int, interval: int, depth: int = 1, prune_ratio: float = 0.0) -> Strategy:
+        """A full call every `interval` steps and `depth` in between, as DeepCache does, at one prune ratio."""
+        _checked_count(interval, "interval")
+        return cls(
+            tuple(Step(FULL if i % interval == 0 else depth, prune_ratio) for i in range(_checked_count(steps, "steps")))
+        )
+
+    @classmethod
+    def preset(cls, name: str) -> Strategy:
+        """A named strategy of 50 steps; `presets` lists the names."""
+        if name not in _PRESETS:
+            raise StrategyError(f"no preset is named {name!r}; there are {', '.join(cls.presets())}")
+        return _PRESETS[name]
+
+    @classmethod
+    def presets(cls) -> tuple[str, ...]:
+        """The names that `preset` takes."""
+        return tuple(_PRESETS)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of a SHA-256 over the steps."""
+        text = json.dumps([[s.cache_depth, s.prune_ratio] for s in self], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def calls_by_depth(self) -> dict[int, int]:
+        """How many steps have each cache depth, deepest first."""
+        depths = [s.cache_depth for s in self]
+        return {d: depths.count(d) for d in sorted(set(depths), reverse=True)}
+
+    def canonical(self, inert: Sequence[int] = (0,)) -> Strategy:
+        """The same behaviour written one way: at the `inert` depths nothing is pruned, so their ratio becomes 0."""
+        return Strategy(
+            tuple(Step(s.cache_depth, 0.0 if s.cache_depth in inert else s.prune_ratio) for s in self), self.provenance
+        )
+
+    def resample(self, steps: int) -> Strategy:
+        """Stretch or shrink to another number of steps: each new step takes the entry at its own relative position."""
+        count = _checked_count(steps, "steps")
+        return Strategy(tuple(self[int((i + 0.5) * len(self) / count)] for i in range(count)), self.provenance)
+
+    def with_provenance(self, **notes: Any) -> Strategy:
+        """A copy whose provenance also holds `notes`."""
+        return Strategy(self.steps, {**self.provenance, **notes})
+
+    def to_json(self) -> str:
+        """The strategy as JSON text of schema ``dato.strategy/1``."""
+        rows = ",\n".join(
+            f'    {{"cache_depth": {s.cache_depth}, "prune_ratio": {json.dumps(s.prune_ratio)}}}' for s in self
+        )
+        notes = f',\n  "provenance": {json.dumps(dict(self.provenance), indent=2, allow_nan=False)}' if self.provenance else ""
+        return f'{{\n  "schema": "{SCHEMA}",\n  "steps": [\n{rows}\n  ]{notes}\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the strategy") -> Strategy:
+        """Read `to_json`'s text. Raises `StrategyError` naming `where`, what was given and what is allowed."""
+        try:
+            data = json.loads(text, parse_constant=_refuse_constant)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise StrategyError(f"{where} is not JSON ({error}); expected an object with schema {SCHEMA!r}") from None
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            given = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise StrategyError(f"{where} has schema {given!r}; this version reads {SCHEMA!r}: export it again or update dato")
+        unknown = sorted(set(data) - {"schema", "steps", "provenance"})
+        if unknown:
+            raise StrategyError(f"{where} has the unknown keys {unknown}; allowed are schema, steps and provenance")
+        steps, notes = data.get("steps"), data.get("provenance", {})
+        if not isinstance(steps, list) or not isinstance(notes, dict):
+            raise StrategyError(f"{where}: steps must be a list of objects, and provenance, if given, an object")
+        parsed = []
+        for i, entry in enumerate(steps):
+            if not isinstance(entry, dict) or set(entry) != {"cache_depth", "prune_ratio"}:
+                raise StrategyError(f"{where}, step {i}: given {entry!r}; expected an object with cache_depth and prune_ratio")
+            try:
+                parsed.append(Step(entry["cache_depth"], entry["prune_ratio"]))
+            except StrategyError as error:
+                raise StrategyError(f"{where}, step {i}: {error}") from None
+        try:
+            return cls(tuple(parsed), notes)
+        except StrategyError as error:
+            raise StrategyError(f"{where}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON file; a reader never sees half of it."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            partial.write_text(self.to_json(), encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StrategyError(f"cannot write the strategy to {path}: {error.strerror}; give a writable path") from None
+
+    @classmethod
+    def load(cls, source: str | Path) -> Strategy:
+        """Read a strategy from a preset's name, a JSON file, or ``models:/<name>@<alias>`` in an MLflow registry."""
+        from dato.sources import load_strategy  # a source may import more than a strategy needs
+
+        return load_strategy(source)
+
+
+def _checked_count(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_STEPS:
+        raise StrategyError(f"{name} is {value!r}; allowed are the integers 1 to {MAX_STEPS}")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise StrategyError(f"the strategy holds {name}; every number must be finite")
+
+
+def _paper_b1() -> Strategy:
+    # Table 6 of arXiv 2501.00375, columns 49 down to 0. The table prints the last step first: label 0 is executed first.
+    depths = "1 1 1 1 1 1 1 1 12 1 1 1 1 1 1 1 1 0 0 12 1 1 1 1 1 0 1 12 0 1 1 12 0 0 1 1 1 1 1 1 1 1 1 12 1 1 1 1 1 0"
+    ratios = "75443565655365547365534343656366335644344535676565"  # tenths
+    pairs = zip(depths.split(), ratios, strict=True)
+    steps = [Step(int(d), int(r) / 10) for d, r in pairs]
+    note = {"source": "arXiv 2501.00375, Table 6 (Ours-b1)", "order": "label 0 executed first"}
+    return Strategy(tuple(reversed(steps)), note)
+
+
+def _make_presets() -> dict[str, Strategy]:
+    b1 = _paper_b1()
+    reverse = Strategy(tuple(reversed(b1.steps)), {**b1.provenance, "order": "label 49 executed first"})
+    deepcache = {
+        f"deepcache-{n}": Strategy.uniform(50, n).with_provenance(source="DeepCache (arXiv 2312.00858), branch 0, uniform")
+        for n in (2, 3, 5, 10)
+    }
+    return {"paper-b1": b1, "paper-b1-reversed": reverse, **deepcache}
+
+
+_PRESETS = _make_presets()

@@ -1,0 +1,192 @@
+"""A UNet2DConditionModel as its list of input and output units, run at any cache depth.
+
+Units are numbered as in the original latent-diffusion code: l = 0 is conv_in, then each resnet with its attention, then
+each downsampler. Output unit l consumes the skip of input unit l. At depth d the units with l >= d are not run: output
+unit d - 1 starts from the cached result of output unit d (arXiv 2312.00858, Section 3; arXiv 2501.00375, Eq. 4-5).
+
+The full call is always the model's own forward. Only the shallow calls are composed here, from the model's own modules
+and its own embedding methods.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_blocks import apply_freeu
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One input or output unit: a resnet with its attention, or conv_in, or a downsampler.
+
+    Attributes:
+        body: conv_in, a resnet or a downsampler.
+        attention: The transformer after a resnet, if any.
+        upsampler: Ends an output unit that is the last of its resolution.
+        downsample: Side of the latent over side of the unit's token grid: 1, 2, 4, ...
+        block: The up or down block it belongs to (None for conv_in).
+    """
+
+    body: nn.Module
+    downsample: int
+    attention: nn.Module | None = None
+    upsampler: nn.Module | None = None
+    block: nn.Module | None = None
+
+    @property
+    def last(self) -> nn.Module:
+        """The module whose output is the unit's output."""
+        return self.upsampler or self.attention or self.body
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The input units, in order, and the output units by the input unit whose skip they consume."""
+
+    unet: UNet2DConditionModel
+    inputs: tuple[Unit, ...]
+    outputs: tuple[Unit, ...]
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel) -> Layout:
+        """Read the layout off a UNet. Raises TypeError or ValueError for a model that is not of this family."""
+        if not isinstance(unet, UNet2DConditionModel):
+            raise TypeError(f"expected a diffusers UNet2DConditionModel, but got {type(unet).__name__}: its units are not known")
+        inputs = [Unit(unet.conv_in, 1)]
+        factor = 1
+        for block in unet.down_blocks:
+            attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
+            inputs += [Unit(r, factor, attention=a, block=block) for r, a in zip(block.resnets, attentions, strict=True)]
+            for sampler in block.downsamplers or ():
+                factor *= 2
+                inputs.append(Unit(sampler, factor, block=block))
+        outputs = []
+        for block in unet.up_blocks:
+            attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
+            units = [Unit(r, factor, attention=a, block=block) for r, a in zip(block.resnets, attentions, strict=True)]
+            if block.upsamplers:
+                end = units[-1]
+                units[-1] = Unit(end.body, factor, end.attention, block.upsamplers[0], block)
+                factor //= 2
+            outputs += units
+        if len(inputs) != len(outputs) or factor != 1:
+            raise ValueError(
+                f"this UNet has {len(inputs)} input units and {len(outputs)} output units; caching by depth needs one "
+                "output unit for each input unit, as Stable Diffusion v1, v2 and XL have"
+            )
+        return cls(unet, tuple(inputs), tuple(reversed(outputs)))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def self_attentions(self) -> dict[str, tuple[nn.Module, int]]:
+        """Every self-attention layer by its module name, with its downsample."""
+        found: dict[int, int] = {}
+        for unit in (*self.inputs, *self.outputs):
+            for block in getattr(unit.attention, "transformer_blocks", ()):
+                found[id(block.attn1)] = unit.downsample
+        return {name: (m, found[id(m)]) for name, m in self.unet.named_modules() if id(m) in found}
+
+
+def unit_output(output: Any) -> torch.Tensor:
+    """The tensor of a unit's module: transformers return a tuple or an output object, the others a tensor."""
+    if isinstance(output, torch.Tensor):
+        return output
+    return output[0] if isinstance(output, tuple) else output.sample
+
+
+def bind_call(unet: UNet2DConditionModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of the UNet by name, with its forward's defaults."""
+    bound = _signature(type(unet)).bind(unet, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+_SIGNATURES: dict[type, inspect.Signature] = {}
+
+
+def _signature(kind: type) -> inspect.Signature:
+    if kind not in _SIGNATURES:
+        _SIGNATURES[kind] = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    return _SIGNATURES[kind]
+
+
+def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+    """Run the units with l < `depth`, from the cached output of output unit l = `depth`.
+
+    Args:
+        layout: The UNet's units; 1 <= depth < len(layout).
+        depth: Cache depth d.
+        cached: (B, C, h', w'), the input of output unit d - 1 before its skip is joined.
+        call: The UNet call's arguments by name, from `bind_call`.
+
+    Returns:
+        (B, 4, h, w), the prediction.
+    """
+    unet = layout.unet
+    sample, states, added = call["sample"], call["encoder_hidden_states"], call["added_cond_kwargs"]
+    _refuse_unsupported(call)
+    if unet.config.center_input_sample:
+        sample = 2 * sample - 1.0
+    emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=call["timestep"]), call["timestep_cond"])
+    class_emb = unet.get_class_embed(sample=sample, class_labels=call["class_labels"])
+    if class_emb is not None:
+        emb = torch.cat([emb, class_emb], dim=-1) if unet.config.class_embeddings_concat else emb + class_emb
+    aug_emb = unet.get_aug_embed(emb=emb, encoder_hidden_states=states, added_cond_kwargs=added)
+    emb = emb + aug_emb if aug_emb is not None else emb
+    if unet.time_embed_act is not None:
+        emb = unet.time_embed_act(emb)
+    context = {
+        "encoder_hidden_states": unet.process_encoder_hidden_states(encoder_hidden_states=states, added_cond_kwargs=added),
+        "cross_attention_kwargs": call["cross_attention_kwargs"],
+        "attention_mask": _mask_to_bias(call["attention_mask"], sample.dtype),
+        "encoder_attention_mask": _mask_to_bias(call["encoder_attention_mask"], sample.dtype),
+    }
+    odd_size = any(side % 2**unet.num_upsamplers for side in sample.shape[-2:])
+
+    skips = []
+    hidden = sample
+    for unit in layout.inputs[:depth]:
+        hidden = unit.body(hidden) if unit.block is None or unit.body in list(unit.block.downsamplers or ()) else unit.body(hidden, emb)
+        if unit.attention is not None:
+            hidden = unit.attention(hidden, **context, return_dict=False)[0]
+        skips.append(hidden)
+    residuals = call["down_block_additional_residuals"]
+    if residuals is not None:
+        skips = [skip + residual for skip, residual in zip(skips, residuals, strict=False)]
+
+    hidden = cached
+    for level in range(depth - 1, -1, -1):
+        unit, skip = layout.outputs[level], skips[level]
+        if all(getattr(unit.block, name, None) for name in ("s1", "s2", "b1", "b2")):
+            b = unit.block
+            hidden, skip = apply_freeu(b.resolution_idx, hidden, skip, s1=b.s1, s2=b.s2, b1=b.b1, b2=b.b2)
+        hidden = unit.body(torch.cat([hidden, skip], dim=1), emb)
+        if unit.attention is not None:
+            hidden = unit.attention(hidden, **context, return_dict=False)[0]
+        if unit.upsampler is not None:
+            hidden = unit.upsampler(hidden, skips[level - 1].shape[2:] if odd_size else None)
+    if unet.conv_norm_out:
+        hidden = unet.conv_act(unet.conv_norm_out(hidden))
+    return unet.conv_out(hidden)
+
+
+def _mask_to_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    # diffusers 0.42, UNet2DConditionModel.forward: 1 keeps, 0 discards.
+    return None if mask is None else ((1 - mask.to(dtype)) * -10000.0).unsqueeze(1)
+
+
+def _refuse_unsupported(call: Mapping[str, Any]) -> None:
+    kwargs = call["cross_attention_kwargs"] or {}
+    if kwargs.get("gligen") is not None:
+        raise ValueError("GLIGEN does not work with cached features: call dato.disable(pipe) first")
+    if call["down_intrablock_additional_residuals"] is not None:
+        raise ValueError("T2I-Adapter residuals do not work with cached features: call dato.disable(pipe) first")
+    if call["down_block_additional_residuals"] is not None and call["mid_block_additional_residual"] is None:
+        raise ValueError("T2I-Adapter residuals do not work with cached features: call dato.disable(pipe) first")

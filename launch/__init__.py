@@ -1,0 +1,1 @@
+"""The ``dato`` command: configuration in, a search out."""

@@ -1,0 +1,66 @@
+"""The ``dato`` command: one module per subcommand, errors as one message."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+USAGE = """usage: dato <command> [key=value ...]
+
+  search     find strategies for a pipeline; without arguments, for the small model that ships with the package
+  report     folder=<search folder>: write the HTML report of a search, finished or not
+
+Every key, with its meaning and default, is in {conf}. Examples:
+  dato search
+  dato search model=sd15 data=folder data.prompts=prompts.txt data.images=photos protocol.features=inception
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code: 0, 1 for a failed search, 2 for bad input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Ray's and Hugging Face's own chatter says nothing that a person could act on here.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
+    if command in ("help", "-h", "--help"):
+        from launch.config import CONF
+
+        print(USAGE.format(conf=CONF))
+        return 0 if arguments else 2
+    if command not in ("search", "report"):
+        print(f"dato: there is no command {command!r}; there are search, report, help", file=sys.stderr)
+        return 2
+    if rest and rest[0] in ("-h", "--help"):
+        return main(["help"])
+    try:
+        if command == "search":
+            from launch.search import run
+        else:
+            from launch.report import run
+        return run(rest)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        print(f"dato {command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error is one of the messages that are written for people."""
+    return type(error).__module__.split(".")[0] in ("dato", "search", "launch", "analysis") or type(error) is ValueError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

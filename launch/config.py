@@ -1,0 +1,94 @@
+"""Hydra configuration to typed, validated objects: the only place that knows both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import conf
+from search.data import DataSpec
+from search.driver import SearchPlan
+from search.evaluate import EvaluatorSpec, Protocol
+from search.models import ModelSpec
+from search.space import SearchSpace
+
+CONF = Path(conf.__file__).parent
+_NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
+"""Keys that change where and how fast a search runs, and not what it finds: no part of its identity."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be: the message says what was given, what is allowed and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Everything `dato search` needs, built and validated.
+
+    Attributes:
+        raw: The resolved configuration as plain data.
+        search_id: Model, data and a digest of every key that changes results.
+    """
+
+    raw: dict[str, Any]
+    search_id: str
+    evaluator: EvaluatorSpec
+    space: SearchSpace
+    plan: SearchPlan
+    folder: Path
+
+    @property
+    def ledger_path(self) -> Path:
+        """The search's ledger."""
+        return self.folder / "ledger.jsonl"
+
+
+def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration `name` with command-line overrides. Raises `ConfigError`."""
+    bad = [o for o in overrides if "=" not in o]
+    if bad:
+        raise ConfigError(f"{bad[0]!r} is not an override; write key=value, such as seed=1 or model=sd15")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            found = compose(name, overrides=list(overrides))
+        data = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{_explain(error)}\nallowed keys and groups are in {CONF / (name + '.yaml')}") from None
+    assert isinstance(data, dict)
+    return {str(k): v for k, v in data.items()}
+
+
+def _explain(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("    full_key: \n")]
+    return "; ".join(lines[:4])
+
+
+def build(raw: dict[str, Any]) -> SearchConfig:
+    """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
+    identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    try:
+        model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
+        protocol = Protocol(**raw["protocol"])
+        space = SearchSpace(steps=model.steps, **raw["space"])
+        s = raw["search"]
+        plan = SearchPlan(generations=s["generations"], population=s["population"], min_speedup=s["min_speedup"])
+        evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
+    except TypeError as error:
+        raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
+    workers = raw["cluster"]["workers"]
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"cluster.workers is {workers!r}; give at least 1")
+    search_id = f"{model.name}-{data.name}-{digest}"
+    return SearchConfig(
+        raw=raw, search_id=search_id, evaluator=evaluator, space=space, plan=plan, folder=Path(raw["output"]).absolute() / search_id
+    )

@@ -1,0 +1,101 @@
+"""What a person sees of a running search in the terminal: one bar, or plain lines where it is not a terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from search.driver import UNACCELERATED, record_front
+from search.records import Candidate, SearchRecord
+
+
+class SearchView:
+    """Shows candidates, generation, front size, hypervolume, failures and time left."""
+
+    def __init__(self, total: int, generations: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._total, self._generations = total, generations
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("gen {task.fields[generation]}  front {task.fields[front]}  hv {task.fields[hv]}  failed {task.fields[failed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("candidates", total=total, generation=0, front=0, hv="-", failed=0)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False)
+
+    def started(self, record: SearchRecord) -> None:
+        """The search begins or goes on."""
+        if record.results:
+            self.say(f"continuing: {len(record.results)} of {self._total} candidates are in the ledger")
+        self._progress.start()
+        self._update(record)
+
+    def measured(self, record: SearchRecord, candidate: Candidate) -> None:
+        """A candidate or baseline has a measurement."""
+        self._update(record)
+        if candidate.number < 0:
+            _, m = record.baselines[candidate.origin]
+            self.say(f"{candidate.origin}: FID {m.fid:.2f} (+- {m.fid_high - m.fid:.2f}), {m.latency_ms:.0f} ms per image")
+        elif not self.console.is_terminal:
+            m = record.results[candidate.number]
+            what = f"FID {m.fid:.2f}, {m.latency_ms:.0f} ms" if m.ok else f"failed: {m.error}"
+            self.say(f"candidate {len(record.results)}/{self._total}  {candidate.strategy}  {what}")
+
+    def generation_done(self, record: SearchRecord, generation: int) -> None:
+        """A generation is complete."""
+        self._update(record)
+        points = record_front(record)
+        self.say(f"generation {generation + 1}/{self._generations}: front {len(points)}, hypervolume {record.hypervolumes[-1]:.4f}, {_best(record)}")
+
+    def stop(self) -> None:
+        """End the bar."""
+        self._progress.stop()
+
+    def _update(self, record: SearchRecord) -> None:
+        self._progress.update(
+            self._task,
+            completed=len(record.results),
+            generation=min(len(record.hypervolumes) + 1, self._generations),
+            front=len(record_front(record)),
+            hv=f"{record.hypervolumes[-1]:.4f}" if record.hypervolumes else "-",
+            failed=sum(not m.ok for m in record.results.values()),
+        )
+
+    def winners(self, record: SearchRecord) -> None:
+        """The table at the end."""
+        plain = next(iter(record.winners.values())).fresh_baseline
+        table = Table(title="winners, on fresh prompts and seeds", title_justify="left")
+        for name in ("winner", "speedup", "ms per image", "FID", "95 % interval", "FID in the search", "strategy"):
+            table.add_column(name, justify="left" if name in ("winner", "strategy") else "right", no_wrap=name != "strategy")
+        searched = record.baselines[UNACCELERATED][1]
+        table.add_row("unaccelerated", "1.00x", f"{plain.latency_ms:.0f}", f"{plain.fid:.2f}", _interval(plain), f"{searched.fid:.2f}", "")
+        for alias, w in record.winners.items():
+            table.add_row(
+                alias, f"{w.speedup:.2f}x", f"{w.fresh.latency_ms:.0f}", f"{w.fresh.fid:.2f}", _interval(w.fresh), f"{w.searched.fid:.2f}", str(w.candidate.strategy)
+            )
+        Console(highlight=False, width=None if self.console.is_terminal else 140).print(table)
+
+
+def _interval(m: object) -> str:
+    low, high = m.fid_low, m.fid_high  # type: ignore[attr-defined]
+    return "-" if math.isnan(low) else f"{low:.2f} .. {high:.2f}"
+
+
+def _best(record: SearchRecord) -> str:
+    plain = record.baselines[UNACCELERATED][1]
+    good = [m for _, m in record.evaluated() if m.fid <= plain.fid]
+    if not good:
+        return "none yet at the unaccelerated FID"
+    return f"{plain.latency_ms / min(m.latency_ms for m in good):.2f}x at the unaccelerated FID"

@@ -1,0 +1,1 @@
+"""Find caching and pruning strategies: evaluation, NSGA-II, Ray workers, ledger, MLflow."""

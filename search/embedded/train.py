@@ -1,0 +1,294 @@
+"""Train the embedded model and its feature net from a fixed seed, on a CPU.
+
+    python -m search.embedded.train --work /tmp/embedded            # trains, with checkpoints in --work
+    python -m search.embedded.train --work /tmp/embedded --install  # writes the result into this package
+
+Three stages: the feature net (a classifier), the autoencoder, then the text encoder and UNet together. The last one is
+the long one; it continues from its checkpoint when interrupted. The time it took is in README.md beside this file.
+
+Choices: epsilon prediction on SD v1.5's noise schedule, min-SNR-5 weighting (arXiv 2303.09556), 10 % empty prompts for
+classifier-free guidance, an exponential moving average of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from search.embedded.digits import IMAGE_SIZE, TEMPLATES, WORDS, load_split, prompt
+from search.embedded.features import DigitFeatures
+
+PACKAGE = Path(__file__).parent
+MAX_TOKENS = 16
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+LATENT = IMAGE_SIZE // 2
+
+
+def jitter(images: torch.Tensor) -> torch.Tensor:
+    """Shift (B, C, H, W) images by up to one pixel each way, filling with black."""
+    size = images.shape[-1]
+    shifts = torch.randint(-1, 2, (len(images), 2)).tolist()
+    padded = F.pad(images, (1, 1, 1, 1))
+    return torch.stack([x[:, 1 + dy : 1 + dy + size, 1 + dx : 1 + dx + size] for x, (dy, dx) in zip(padded, shifts, strict=True)])
+
+
+def train_features(images: torch.Tensor, labels: torch.Tensor, iterations: int) -> DigitFeatures:
+    """Train the feature net as a classifier on noisy, shifted digits; noise makes its features see texture."""
+    net = DigitFeatures()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    for _ in range(iterations):
+        rows = torch.randint(len(images), (128,))
+        x = jitter(images[rows])
+        x = x + 0.15 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x[:, :1])
+        loss = F.cross_entropy(net.logits(x), labels[rows], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval()
+
+
+def make_autoencoder() -> AutoencoderKL:
+    """An AutoencoderKL that halves each side: 40 x 40 RGB to 20 x 20 x 4."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+    )
+
+
+def train_autoencoder(images: torch.Tensor, iterations: int) -> AutoencoderKL:
+    """Train reconstruction with a light KL term, then set the scaling factor that gives unit variance."""
+    vae = make_autoencoder()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=iterations)
+    for i in range(iterations):
+        x = jitter(images[torch.randint(len(images), (32,))]) * 2 - 1
+        posterior = vae.encode(x).latent_dist
+        restored = vae.decode(posterior.sample()).sample
+        loss = F.l1_loss(restored, x) + F.mse_loss(restored, x) + 1e-4 * posterior.kl().mean() / LATENT**2
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if i % 100 == 0:
+            print(f"autoencoder {i}/{iterations} loss {loss.item():.4f}", flush=True)
+    vae.eval()
+    with torch.no_grad():
+        scale = 1 / vae.encode(images[:512] * 2 - 1).latent_dist.sample().std().item()
+    vae.register_to_config(scaling_factor=round(scale, 5))
+    return vae
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level BPE, with a vocabulary learned from the prompts and the 256 byte symbols."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    bpe = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=[start, end],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    corpus = [template.format(word) for template in TEMPLATES for word in WORDS]
+    bpe.train_from_iterator(corpus, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    vocab = dict(model["vocab"])
+    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocab.setdefault(symbol + "</w>", len(vocab))
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(
+        vocab=vocab, merges=merges, bos_token=start, eos_token=end, pad_token=end, unk_token=end, model_max_length=MAX_TOKENS
+    )
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A two-layer CLIP text encoder of width 64."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            projection_dim=64,
+        )
+    )
+
+
+def make_unet() -> UNet2DConditionModel:
+    """SD v1.5's block layout (twelve input units) at a twelfth of its width."""
+    return UNet2DConditionModel(
+        sample_size=LATENT,
+        block_out_channels=(24, 48, 48, 48),
+        layers_per_block=2,
+        cross_attention_dim=64,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
+
+
+def encode_digits(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Latents of the images and of their eight one-pixel shifts: (9, B, 4, 20, 20), scaled to unit variance."""
+    padded = F.pad(images, (1, 1, 1, 1)) * 2 - 1
+    size = images.shape[-1]
+    with torch.no_grad():
+        return torch.stack(
+            [
+                vae.encode(padded[:, :, dy : dy + size, dx : dx + size]).latent_dist.mode() * vae.config.scaling_factor
+                for dy in range(3)
+                for dx in range(3)
+            ]
+        )
+
+
+def min_snr_weight(alphas_cumprod: torch.Tensor, t: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
+    """min(SNR, gamma) / SNR, the weight of the epsilon loss (arXiv 2303.09556, Eq. 6)."""
+    snr = alphas_cumprod[t] / (1 - alphas_cumprod[t])
+    return snr.clamp(max=gamma) / snr
+
+
+def train_diffusion(
+    latents: torch.Tensor, labels: torch.Tensor, tokenizer: CLIPTokenizer, work: Path, iterations: int, batch: int
+) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """Train text encoder and UNet together; returns their moving averages. Continues from a checkpoint in `work`."""
+    text, unet = make_text_encoder(tokenizer), make_unet()
+    # On x86 float32 with channels_last is the fastest: 0.99 s an iteration against 1.20 s contiguous, 1.4 s bf16.
+    modules = torch.nn.ModuleDict({"text": text, "unet": unet.to(memory_format=torch.channels_last)})
+    average = {k: v.clone() for k, v in modules.state_dict().items()}
+    peak = 1.5e-3
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=peak, weight_decay=1e-3, betas=(0.9, 0.99))
+    alphas = DDPMScheduler(**BETAS).alphas_cumprod
+    texts = [""] + [prompt(label, k) for label in range(10) for k in range(len(TEMPLATES))]
+    tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+    checkpoint, begin = work / "diffusion.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, begin = state["average"], state["iteration"]
+        torch.set_rng_state(state["rng"])
+    started, running = time.monotonic(), 0.0
+    for i in range(begin, iterations):
+        rate = peak * min((i + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * i / iterations))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        rows = torch.randint(latents.shape[1], (batch,))
+        x0 = latents[torch.randint(len(latents), (batch,)), rows]
+        # Stratified timesteps: one per equal slice of the schedule, which halves the variance of the loss.
+        t = ((torch.rand(batch) + torch.randperm(batch)) / batch * 1000).long()
+        noise = torch.randn_like(x0)
+        a = alphas[t].view(-1, 1, 1, 1)
+        choice = torch.where(torch.rand(batch) < 0.1, 0, 1 + labels[rows] * len(TEMPLATES) + torch.randint(len(TEMPLATES), (batch,)))
+        hidden = text(tokens)[0][choice]
+        predicted = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, hidden).sample
+        loss = (min_snr_weight(alphas, t) * (predicted - noise).square().mean((1, 2, 3))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.995, (i + 1) / (i + 20))
+        with torch.no_grad():
+            for key, value in modules.state_dict().items():
+                if value.is_floating_point():
+                    average[key].lerp_(value, 1 - decay)
+        running = 0.98 * running + 0.02 * loss.item() if i > begin else loss.item()
+        if i % 50 == 0 or i + 1 == iterations:
+            pace = (time.monotonic() - started) / (i + 1 - begin)
+            print(f"diffusion {i}/{iterations} loss {running:.4f} {pace:.2f} s/it, left {pace * (iterations - i) / 60:.0f} min", flush=True)
+        if (i + 1) % 250 == 0 or i + 1 == iterations:
+            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            torch.save({**state, "iteration": i + 1, "rng": torch.get_rng_state()}, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    modules.load_state_dict(average)
+    modules.eval()
+    return text, unet
+
+
+def install(work: Path) -> None:
+    """Write the pipeline folder and the feature net of `work` into this package."""
+    shutil.rmtree(PACKAGE / "pipeline", ignore_errors=True)
+    shutil.copytree(work / "pipeline", PACKAGE / "pipeline")
+    shutil.copy(work / "features.safetensors", PACKAGE / "features.safetensors")
+
+
+def main() -> None:
+    """Run the stages that `--work` does not hold yet, then save the pipeline there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the result")
+    parser.add_argument("--iterations", type=int, default=1200, help="UNet training iterations")
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--install", action="store_true", help="copy the result into the package afterwards")
+    args = parser.parse_args()
+    work: Path = args.work
+    work.mkdir(parents=True, exist_ok=True)
+    images, labels = load_split(reference=False)
+
+    torch.manual_seed(args.seed)
+    if not (work / "features.safetensors").exists():
+        net = train_features(images, labels, 1000)
+        held_out, truth = load_split(reference=True)
+        with torch.no_grad():
+            print(f"feature net accuracy on the held-out digits: {(net.logits(held_out).argmax(1) == truth).float().mean():.4f}")
+        save_file(net.state_dict(), work / "features.safetensors")
+
+    torch.manual_seed(args.seed + 1)
+    if not (work / "vae").exists():
+        train_autoencoder(images, 1500).save_pretrained(work / "vae")
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    held_out, _ = load_split(reference=True)
+    with torch.no_grad():
+        restored = vae(held_out * 2 - 1).sample
+        print(f"autoencoder error on the held-out digits: {(restored - (held_out * 2 - 1)).abs().mean() / 2:.4f} of full scale")
+
+    torch.manual_seed(args.seed + 2)
+    tokenizer = make_tokenizer()
+    text, unet = train_diffusion(encode_digits(vae, images), labels, tokenizer, work, args.iterations, args.batch)
+    scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(work / "pipeline")
+    if args.install:
+        install(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""A strategy's measurement on one device: images, FID, latency."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+import dato
+from dato.strategy import Strategy
+from search.data import FRESH_OFFSET, Data, DataSpec
+from search.generate import generate
+from search.models import ModelSpec, load_pipeline
+from search.quality import Fid, extract, load_features
+from search.records import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How every candidate is measured; two measurements compare only under one protocol."""
+
+    images: int = 100
+    """Images per candidate, from fixed prompts and seeds."""
+    batch: int = 20
+    """Images per call of the pipeline."""
+    features: str = "embedded"
+    """Feature net of the FID."""
+    bootstrap: int = 100
+    """Resamples behind an interval; 0 for none (with Inception features one takes seconds)."""
+    offset: int = 0
+    """Index of the first image."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 2), ("batch", 1), ("bootstrap", 0), ("offset", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
+
+    def batches(self, fresh: bool = False) -> list[list[int]]:
+        """Image indices by batch; fresh ones are used by no search."""
+        start = self.offset + (FRESH_OFFSET if fresh else 0)
+        indices = list(range(start, start + self.images))
+        return [indices[i : i + self.batch] for i in range(0, self.images, self.batch)]
+
+
+@dataclass
+class Shard:
+    """One strategy's features and timings over some batches: what a worker sends back, and shards add up.
+
+    Attributes:
+        features: (N, num_features) float32.
+        batch_ms: Milliseconds per image of each batch.
+        parts_ms: Of text_encoder, unet and vae, by batch.
+        calls_by_depth: UNet calls of one run at each cache depth.
+        seconds: Wall time spent.
+        device: Where.
+        batch: Images in the largest batch.
+    """
+
+    features: torch.Tensor
+    batch_ms: list[float] = field(default_factory=list)
+    parts_ms: list[dict[str, float]] = field(default_factory=list)
+    calls_by_depth: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    device: str = ""
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluatorSpec:
+    """What a worker needs to build its evaluator; small, and sent to it as it is."""
+
+    model: ModelSpec
+    data: DataSpec
+    protocol: Protocol
+    threads: int | None = None
+
+    def build(self) -> PipelineEvaluator:
+        """Load everything once."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return PipelineEvaluator(self)
+
+
+class PipelineEvaluator:
+    """Holds a loaded pipeline and feature net, and runs strategies on batches of images."""
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        self.spec = spec
+        self.pipe = load_pipeline(spec.model)
+        self.data = Data(spec.data)
+        self.net = load_features(spec.protocol.features)
+        self.device = device_name(self.pipe.device)
+        # Warm: the first calls of a process allocate and choose kernels, which no candidate should pay for.
+        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2)
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
+        """Run the strategies in turn on each batch, so that a drifting machine slows all of them alike."""
+        shards = [Shard(torch.empty(0, self.net.num_features), device=self.device) for _ in strategies]
+        for indices in batches:
+            for strategy, shard in zip(strategies, shards, strict=True):
+                start = time.perf_counter()
+                with dato.accelerate(self.pipe, strategy):
+                    made = generate(self.pipe, self.spec.model, self.data, indices)
+                    report = dato.status(self.pipe)
+                shard.features = torch.cat([shard.features, extract(self.net, [made.images])])
+                shard.batch_ms.append(made.seconds * 1000 / len(indices))
+                shard.parts_ms.append({k: v * 1000 / len(indices) for k, v in made.parts.items()})
+                shard.calls_by_depth = {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
+                shard.batch = max(shard.batch, len(indices))
+                shard.seconds += time.perf_counter() - start
+        return shards
+
+    def samples(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> list[torch.Tensor]:
+        """(B, 3, H, W) uint8 images of each strategy, for people to look at."""
+        pictures = []
+        for strategy in strategies:
+            with dato.accelerate(self.pipe, strategy):
+                pictures.append(generate(self.pipe, self.spec.model, self.data, indices).images)
+        return pictures
+
+
+def reference_features(spec: EvaluatorSpec) -> torch.Tensor:
+    """(N, num_features) features of the real images."""
+    return extract(load_features(spec.protocol.features), Data(spec.data).reference())
+
+
+def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int) -> Measurement:
+    """Put one strategy's shards together. Latency is the median over its batches."""
+    features = torch.cat([s.features for s in shards])
+    batch_ms = [ms for s in shards for ms in s.batch_ms]
+    parts = [p for s in shards for p in s.parts_ms]
+    low, high = fid.interval(features, bootstrap)
+    return Measurement(
+        fid=fid(features),
+        fid_low=low,
+        fid_high=high,
+        images=len(features),
+        latency_ms=statistics.median(batch_ms),
+        latency_low_ms=min(batch_ms),
+        latency_high_ms=max(batch_ms),
+        parts_ms={name: statistics.median(p[name] for p in parts) for name in parts[0]} if parts else {},
+        calls_by_depth=shards[0].calls_by_depth,
+        seconds=sum(s.seconds for s in shards),
+        device=", ".join(sorted({s.device for s in shards})),
+        batch=max(s.batch for s in shards),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words: the GPU's name, or the processor with the threads used of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} thread" + ("s" if torch.get_num_threads() > 1 else "")
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()

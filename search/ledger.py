@@ -1,0 +1,152 @@
+"""The append-only file that a search resumes from: one JSON object a line, on disk before the next step depends on it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dato.strategy import Strategy
+from search.records import SCHEMA, Candidate, Measurement, SearchRecord, Winner
+
+
+class LedgerError(RuntimeError):
+    """A ledger that cannot be continued: the message says why and what to do."""
+
+
+class Ledger:
+    """Opens or continues a ledger, for one driver at a time; `record` is what it says so far.
+
+    Raises:
+        LedgerError: It belongs to another configuration or version, another driver holds it, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, search_id: str, config: dict[str, Any], environment: dict[str, Any]) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise LedgerError(f"cannot write {path} ({error.strerror}); set output to a folder that you may write") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise LedgerError(f"{path} is in use by another dato search; wait for it, or set another seed or output") from None
+        self._drop_torn_line()
+        self.record = read_ledger(path) if path.stat().st_size else SearchRecord(search_id=search_id, config=config, environment=environment)
+        if self.record.search_id != search_id:
+            raise LedgerError(f"{path} belongs to search {self.record.search_id}, not {search_id}; set another output")
+        if not path.stat().st_size:
+            self.append("search", schema=SCHEMA, search_id=search_id, config=config, environment=environment)
+
+    def _drop_torn_line(self) -> None:
+        # A kill in the middle of a write leaves a last line without its newline: nothing depended on it yet.
+        self._file.seek(0)
+        whole = self._file.read()
+        end = whole.rfind(b"\n") + 1
+        if end != len(whole):
+            self._file.truncate(end)
+
+    def append(self, event: str, **data: Any) -> None:
+        """Write one event and wait until it is on the disk, then take it into `record`."""
+        row = {"event": event, **data}
+        line = json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise LedgerError(f"cannot write {self.path} ({error.strerror}); free some space, then run the same command again") from None
+        _apply(self.record, row)
+
+    def ask(self, candidate: Candidate) -> None:
+        """Note that a candidate will be evaluated."""
+        self.append("ask", candidate=_candidate_row(candidate))
+
+    def result(self, number: int, measurement: Measurement) -> None:
+        """Note a candidate's measurement."""
+        self.append("result", number=number, measurement=measurement.to_dict())
+
+    def baseline(self, candidate: Candidate, measurement: Measurement) -> None:
+        """Note the measurement of a named strategy that the search is compared with."""
+        self.append("baseline", candidate=_candidate_row(candidate), measurement=measurement.to_dict())
+
+    def winner(self, winner: Winner) -> None:
+        """Note a validated winner."""
+        self.append(
+            "winner",
+            alias=winner.alias,
+            number=winner.candidate.number,
+            fresh=winner.fresh.to_dict(),
+            fresh_baseline=winner.fresh_baseline.to_dict(),
+        )
+
+    def close(self) -> None:
+        """Let another driver have it."""
+        self._file.close()
+
+
+def read_ledger(path: Path) -> SearchRecord:
+    """The record of a search, finished or not. Raises `LedgerError` naming the line that cannot be read."""
+    record: SearchRecord | None = None
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise LedgerError(f"cannot read {path} ({error.strerror}); give the folder of a search") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if record is None:
+                if row.get("schema") != SCHEMA:
+                    raise LedgerError(f"{path} has schema {row.get('schema')!r}; this version reads {SCHEMA!r}: set another output")
+                record = SearchRecord(search_id=row["search_id"], config=row["config"], environment=row["environment"])
+            else:
+                _apply(record, row)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LedgerError(f"{path}, line {number} cannot be read ({error}); restore the file or set another output") from None
+    if record is None:
+        raise LedgerError(f"{path} is empty; run dato search again")
+    return record
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, Any]:
+    steps = [[s.cache_depth, s.prune_ratio] for s in candidate.strategy]
+    return {"number": candidate.number, "generation": candidate.generation, "origin": candidate.origin, "steps": steps}
+
+
+def _candidate(row: dict[str, Any]) -> Candidate:
+    entries = [{"cache_depth": d, "prune_ratio": r} for d, r in row["steps"]]
+    strategy = Strategy.from_json(json.dumps({"schema": "dato.strategy/1", "steps": entries}), where="the ledger")
+    return Candidate(number=row["number"], generation=row["generation"], strategy=strategy, origin=row["origin"])
+
+
+def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
+    match row["event"]:
+        case "search":
+            pass
+        case "ask":
+            candidate = _candidate(row["candidate"])
+            record.candidates[candidate.number] = candidate
+        case "result":
+            record.results[row["number"]] = Measurement.from_dict(row["measurement"])
+        case "baseline":
+            candidate = _candidate(row["candidate"])
+            record.baselines[candidate.origin] = (candidate, Measurement.from_dict(row["measurement"]))
+        case "generation":
+            record.hypervolumes.append(row["hypervolume"])
+        case "winner":
+            n = row["number"]
+            record.winners[row["alias"]] = Winner(
+                alias=row["alias"],
+                candidate=record.candidates[n],
+                searched=record.results[n],
+                fresh=Measurement.from_dict(row["fresh"]),
+                fresh_baseline=Measurement.from_dict(row["fresh_baseline"]),
+            )
+        case "finished":
+            record.finished = True
+        case other:
+            raise ValueError(f"unknown event {other!r}")

@@ -1,0 +1,103 @@
+"""Pipelines by name or local path."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+EMBEDDED = Path(__file__).parent / "embedded" / "pipeline"
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded: the message says what was given, what is allowed and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which pipeline, in which precision, with which sampler."""
+
+    name: str
+    """Short name, for titles and registry."""
+    path: str
+    """"embedded", a local folder in diffusers' layout, or a hub id."""
+    dtype: str = "float32"
+    """float32, float16 or bfloat16."""
+    device: str = "auto"
+    """"auto" (a GPU where there is one), or a torch device."""
+    scheduler: str | None = None
+    """A diffusers scheduler class that replaces the model's own, such as DPMSolverMultistepScheduler."""
+    steps: int = 50
+    """Sampler steps."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale."""
+    height: int | None = None
+    """Pixels; None for the model's own size."""
+    width: int | None = None
+    """Pixels; None for the model's own size."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise ModelError(f"model.dtype is {self.dtype!r}; allowed are float32, float16 and bfloat16")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ModelError(f"model.steps is {self.steps!r}; give at least 1 sampler step")
+        kind = getattr(diffusers, self.scheduler, None) if self.scheduler else None
+        if self.scheduler and not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+            raise ModelError(f"model.scheduler is {self.scheduler!r}; give a diffusers scheduler class, such as PNDMScheduler")
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device of a configured name. Raises `ModelError` where it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"model.device is {device!r}, which this machine does not have ({str(error).splitlines()[0]}); use auto or cpu") from None
+    return found
+
+
+def check_model(spec: ModelSpec) -> None:
+    """Refuse a local folder that is not a pipeline, before anything is started."""
+    path = EMBEDDED if spec.path == "embedded" else Path(spec.path).expanduser()
+    local = spec.path == "embedded" or path.exists() or path.is_absolute() or spec.path.startswith((".", "~"))
+    if local and not (path / "model_index.json").is_file():
+        what = "does not exist" if not path.exists() else "has no model_index.json"
+        raise ModelError(f"model.path is {spec.path!r}, which {what}; give 'embedded', a folder in diffusers' layout, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'")
+    if not local and spec.path.count("/") != 1:
+        raise ModelError(f"model.path is {spec.path!r}, neither a folder here nor a hub id (owner/name); give 'embedded' or one of these")
+
+
+def load_pipeline(spec: ModelSpec) -> Any:
+    """Load the pipeline onto its device, ready to generate."""
+    check_model(spec)
+    device = resolve_device(spec.device)
+    source = str(EMBEDDED) if spec.path == "embedded" else str(Path(spec.path).expanduser()) if Path(spec.path).expanduser().exists() else spec.path
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, spec.dtype), use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise ModelError(f"cannot load model.path {spec.path!r}: {str(error).strip().splitlines()[0]}") from error
+    if spec.scheduler:
+        pipe.scheduler = getattr(diffusers, spec.scheduler).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def weights_digest(spec: ModelSpec) -> str | None:
+    """SHA-256 of the UNet's weight files of a local model; None for a hub id, whose files are not here."""
+    folder = (EMBEDDED if spec.path == "embedded" else Path(spec.path).expanduser()) / "unet"
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            for chunk in iter(lambda: file.read(1 << 20), b""):
+                whole.update(chunk)
+    return whole.hexdigest()

@@ -1,0 +1,137 @@
+"""What a search writes down: candidates, measurements, winners, and the record of a whole search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dato.strategy import Strategy
+
+SCHEMA = "dato.search/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A strategy that the search asked for.
+
+    Attributes:
+        number: Position in the order of asking, from 0.
+        generation: Generation that asked for it, from 0.
+        strategy: In canonical form.
+        origin: Where it comes from: "uniform", "random", "offspring", a baseline's or a winner's name.
+    """
+
+    number: int
+    generation: int
+    strategy: Strategy
+    origin: str = "offspring"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one evaluation of a strategy gave. FID and latency are lower-is-better; NaN where it failed.
+
+    Attributes:
+        fid: Frechet distance of the generated images to the reference images.
+        fid_low: Lower end of the 95 % bootstrap interval over the generated images.
+        fid_high: Upper end.
+        images: How many images it was measured on; FIDs of different counts do not compare.
+        latency_ms: Milliseconds per image of the whole pipeline, median over batches.
+        latency_low_ms: Fastest batch.
+        latency_high_ms: Slowest batch.
+        parts_ms: Milliseconds per image of text_encoder, unet and vae.
+        calls_by_depth: UNet calls at each cache depth.
+        seconds: Wall time of the evaluation.
+        device: Where it ran.
+        batch: Images per batch.
+        error: Why it failed, or None.
+    """
+
+    fid: float = float("nan")
+    fid_low: float = float("nan")
+    fid_high: float = float("nan")
+    images: int = 0
+    latency_ms: float = float("nan")
+    latency_low_ms: float = float("nan")
+    latency_high_ms: float = float("nan")
+    parts_ms: Mapping[str, float] = field(default_factory=dict)
+    calls_by_depth: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    device: str = ""
+    batch: int = 0
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are numbers."""
+        return self.error is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a failed measurement's NaNs become null."""
+        return {k: None if isinstance(v, float) and v != v else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """The inverse of `to_dict`."""
+        return cls(**{k: float("nan") if v is None and k != "error" else v for k, v in data.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """A strategy chosen from the front, measured again on prompts and seeds that the search never saw.
+
+    Attributes:
+        alias: "quality", "balanced" or "fastest".
+        candidate: The candidate it was.
+        searched: Its measurement during the search.
+        fresh: Its measurement on fresh prompts and seeds.
+        fresh_baseline: The unaccelerated pipeline's on the same prompts and seeds, timed in turn with it.
+    """
+
+    alias: str
+    candidate: Candidate
+    searched: Measurement
+    fresh: Measurement
+    fresh_baseline: Measurement
+
+    @property
+    def speedup(self) -> float:
+        """Unaccelerated over accelerated latency, both measured in the same run."""
+        return self.fresh_baseline.latency_ms / self.fresh.latency_ms
+
+    @property
+    def fid_difference(self) -> float:
+        """Fresh FID less the unaccelerated pipeline's fresh FID; negative is better."""
+        return self.fresh.fid - self.fresh_baseline.fid
+
+
+@dataclass(kw_only=True)
+class SearchRecord:
+    """A search, finished or not, as its ledger tells it.
+
+    Attributes:
+        search_id: Name and configuration digest.
+        config: The resolved configuration.
+        environment: Versions and hardware.
+        candidates: Every candidate asked for, by number.
+        results: Their measurements, by candidate number; missing where not finished.
+        baselines: Measurements of named strategies under the search's protocol; "unaccelerated" is always one.
+        hypervolumes: After each generation.
+        winners: By alias, once validated.
+        finished: Whether the search came to its end.
+    """
+
+    search_id: str
+    config: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+    candidates: dict[int, Candidate] = field(default_factory=dict)
+    results: dict[int, Measurement] = field(default_factory=dict)
+    baselines: dict[str, tuple[Candidate, Measurement]] = field(default_factory=dict)
+    hypervolumes: list[float] = field(default_factory=list)
+    winners: dict[str, Winner] = field(default_factory=dict)
+    finished: bool = False
+
+    def evaluated(self) -> list[tuple[Candidate, Measurement]]:
+        """The candidates that were measured without failing, in the order of asking."""
+        return [(self.candidates[n], self.results[n]) for n in sorted(self.results) if self.results[n].ok]

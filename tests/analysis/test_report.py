@@ -1,0 +1,56 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.figures import pareto_front
+from analysis.report import write_report
+from dato.strategy import Strategy
+from search.records import Candidate, Measurement, SearchRecord, Winner
+
+
+def measurement(fid: float, ms: float) -> Measurement:
+    return Measurement(fid=fid, fid_low=fid - 1, fid_high=fid + 1, images=100, latency_ms=ms, device="a <device>", calls_by_depth={"1": 3, "12": 1})
+
+
+@pytest.fixture
+def record() -> SearchRecord:
+    found = SearchRecord(search_id="toy<script>alert(1)</script>", config={"model": {"name": "<b>"}, "registry": {"name": "dato-toy"}}, finished=True)
+    found.baselines = {
+        "unaccelerated": (Candidate(number=-1, generation=-1, strategy=Strategy.full(4)), measurement(50, 400)),
+        "DeepCache-like, every 3": (Candidate(number=-1, generation=-1, strategy=Strategy.uniform(4, 3)), measurement(52, 200)),
+    }
+    for i, (fid, ms) in enumerate([(49, 250), (48, 300), (60, 100), (61, 120)]):
+        found.candidates[i] = Candidate(number=i, generation=i // 2, strategy=Strategy.uniform(4, i + 1, prune_ratio=0.3))
+        found.results[i] = measurement(fid, ms)
+    found.candidates[4] = Candidate(number=4, generation=2, strategy=Strategy.uniform(4, 4))
+    found.results[4] = Measurement(error="out of <memory>")
+    found.hypervolumes = [0.3, 0.4]
+    winner = {"searched": found.results[0], "fresh": measurement(49.5, 130), "fresh_baseline": measurement(50, 400)}
+    found.winners = {a: Winner(alias=a, candidate=found.candidates[0], **winner) for a in ("quality", "balanced", "fastest")}
+    return found
+
+
+def test_the_front_is_what_none_beats(record: SearchRecord) -> None:
+    assert [c.number for c, _ in pareto_front(record)] == [2, 0, 1]
+
+
+def test_the_report_is_one_file_that_loads_nothing(record: SearchRecord, tmp_path: Path) -> None:
+    path = write_report(record, tmp_path / "report.html", {"unaccelerated": b"\x89PNG", "fastest": b"\x89PNG"})
+    page = path.read_text()
+    assert not re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)\s*=\s*["\']?(?!data:)', page)
+    assert page.count("data:image/png;base64,") == 2
+    for shown in ("3.08x", "quality", "models:/dato-toy@fastest", "1 candidates failed", "DeepCache-like"):
+        assert shown in page
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_text_is_escaped(record: SearchRecord, tmp_path: Path) -> None:
+    page = write_report(record, tmp_path / "report.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert "out of &lt;memory&gt;" in page
+
+
+def test_an_empty_search_has_a_report(tmp_path: Path) -> None:
+    page = write_report(SearchRecord(search_id="empty", config={}), tmp_path / "report.html").read_text()
+    assert "not finished: 0 candidates" in page

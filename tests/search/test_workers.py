@@ -1,0 +1,98 @@
+"""Real Ray actors that fail, hang and die."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dato.strategy import Strategy
+from search.workers import InProcessPool, Job, RayPool, WorkerError
+
+
+class Moody:
+    """What a job does is in its first batch: return, raise, hang or die; "once" only in the first try."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def build(self) -> Moody:
+        return self
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> int:
+        mood, name = batches[0]
+        marker = self.folder / name
+        first = not marker.exists()
+        with marker.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if mood == "raise" or (mood == "raise once" and first):
+            raise ValueError(f"{name} is unwell")
+        if mood == "hang once" and first:
+            time.sleep(600)
+        if mood == "die" or (mood == "die once" and first):
+            os._exit(1)
+        return len(strategies)
+
+
+class Unbuildable:
+    def build(self) -> Moody:
+        raise OSError("no such model here")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayPool, Path]]:
+    folder = tmp_path_factory.mktemp("moods")
+    pool = RayPool(Moody(str(folder)), workers=2, tries=3, deadline_s=8, start_s=120)
+    yield pool, folder
+    pool.close()
+
+
+def job(mood: str, name: str) -> Job:
+    return Job(name, [Strategy.full(2)], [(mood, name)])
+
+
+def test_every_job_comes_back_once(shared: tuple[RayPool, Path]) -> None:
+    pool, _ = shared
+    done = dict((j.key, result) for j, result in pool.map([job("well", f"w{i}") for i in range(7)]))
+    assert done == {f"w{i}": 1 for i in range(7)}
+
+
+@pytest.mark.parametrize("mood", ["raise once", "die once", "hang once"])
+def test_a_failed_try_is_repeated_elsewhere(shared: tuple[RayPool, Path], mood: str) -> None:
+    pool, folder = shared
+    name = mood.replace(" ", "-")
+    results = {j.key: (j, r) for j, r in pool.map([job(mood, name), job("well", name + "-neighbour")])}
+    failed, result = results[name]
+    assert result == 1
+    assert failed.tries == 2
+    assert len(failed.errors) == 1
+    assert len(set((folder / name).read_text().split())) == 2
+    assert results[name + "-neighbour"][1] == 1
+
+
+@pytest.mark.parametrize(("mood", "message"), [("raise", "ValueError: hopeless-raise is unwell"), ("die", "the worker died")])
+def test_a_hopeless_job_is_handed_back_with_its_errors(shared: tuple[RayPool, Path], mood: str, message: str) -> None:
+    pool, _ = shared
+    results = {j.key: (j, r) for j, r in pool.map([job(mood, f"hopeless-{mood}"), job("well", f"beside-{mood}")])}
+    hopeless, result = results[f"hopeless-{mood}"]
+    assert result is None
+    assert hopeless.tries == 3
+    assert message in hopeless.errors[0]
+    assert results[f"beside-{mood}"][1] == 1
+
+
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(WorkerError, match=r"cluster.workers is 0; give at least 1"):
+        RayPool(Moody("."), workers=0)
+
+
+def test_in_process_errors_are_handed_back(tmp_path: Path) -> None:
+    pool = InProcessPool(Moody(str(tmp_path)))
+    (failed, nothing), (_, one) = pool.map([job("raise", "a"), job("well", "b")])
+    assert nothing is None
+    assert failed.errors == ["ValueError: a is unwell"]
+    assert one == 1
