@@ -6,21 +6,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from dato.strategy import FULL, Strategy
-from search.records import Candidate, Measurement, SearchRecord
+from search.records import Measurement, SearchRecord
 
 UNACCELERATED = "unaccelerated"
 # Okabe-Ito colours, which colour-blind people tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY, _RED = "#0072B2", "#E69F00", "#009E73", "#9aa3ab", "#D55E00"
 _MARKERS = ("diamond", "square", "cross", "triangle-up", "x")
-
-
-def pareto_front(record: SearchRecord) -> list[tuple[Candidate, Measurement]]:
-    """The evaluated candidates that none beats in both FID and latency, fastest first."""
-    found: list[tuple[Candidate, Measurement]] = []
-    for candidate, m in sorted(record.evaluated(), key=lambda p: (p[1].latency_ms, p[1].fid)):
-        if not found or m.fid < found[-1][1].fid:
-            found.append((candidate, m))
-    return found
 
 
 def front_figure(record: SearchRecord) -> go.Figure:
@@ -38,7 +29,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
         text=[_hover(c.strategy, m, baseline_ms) for c, m in evaluated],
         hovertemplate="%{text}<extra></extra>",
     )
-    front = pareto_front(record)
+    front = record.front()
     figure.add_scatter(
         x=[m.latency_ms for _, m in front],
         y=[m.fid for _, m in front],
@@ -92,7 +83,7 @@ def hypervolume_figure(record: SearchRecord) -> go.Figure:
 
 def heatmap_figure(record: SearchRecord) -> go.Figure:
     """The front's strategies, fastest first: cache depth and prune ratio of every step."""
-    front = pareto_front(record)
+    front = record.front()
     steps = max((len(c.strategy) for c, _ in front), default=1)
     labels = [f"{m.latency_ms:.0f} ms, FID {m.fid:.1f}" for _, m in front]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=("cache depth", "prune ratio"))

@@ -183,7 +183,7 @@ class Runtime(ModelHook):
 
     def capture(self, depth: int, output: Any) -> None:
         """Keep the output of output unit `depth`, which calls at that depth start from."""
-        self.cached[depth] = unit_output(output)
+        self.cached[depth] = unit_output(output).clone()  # FreeU scales its input in place
 
     def capture_feature(self, output: Any) -> None:
         """Keep the last output unit's features for DiffScore."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -40,12 +40,12 @@ class Step:
         if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= FULL:
             raise StrategyError(f"cache_depth is {depth!r}; allowed are the integers 0 to {FULL}, where {FULL} computes everything")
         limit = 1 - 1 / PATCH**2
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not math.isfinite(ratio) or not 0 <= ratio < limit:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < limit:
             raise StrategyError(
                 f"prune_ratio is {ratio!r}; allowed is 0 <= prune_ratio < {limit}: "
                 f"one base token of every {PATCH} x {PATCH} patch always stays"
             )
-        object.__setattr__(self, "prune_ratio", float(ratio))
+        object.__setattr__(self, "prune_ratio", float(ratio) + 0.0)  # -0.0 + 0.0 is 0.0: equal steps have one digest
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ class Strategy(Sequence[Step]):
         """Read `to_json`'s text. Raises `StrategyError` naming `where`, what was given and what is allowed."""
         try:
             data = json.loads(text, parse_constant=_refuse_constant)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except StrategyError:
+            raise
+        except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
             raise StrategyError(f"{where} is not JSON ({error}); expected an object with schema {SCHEMA!r}") from None
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             given = data.get("schema") if isinstance(data, dict) else type(data).__name__
@@ -176,7 +178,8 @@ class Strategy(Sequence[Step]):
             partial.write_text(self.to_json(), encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise StrategyError(f"cannot write the strategy to {path}: {error.strerror}; give a writable path") from None
 
     @classmethod

@@ -31,13 +31,15 @@ class Unit:
         upsampler: Ends an output unit that is the last of its resolution.
         downsample: Side of the latent over side of the unit's token grid: 1, 2, 4, ...
         block: The up or down block it belongs to (None for conv_in).
+        timed: Whether the body takes the time embedding, as a resnet does.
     """
 
     body: nn.Module
     downsample: int
     attention: nn.Module | None = None
     upsampler: nn.Module | None = None
-    block: nn.Module | None = None
+    block: Any = None
+    timed: bool = False
 
     @property
     def last(self) -> nn.Module:
@@ -62,17 +64,17 @@ class Layout:
         factor = 1
         for block in unet.down_blocks:
             attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
-            inputs += [Unit(r, factor, attention=a, block=block) for r, a in zip(block.resnets, attentions, strict=True)]
+            inputs += [Unit(r, factor, attention=a, block=block, timed=True) for r, a in zip(block.resnets, attentions, strict=True)]
             for sampler in block.downsamplers or ():
                 factor *= 2
                 inputs.append(Unit(sampler, factor, block=block))
         outputs = []
         for block in unet.up_blocks:
             attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
-            units = [Unit(r, factor, attention=a, block=block) for r, a in zip(block.resnets, attentions, strict=True)]
+            units = [Unit(r, factor, attention=a, block=block, timed=True) for r, a in zip(block.resnets, attentions, strict=True)]
             if block.upsamplers:
                 end = units[-1]
-                units[-1] = Unit(end.body, factor, end.attention, block.upsamplers[0], block)
+                units[-1] = Unit(end.body, factor, end.attention, block.upsamplers[0], block, timed=True)
                 factor //= 2
             outputs += units
         if len(inputs) != len(outputs) or factor != 1:
@@ -153,7 +155,7 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
     skips = []
     hidden = sample
     for unit in layout.inputs[:depth]:
-        hidden = unit.body(hidden) if unit.block is None or unit.body in list(unit.block.downsamplers or ()) else unit.body(hidden, emb)
+        hidden = unit.body(hidden, emb) if unit.timed else unit.body(hidden)
         if unit.attention is not None:
             hidden = unit.attention(hidden, **context, return_dict=False)[0]
         skips.append(hidden)
@@ -166,7 +168,8 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
         unit, skip = layout.outputs[level], skips[level]
         if all(getattr(unit.block, name, None) for name in ("s1", "s2", "b1", "b2")):
             b = unit.block
-            hidden, skip = apply_freeu(b.resolution_idx, hidden, skip, s1=b.s1, s2=b.s2, b1=b.b1, b2=b.b2)
+            # FreeU scales its first argument in place; that may be the cache.
+            hidden, skip = apply_freeu(b.resolution_idx, hidden.clone(), skip, s1=b.s1, s2=b.s2, b1=b.b1, b2=b.b2)
         hidden = unit.body(torch.cat([hidden, skip], dim=1), emb)
         if unit.attention is not None:
             hidden = unit.attention(hidden, **context, return_dict=False)[0]

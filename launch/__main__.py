@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return main(["help"])
     try:
         if command == "search":
-            from launch.search import run
+            from launch import search as module
         else:
-            from launch.report import run
-        return run(rest)
+            from launch import report as module  # type: ignore[no-redef]
+        return module.run(rest)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130

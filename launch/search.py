@@ -22,7 +22,7 @@ from dato.strategy import Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.view import SearchView
 from search.data import FRESH_OFFSET, Data
-from search.driver import UNACCELERATED, Driver, record_front
+from search.driver import UNACCELERATED, Driver
 from search.evaluate import measure, reference_features
 from search.ledger import Ledger, read_ledger
 from search.models import check_model, weights_digest
@@ -112,7 +112,7 @@ def _make_tracker(config: SearchConfig) -> Any:
 
     settings = config.raw["mlflow"]
     return Tracker(
-        experiment=settings["experiment"], uri=settings["uri"], front_figure=front_figure, front_size=lambda r: len(record_front(r))
+        experiment=settings["experiment"], uri=settings["uri"], front_figure=front_figure, front_size=lambda r: len(r.front())
     )
 
 

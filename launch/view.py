@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from search.driver import UNACCELERATED, record_front
+from search.driver import UNACCELERATED
 from search.records import Candidate, SearchRecord
 
 
@@ -56,7 +56,7 @@ class SearchView:
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """A generation is complete."""
         self._update(record)
-        points = record_front(record)
+        points = record.front()
         self.say(f"generation {generation + 1}/{self._generations}: front {len(points)}, hypervolume {record.hypervolumes[-1]:.4f}, {_best(record)}")
 
     def stop(self) -> None:
@@ -68,7 +68,7 @@ class SearchView:
             self._task,
             completed=len(record.results),
             generation=min(len(record.hypervolumes) + 1, self._generations),
-            front=len(record_front(record)),
+            front=len(record.front()),
             hv=f"{record.hypervolumes[-1]:.4f}" if record.hypervolumes else "-",
             failed=sum(not m.ok for m in record.results.values()),
         )

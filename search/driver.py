@@ -14,7 +14,7 @@ from dato.strategy import Strategy
 from search.evaluate import Protocol as EvaluationProtocol
 from search.evaluate import Shard
 from search.ledger import Ledger, LedgerError
-from search.nsga2 import Nsga2, front, hypervolume
+from search.nsga2 import Nsga2, hypervolume
 from search.records import Candidate, Measurement, SearchRecord, Winner
 from search.workers import Job
 
@@ -224,12 +224,6 @@ def reference_point(record: SearchRecord) -> tuple[float, float]:
     return 2 * plain.fid, plain.latency_ms
 
 
-def record_front(record: SearchRecord) -> list[tuple[Candidate, Measurement]]:
-    """The non-dominated candidates in FID and latency, fastest first."""
-    evaluated = record.evaluated()
-    return [evaluated[i] for i in front([(m.fid, m.latency_ms) for _, m in evaluated])]
-
-
 def choose_winners(record: SearchRecord, min_speedup: float) -> dict[str, Candidate]:
     """`quality`, `balanced` and `fastest` from the front.
 
@@ -239,7 +233,7 @@ def choose_winners(record: SearchRecord, min_speedup: float) -> dict[str, Candid
     between those two weigh the same. One candidate may win more than once.
     """
     _, plain = record.baselines[UNACCELERATED]
-    points = record_front(record)
+    points = record.front()
     if not points:
         raise SearchFailed("no candidate could be measured, so there is no winner")
     spread = plain.fid_high - plain.fid if plain.fid_high == plain.fid_high else 0.0

@@ -25,7 +25,6 @@ from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.problems.static import StaticProblem
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from dato.strategy import Strategy
 from search.space import SearchSpace
@@ -145,15 +144,6 @@ class Nsga2:
         Evaluator().eval(StaticProblem(self._problem, F=values, G=violation), self._asked)
         self._algorithm.tell(infills=self._asked)
         self._asked = None
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the non-dominated points, lower is better in both, sorted by the second."""
-    if not points:
-        return []
-    values = np.array(points, dtype=float)
-    first = NonDominatedSorting().do(values, only_non_dominated_front=True)
-    return sorted((int(i) for i in first), key=lambda i: (values[i, 1], values[i, 0]))
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:

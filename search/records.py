@@ -74,7 +74,8 @@ class Measurement:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
-        return cls(**{k: float("nan") if v is None and k != "error" else v for k, v in data.items()})
+        values: dict[str, Any] = {k: float("nan") if v is None and k != "error" else v for k, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,3 +136,11 @@ class SearchRecord:
     def evaluated(self) -> list[tuple[Candidate, Measurement]]:
         """The candidates that were measured without failing, in the order of asking."""
         return [(self.candidates[n], self.results[n]) for n in sorted(self.results) if self.results[n].ok]
+
+    def front(self) -> list[tuple[Candidate, Measurement]]:
+        """The measured candidates that none beats in both FID and latency, fastest first; of equal ones the first asked."""
+        found: list[tuple[Candidate, Measurement]] = []
+        for candidate, m in sorted(self.evaluated(), key=lambda p: (p[1].latency_ms, p[1].fid)):
+            if not found or m.fid < found[-1][1].fid:
+                found.append((candidate, m))
+        return found

@@ -65,7 +65,7 @@ class Tracker:
     def stopped(self) -> None:
         """Mark the parent run as interrupted; the next start continues it."""
         if self.run_id:
-            self._guard(lambda: self._client.set_terminated(self.run_id, "KILLED"))
+            self._guard(self._client.set_terminated, self.run_id, "KILLED")
 
     def _guard(self, action: Callable[..., None], *args: Any) -> None:
         try:
@@ -98,7 +98,8 @@ class Tracker:
             self._log_child(record.candidates[number], measurement)
 
     def _pages(self, query: str) -> list[Any]:
-        runs, token = [], None
+        runs: list[Any] = []
+        token = None
         while True:
             page = self._client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
             runs += page

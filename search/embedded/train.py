@@ -245,7 +245,7 @@ def main() -> None:
     """Run the stages that `--work` does not hold yet, then save the pipeline there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the result")
-    parser.add_argument("--iterations", type=int, default=1200, help="UNet training iterations")
+    parser.add_argument("--iterations", type=int, default=1500, help="UNet training iterations")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--install", action="store_true", help="copy the result into the package afterwards")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dato.strategy import Strategy
-from search.driver import UNACCELERATED, Driver, SearchFailed, SearchPlan, choose_winners, record_front
+from search.driver import UNACCELERATED, Driver, SearchFailed, SearchPlan, choose_winners
 from search.evaluate import Protocol
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.nsga2 import Nsga2
@@ -65,7 +65,7 @@ def search(folder: Path, evaluator: Toy, generations: int = 4, seed: int = 0, la
 
 
 def outcome(record: SearchRecord) -> object:
-    points = [(c.strategy.digest, m.fid, m.latency_ms) for c, m in record_front(record)]
+    points = [(c.strategy.digest, m.fid, m.latency_ms) for c, m in record.front()]
     return points, record.hypervolumes, {a: w.candidate.strategy.digest for a, w in record.winners.items()}
 
 
@@ -74,7 +74,7 @@ def test_a_search_ends_with_winners_from_its_front(tmp_path: Path) -> None:
     assert record.finished
     assert len(record.results) == 24
     assert set(record.winners) == {"quality", "balanced", "fastest"}
-    on_front = {c.strategy.digest for c, _ in record_front(record)}
+    on_front = {c.strategy.digest for c, _ in record.front()}
     assert {w.candidate.strategy.digest for w in record.winners.values()} <= on_front
     assert record.hypervolumes == sorted(record.hypervolumes)
     assert outcome(read_ledger(tmp_path / "ledger.jsonl")) == outcome(record)
@@ -156,7 +156,7 @@ def test_winners_obey_their_definitions(tmp_path: Path) -> None:
     record = search(tmp_path, Toy(), generations=6)
     _, plain = record.baselines[UNACCELERATED]
     chosen = choose_winners(record, min_speedup=2.0)
-    points = {c.number: m for c, m in record_front(record)}
+    points = {c.number: m for c, m in record.front()}
     fastest, quality = points[chosen["fastest"].number], points[chosen["quality"].number]
     good = [m for m in points.values() if m.fid <= plain.fid_high]
     assert fastest.latency_ms == (min(m.latency_ms for m in good) if good else fastest.latency_ms)

@@ -1,7 +1,7 @@
 import pytest
 
 from dato.strategy import Strategy
-from search.nsga2 import Nsga2, front, hypervolume
+from search.nsga2 import Nsga2, hypervolume
 from search.space import SearchSpace
 
 SPACE = SearchSpace(steps=10)
@@ -82,11 +82,9 @@ def test_an_exhausted_space_ends_the_asking() -> None:
     assert len(asked) == 3
 
 
-def test_front_and_hypervolume_against_counting() -> None:
+def test_hypervolume_against_counting() -> None:
     points = [(1.0, 4.0), (2.0, 2.0), (3.0, 3.0), (4.0, 1.0), (5.0, 5.0)]
-    assert front(points) == [3, 1, 0]
     # Of the 6 x 6 unit cells below (6, 6), those at or above some point in both directions.
     cells = sum(any(x >= p[0] and y >= p[1] for p in points) for x in range(6) for y in range(6))
     assert hypervolume(points, (6.0, 6.0)) == pytest.approx(cells / 36)
     assert hypervolume([(7.0, 1.0)], (6.0, 6.0)) == 0.0
-    assert front([]) == []

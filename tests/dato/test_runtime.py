@@ -1,0 +1,46 @@
+"""What a run keeps between calls: seen through the UNet's own calls, without a sampler's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+
+import dato
+from dato import FULL, Step, Strategy
+
+
+@pytest.fixture
+def freeu(pipe: Any) -> Iterator[Any]:
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    yield pipe
+    dato.disable(pipe)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("depth", range(1, 12))
+def test_freeu_which_scales_in_place_leaves_the_cache_alone(freeu: Any, depth: int) -> None:
+    call = (torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(500), torch.ones(2, 7, 64))
+    plain = freeu.unet(*call).sample
+    dato.enable(freeu, Strategy((Step(FULL), Step(depth), Step(depth))))
+    freeu.scheduler.set_timesteps(3)
+    # With the same input, features that are kept are those that would be computed: every call gives the full result.
+    for _ in range(3):
+        assert torch.equal(freeu.unet(*call).sample, plain)
+
+
+def test_image_to_image_with_an_extra_call_follows_the_last_entries(pipe: Any) -> None:
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    strategy = Strategy((*[Step(FULL)] * 4, Step(2), Step(1), Step(1), Step(1), Step(1), Step(0)))
+    with dato.accelerate(other, strategy):
+        other("x", image=torch.rand(1, 3, 32, 32), strength=0.6, num_inference_steps=10, output_type="latent")
+        report = dato.status(other)
+    assert report is not None
+    assert report.finished
+    # PNDM makes 11 calls for 10 steps, and the last 7 at this strength: entries 3 to 9.
+    assert report.calls_by_depth == {FULL: 1, 2: 1, 1: 4, 0: 1}

@@ -1,0 +1,155 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dato.strategy import FULL, Step, Strategy, StrategyError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "paper_tables.json"
+
+
+def test_a_uniform_strategy() -> None:
+    s = Strategy.uniform(steps=7, interval=3, depth=1, prune_ratio=0.5)
+    assert str(s) == "F11F11F"
+    assert s[0].cache_depth == FULL
+    assert s[1] == Step(1, 0.5)
+    assert len(s) == 7
+    assert s.calls_by_depth == {12: 3, 1: 4}
+
+
+@pytest.mark.parametrize("depth", [-1, 13, 1.0, True, "1", None])
+def test_wrong_depths(depth: object) -> None:
+    with pytest.raises(StrategyError, match="allowed are the integers 0 to 12"):
+        Step(depth)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 0.75, 1, 10**400, float("nan"), float("inf"), "0.3", True])
+def test_wrong_ratios(ratio: object) -> None:
+    with pytest.raises(StrategyError, match=r"allowed is 0 <= prune_ratio < 0.75"):
+        Step(1, ratio)  # type: ignore[arg-type]
+
+
+def test_wrong_lengths() -> None:
+    with pytest.raises(StrategyError, match="0 steps; allowed are 1 to 1000"):
+        Strategy(())
+    with pytest.raises(StrategyError, match="steps is 0"):
+        Strategy.full(0)
+    with pytest.raises(StrategyError, match="interval is 0"):
+        Strategy.uniform(10, 0)
+
+
+def test_json_goes_round() -> None:
+    s = Strategy.uniform(5, 2, prune_ratio=0.3).with_provenance(model="a", value=1.5)
+    again = Strategy.from_json(s.to_json())
+    assert again == s
+    assert again.provenance == {"model": "a", "value": 1.5}
+    assert again.digest == s.digest
+    assert json.loads(s.to_json())["steps"][0] == {"cache_depth": 12, "prune_ratio": 0.3}
+
+
+def test_the_digest_tells_strategies_apart() -> None:
+    digests = {Strategy.uniform(6, i, prune_ratio=r).digest for i in (2, 3) for r in (0.0, 0.3)}
+    assert len(digests) == 4
+    assert Strategy.full(6).with_provenance(x=1).digest == Strategy.full(6).digest
+    assert Strategy((Step(1, -0.0),)).digest == Strategy((Step(1, 0.0),)).digest
+    assert Strategy.full(2).digest == "d02d98bca8e4cef9"  # the same in every version: ledgers hold digests
+
+
+def test_canonical_drops_ratios_without_effect() -> None:
+    one, other = Strategy((Step(12, 0.3), Step(0, 0.5))), Strategy((Step(12, 0.3), Step(0, 0.7)))
+    assert one != other
+    assert one.canonical() == other.canonical()
+    assert one.canonical()[0] == Step(12, 0.3)
+    assert Strategy((Step(12, 0.3), Step(1, 0.5))).canonical(inert=(0, 1))[1] == Step(1, 0.0)
+
+
+def test_resample_keeps_the_shape() -> None:
+    s = Strategy.preset("paper-b1")
+    assert s.resample(50) == s
+    assert s.resample(100).resample(50) == s
+    assert str(Strategy((Step(12), Step(1))).resample(6)) == "FFF111"
+    assert len(s.resample(20)) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has schema 'list'"),
+        ("{}", "has schema None; this version reads 'dato.strategy/1'"),
+        ('{"schema": "dato.strategy/9", "steps": []}', "has schema 'dato.strategy/9'"),
+        ('{"schema": "dato.strategy/1", "steps": []}', "0 steps"),
+        ('{"schema": "dato.strategy/1", "steps": {}}', "steps must be a list"),
+        ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 13, "prune_ratio": 0}]}', "step 0: cache_depth is 13"),
+        ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1, "prune_ratio": 0.9}]}', "step 0: prune_ratio is 0.9"),
+        ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1}]}', "expected an object with cache_depth and prune_ratio"),
+        ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1, "prune_ratio": NaN}]}', "every number must be finite"),
+        ('{"schema": "dato.strategy/1", "steps": [], "extra": 1}', r"unknown keys \['extra'\]"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"schema": ' + "9" * 5000 + "}", "is not JSON"),
+        ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1, "prune_ratio": 1e999}]}', "step 0: prune_ratio is inf"),
+    ],
+)
+def test_broken_files_are_refused_with_one_message(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    with pytest.raises(StrategyError, match=message) as caught:
+        Strategy.load(path)
+    assert "s.json" in str(caught.value) or "finite" in str(caught.value)
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StrategyError, match="or a preset: paper-b1"):
+        Strategy.load("paper-b9")
+    (tmp_path / "huge.json").write_text(" " * (2 << 20))
+    with pytest.raises(StrategyError, match="at most 1048576"):
+        Strategy.load(tmp_path / "huge.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StrategyError, match="cannot read a strategy"):
+        Strategy.load(tmp_path / "binary.json")
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    s = Strategy.uniform(4, 2, prune_ratio=0.5)
+    s.save(tmp_path / "strategy.json")
+    assert Strategy.load(tmp_path / "strategy.json") == s
+    assert Strategy.load(tmp_path) == s
+    assert [p.name for p in tmp_path.iterdir()] == ["strategy.json"]
+    with pytest.raises(StrategyError, match="give a writable path"):
+        s.save(tmp_path / "missing" / "s.json")
+
+
+def test_paper_b1_in_the_order_of_execution() -> None:
+    assert str(Strategy.preset("paper-b1")) == "011111F11111111100F110F1011111F0011111111F11111111"
+    assert Strategy.preset("paper-b1-reversed").steps == Strategy.preset("paper-b1").steps[::-1]
+    assert all(len(Strategy.preset(name)) == 50 for name in Strategy.presets())
+    with pytest.raises(StrategyError, match="no preset is named 'b1'; there are paper-b1"):
+        Strategy.preset("b1")
+
+
+def test_paper_b1_equals_table_6() -> None:
+    if not SHARED.exists():
+        pytest.skip(f"the paper's tables are not at {SHARED}")
+    table = json.loads(SHARED.read_text())["table6_ours_b1"]
+    b1 = Strategy.preset("paper-b1")
+    ratios = table[next(key for key in table if "ratio" in key)]
+    rows = list(zip(table["timestep_label"], table["cache_id"], ratios, strict=True))
+    assert len(rows) == 50
+    assert all(b1[label] == Step(depth, ratio) for label, depth, ratio in rows)
+
+
+@pytest.mark.parametrize("place", [".", "file"])
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "strategy.json"
+    Strategy.full(2).save(path)
+    (tmp_path / "file").write_text("not a folder")
+
+    def no_space(self: Path, text: str, **_: object) -> int:
+        self.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", no_space)
+    with pytest.raises(StrategyError, match=r"cannot write the strategy to .*; give a writable path"):
+        Strategy.full(3).save(tmp_path / place / "strategy.json")
+    assert Strategy.load(path) == Strategy.full(2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "strategy.json"]

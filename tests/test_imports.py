@@ -1,0 +1,71 @@
+"""Which package may import what, read from the source; and every public name has a docstring."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("analysis", "conf", "dato", "launch", "search", "tests")
+FILES = sorted(p for package in ("analysis", "dato", "launch", "search") for p in (ROOT / package).rglob("*.py"))
+ONLY_IN = {
+    "hydra": ("launch/",),
+    "omegaconf": ("launch/",),
+    "ray": ("search/workers.py", "search/tune.py", "launch/"),
+    "pymoo": ("search/nsga2.py",),
+    "mlflow": ("search/tracking.py", "search/registry.py", "analysis/load.py", "launch/search.py", "dato/sources.py"),
+    "torchvision": (),
+}
+ALLOWED = {
+    "dato": {"dato"},
+    "search": {"search", "dato"},
+    "analysis": {"analysis", "dato.strategy", "search.records", "search.ledger"},
+    "launch": set(OURS),
+}
+
+
+def imported(tree: ast.AST) -> list[tuple[str, bool]]:
+    """Every imported module, and whether the import is inside a function."""
+    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in inner) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.append((node.module or "", id(node) in inner))
+            if node.module in ("dato", "search", "launch", "analysis"):
+                found += [(f"{node.module}.{alias.name}", id(node) in inner) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_design(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    package = name.split("/")[0]
+    for module, lazy in imported(ast.parse(path.read_text())):
+        top = module.split(".")[0]
+        if top in OURS:
+            allowed = ALLOWED[package]
+            fits = any(module == a or module.startswith(a + ".") for a in allowed) or (package == "analysis" and module in ("dato", "search"))
+            assert fits, f"{name} imports {module}; {package} may import {sorted(allowed)}"
+        if top in ONLY_IN:
+            assert name.startswith(ONLY_IN[top]) if ONLY_IN[top] else False, f"{name} imports {top}, allowed only in {ONLY_IN[top]}"
+        if top == "mlflow" and name in ("dato/sources.py", "launch/search.py"):
+            assert lazy, f"{name} must import mlflow only where it is asked for"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_names_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{path.name} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def test_files_are_one_concept() -> None:
+    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
