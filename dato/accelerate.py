@@ -58,7 +58,7 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
 def disable(pipe: Any) -> None:
     """Undo `enable` exactly; does nothing where nothing is enabled."""
     runtime = _find(pipe)
-    if runtime is None:
+    if runtime is None or runtime.pipe is not pipe:
         return
     unet = runtime.layout.unet
     for handle in runtime.handles:
@@ -87,7 +87,7 @@ def accelerate(pipe: Any, strategy: Strategy, options: Options | None = None) ->
 def status(pipe: Any) -> RunReport | None:
     """None, or the enabled strategy with what the last run did: calls by depth, tokens pruned, layers touched."""
     runtime = _find(pipe)
-    if runtime is None:
+    if runtime is None or runtime.pipe is not pipe:
         return None
     return runtime.report or RunReport(runtime.strategy, tuple(runtime.layers))
 

@@ -57,9 +57,12 @@ class TestContract:
             assert not hasattr(module, "_diffusers_hook")
 
     def test_an_image_alone_or_in_a_batch(self, sampled: Any) -> None:
+        # In double precision: in single, kernels round differently for another batch, with or without a strategy.
+        sampled.unet.double()
+        sampled.text_encoder.double()
         with dato.accelerate(sampled, Strategy.uniform(STEPS, 3)):
             together, alone = run(sampled, (5, 6, 7)), run(sampled, (6,))
-        assert (together[1] - alone[0]).abs().max() < 1e-5
+        assert (together[1] - alone[0]).abs().max() < 1e-10
 
 
 def test_enabling_twice_is_enabling_once(pipe: Any) -> None:

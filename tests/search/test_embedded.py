@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from search.embedded import digits
+from search.embedded.check import fit_judge, judge, make_images
+from search.embedded.features import load_digit_features
+
+PACKAGE = Path(digits.__file__).parent
+
+
+def test_the_split_is_fixed_and_disjoint() -> None:
+    train, _ = digits.load_split(reference=False)
+    reference, labels = digits.load_split(reference=True)
+    assert (len(train), len(reference)) == (1297, 500)
+    assert torch.bincount(labels).min() >= 45
+    assert reference.shape[1:] == (3, 40, 40)
+    assert 0 <= float(reference.min()) < float(reference.max()) <= 1
+
+
+def test_scans_undo_rendering_well_enough_to_judge() -> None:
+    images, labels = digits.load_split(reference=True)
+    assert judge(fit_judge(), images * 255, labels.tolist()) > 0.97
+
+
+def test_the_feature_net_knows_the_held_out_digits() -> None:
+    images, labels = digits.load_split(reference=True)
+    net = load_digit_features()
+    with torch.inference_mode():
+        assert float((net.logits(images).argmax(1) == labels).float().mean()) > 0.95
+        as_bytes = (images * 255).round().to(torch.uint8)
+        assert torch.allclose(net(as_bytes), net(images), atol=0.1)
+
+
+def test_it_ships_small_and_without_code() -> None:
+    files = [p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert sum(p.stat().st_size for p in files) < 12e6
+    assert {p.suffix for p in files} == {".safetensors", ".json"}
+
+
+@pytest.mark.slow
+def test_digits_are_what_was_asked_for() -> None:
+    images = make_images(60)
+    assert judge(fit_judge(), images, [i % 10 for i in range(60)]) >= 0.9
+    dark = images[images < 40].float()
+    assert float(dark.std()) < 8  # no visible noise left on the black ground
