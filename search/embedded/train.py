@@ -32,7 +32,7 @@ from search.embedded.digits import IMAGE_SIZE, TEMPLATES, WORDS, load_split, pro
 from search.embedded.features import DigitFeatures
 
 PACKAGE = Path(__file__).parent
-MAX_TOKENS = 8
+MAX_TOKENS = 12
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 LATENT = IMAGE_SIZE // 2
 
