@@ -21,7 +21,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1d252c;margin:0 auto;max-width:10
 h1{font-size:24px;margin:8px 0}h2{font-size:18px;margin:32px 0 8px;border-bottom:1px solid #dde3e8;padding-bottom:4px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px}th,td{padding:5px 12px 5px 0;text-align:left;vertical-align:top}
 th{color:#5a6570;font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}tr+tr td{border-top:1px solid #eef1f4}
-code,pre{font:13px/1.45 ui-monospace,monospace}pre{background:#f4f6f8;padding:10px 12px;border-radius:6px;overflow-x:auto;margin:8px 0}
+code,pre{font:13px/1.45 ui-monospace,monospace}pre{background:#f4f6f8;padding:10px 12px;border-radius:6px;overflow-x:auto;margin:8px 0;white-space:pre-wrap;word-break:break-word}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px}.card{border:1px solid #dde3e8;border-radius:8px;padding:12px 14px;min-width:0}
 .card b.big{font-size:26px;color:#00795a}.card .name{font-weight:600;text-transform:capitalize}.grid img{width:100%;image-rendering:pixelated;border-radius:4px;display:block}
 .grid{display:grid;grid-template-columns:110px 1fr;gap:6px 12px;align-items:center}.banner{background:#fff4d6;border:1px solid #ecd28a;border-radius:6px;padding:8px 12px}
@@ -76,7 +76,7 @@ def _head(record: SearchRecord) -> str:
 def _banner(record: SearchRecord) -> str:
     if record.finished:
         return ""
-    return f'<p class="banner">This search is not finished: {len(record.results)} candidates measured so far. The same <code>dato search</code> command continues it.</p>'
+    return f'<p class="banner">This search is not finished: {len(record.evaluated())} strategies measured so far. The same <code>dato search</code> command continues it.</p>'
 
 
 def _winners_table(record: SearchRecord) -> str:
@@ -118,7 +118,7 @@ def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
 
 
 def _figure(title: str, figure: go.Figure, note: str) -> str:
-    body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
     return f"<h2>{escape(title)}</h2><p>{escape(note)}</p>{body}"
 
 
@@ -134,7 +134,7 @@ def _failures(record: SearchRecord) -> str:
     failed = [m for m in record.results.values() if not m.ok]
     if not failed:
         return ""
-    return _section("Failures", f"<p>{len(failed)} candidates failed; the first error: <code>{escape(failed[0].error or '')}</code></p>")
+    return _section("Failures", f"<p>Failed candidates: {len(failed)}; the first error: <code>{escape(failed[0].error or '')}</code></p>")
 
 
 def _section(title: str, body: str) -> str:

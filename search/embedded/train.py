@@ -33,7 +33,7 @@ from search.embedded.features import DigitFeatures
 
 PACKAGE = Path(__file__).parent
 MAX_TOKENS = 12
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+BETAS = {"beta_start": 0.00085, "beta_end": 0.03, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 LATENT = IMAGE_SIZE // 2
 
 

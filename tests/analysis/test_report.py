@@ -39,7 +39,7 @@ def test_the_report_is_one_file_that_loads_nothing(record: SearchRecord, tmp_pat
     page = path.read_text()
     assert not re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)\s*=\s*(?!["\']?data:)', page)
     assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', page)) == 2
-    for shown in ("3.08x", "quality", "models:/dato-toy@fastest", "1 candidates failed", "DeepCache-like"):
+    for shown in ("3.08x", "quality", "models:/dato-toy@fastest", "Failed candidates: 1", "DeepCache-like"):
         assert shown in page
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -52,4 +52,4 @@ def test_text_is_escaped(record: SearchRecord, tmp_path: Path) -> None:
 
 def test_an_empty_search_has_a_report(tmp_path: Path) -> None:
     page = write_report(SearchRecord(search_id="empty", config={}), tmp_path / "report.html").read_text()
-    assert "not finished: 0 candidates" in page
+    assert "not finished: 0 strategies" in page
