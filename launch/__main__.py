@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 
+COMMANDS = {
+    "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",
+    "report": "folder=<search folder>: write the HTML report of a search, finished or not",
+    "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
+}
+"""Each command, with its line of help, is run by the module of `launch` with its name."""
+
 USAGE = """usage: dato <command> [key=value ...]
 
-  search     find strategies for a pipeline; without arguments, for the small model that ships with the package
-  report     folder=<search folder>: write the HTML report of a search, finished or not
+{commands}
 
 Every key, with its meaning and default, is in {conf}. Examples:
   dato search
@@ -34,19 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("help", "-h", "--help"):
         from launch.config import CONF
 
-        print(USAGE.format(conf=CONF))
+        print(USAGE.format(commands="\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items()), conf=CONF))
         return 0 if arguments else 2
-    if command not in ("search", "report"):
-        print(f"dato: there is no command {command!r}; there are search, report, help", file=sys.stderr)
+    if command not in COMMANDS:
+        print(f"dato: there is no command {command!r}; there are {', '.join(COMMANDS)}, help", file=sys.stderr)
         return 2
     if rest and rest[0] in ("-h", "--help"):
         return main(["help"])
     try:
-        if command == "search":
-            from launch import search as module
-        else:
-            from launch import report as module  # type: ignore[no-redef]
-        return module.run(rest)
+        return importlib.import_module(f"launch.{command}").run(rest)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130

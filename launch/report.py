@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.report import write_report
-
 from launch.config import ConfigError
 from search.ledger import read_ledger
 

@@ -1,0 +1,21 @@
+"""``dato bench``: the measurements behind every figure in the README, as JSON and a table."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from launch.config import ConfigError
+
+BENCHES: dict[str, str] = {}
+"""Each benchmark, with its line of help, is run by the module of this package with its name."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one benchmark, or list them."""
+    if not arguments:
+        print("\n".join(f"  dato bench {name:<10} {line}" for name, line in BENCHES.items()))
+        return 0
+    if arguments[0] not in BENCHES:
+        raise ConfigError(f"there is no benchmark {arguments[0]!r}; there are {', '.join(BENCHES)}")
+    return importlib.import_module(f"launch.bench.{arguments[0]}").run(arguments[1:])
