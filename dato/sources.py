@@ -14,7 +14,7 @@ MAX_BYTES = 1 << 20
 def load_strategy(source: str | Path) -> Strategy:
     """Read a strategy from `source`: a preset's name, a JSON file, a folder with ``strategy.json``, or ``models:/...``."""
     text = str(source)
-    if text in Strategy.presets():
+    if text.partition("@")[0] in Strategy.presets():
         return Strategy.preset(text)
     if text.startswith(("models:/", "runs:/")):
         return _from_registry(text)

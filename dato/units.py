@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_blocks import apply_freeu
+from diffusers.utils.peft_utils import apply_lora_scale
 from torch import nn
 
 
@@ -131,9 +132,21 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
     Returns:
         (B, 4, h, w), the prediction.
     """
-    unet = layout.unet
-    sample, states, added = call["sample"], call["encoder_hidden_states"], call["added_cond_kwargs"]
     _refuse_unsupported(call)
+    return _run_shallow(layout.unet, layout, depth, cached, call, cross_attention_kwargs=call["cross_attention_kwargs"])
+
+
+@apply_lora_scale("cross_attention_kwargs")  # type: ignore[untyped-decorator]  # as around UNet2DConditionModel.forward: it takes "scale" out and applies it
+def _run_shallow(
+    unet: UNet2DConditionModel,
+    layout: Layout,
+    depth: int,
+    cached: torch.Tensor,
+    call: Mapping[str, Any],
+    *,
+    cross_attention_kwargs: dict[str, Any] | None,
+) -> torch.Tensor:
+    sample, states, added = call["sample"], call["encoder_hidden_states"], call["added_cond_kwargs"]
     if unet.config.center_input_sample:
         sample = 2 * sample - 1.0
     emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=call["timestep"]), call["timestep_cond"])
@@ -141,12 +154,15 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
     if class_emb is not None:
         emb = torch.cat([emb, class_emb], dim=-1) if unet.config.class_embeddings_concat else emb + class_emb
     aug_emb = unet.get_aug_embed(emb=emb, encoder_hidden_states=states, added_cond_kwargs=added)
+    if unet.config.addition_embed_type == "image_hint":
+        aug_emb, hint = aug_emb
+        sample = torch.cat([sample, hint], dim=1)
     emb = emb + aug_emb if aug_emb is not None else emb
     if unet.time_embed_act is not None:
         emb = unet.time_embed_act(emb)
     context = {
         "encoder_hidden_states": unet.process_encoder_hidden_states(encoder_hidden_states=states, added_cond_kwargs=added),
-        "cross_attention_kwargs": call["cross_attention_kwargs"],
+        "cross_attention_kwargs": cross_attention_kwargs,
         "attention_mask": _mask_to_bias(call["attention_mask"], sample.dtype),
         "encoder_attention_mask": _mask_to_bias(call["encoder_attention_mask"], sample.dtype),
     }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",
     "report": "folder=<search folder>: write the HTML report of a search, finished or not",
+    "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
 }
 """Each command, with its line of help, is run by the module of `launch` with its name."""

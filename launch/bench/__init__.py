@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from launch.config import ConfigError
 
-BENCHES: dict[str, str] = {}
+BENCHES = {
+    "unet": "[geometry=sd15] [batch=2] [dtype=float32]: one call of every action and whole schedules, against DeepCache and tomesd",
+    "pipeline": "[geometry=embedded] [images=20]: whole images, with text encoder, UNet and VAE apart, and peak memory",
+}
 """Each benchmark, with its line of help, is run by the module of this package with its name."""
 
 
