@@ -14,8 +14,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from dato import pruning, scoring
+from dato.split import CachedShare
 from dato.strategy import FULL, PATCH, Step, Strategy, StrategyError
-from dato.units import Layout, bind_call, run_shallow, unit_output
+from dato.units import Layout, bind_call, run_shallow, share_of, unit_output
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -132,6 +133,7 @@ class Runtime(ModelHook):
     def _forget(self) -> None:
         """Drop every tensor of a run."""
         self.cached: dict[int, torch.Tensor] = {}
+        self.shares: dict[int, CachedShare] = {}
         self.prediction: torch.Tensor | None = None
         self.compared: deque[torch.Tensor] = deque(maxlen=2)
         self.step = Step(FULL)
@@ -166,8 +168,11 @@ class Runtime(ModelHook):
             prediction = self.prediction
         else:
             self._start_call(self._base_tokens(len(sample), sample.shape[-2:], sample.device))
+            self._share_work(depth)
             prediction = self._action()(args, kwargs, call)
             self.cached.update(self.captures)
+            for captured in self.captures:
+                self.shares.pop(captured, None)
             self.compared.append(self.features[-1] if self.options.diff_source == "feature" else prediction)
             for name, count in self.pruned:
                 self.report.tokens_pruned[name] += count
@@ -218,7 +223,7 @@ class Runtime(ModelHook):
         if len(self.prediction) != 2 * batch:
             raise ValueError(f"the batch changed from {len(self.prediction)} to {batch} within a run; start a new run for another batch")
         self.prediction = self.prediction.chunk(2)[1]
-        self.cached = {d: x.chunk(2)[1] for d, x in self.cached.items()}
+        self.cached, self.shares = {d: x.chunk(2)[1] for d, x in self.cached.items()}, {}
         self.compared = deque((x.chunk(2)[1] for x in self.compared), maxlen=2)
 
     def _action(self) -> Callable[..., torch.Tensor]:
@@ -236,7 +241,24 @@ class Runtime(ModelHook):
         depth = self.step.cache_depth
         if depth == FULL:
             return unit_output(self.fn_ref.original_forward(*args, **kwargs))
-        return run_shallow(self.layout, depth, self.cached[depth], call)
+        return run_shallow(self.layout, depth, self.cached[depth], call, self.shares.get(depth))
+
+    def _share_work(self, depth: int) -> None:
+        """Do once what this and later calls at `depth` have in common; a single call gains nothing by it."""
+        if depth == FULL or depth in self.shares or not (self.options.compile or self._used_again(depth)):
+            return
+        share = share_of(self.layout, depth, self.cached[depth])
+        if share is not None:
+            self.shares[depth] = share
+
+    def _used_again(self, depth: int) -> bool:
+        """Whether a later call starts from the same cached tensor as this one."""
+        order = getattr(self.pipe.scheduler, "order", 1)
+        for position in range(self.position + 1, len(self._places)):
+            coming = self.strategy[entry_of_call(position, len(self._places), len(self.strategy), order)].cache_depth
+            if coming >= depth:
+                return coming == depth
+        return False
 
     def _base_tokens(self, batch: int, size: Sequence[int], device: torch.device) -> dict[int, torch.Tensor]:
         """One base token per patch for each resolution at which this call prunes: (B, N_base) by downsample."""

@@ -29,16 +29,16 @@ def test_limits_are_those_of_the_arithmetic(sd15: CostModel) -> None:
 
 def test_a_pruned_layer_saves_what_its_attention_would_have_cost(sd15: CostModel) -> None:
     # One layer of 4096 tokens and width 320 at d = 1: four projections and two attention products over the kept half, and
-    # the similarity of all tokens to 1024 base tokens.
+    # the similarity of the other 3072 tokens to 1024 base tokens.
     tokens, kept, width = 4096, 2048, 320
-    saved = 4 * (tokens - kept) * width**2 + 2 * (tokens**2 - kept**2) * width - tokens * 1024 * width
+    saved = 4 * (tokens - kept) * width**2 + 2 * (tokens**2 - kept**2) * width - 3072 * 1024 * width
     assert sd15.macs(Step(1)) - sd15.macs(Step(1, 0.5)) == saved
 
 
 def test_planning_in_every_layer_costs_more(sd15: CostModel) -> None:
     shape = geometry("sd15")
     each = CostModel(shape.meta(), 64, 64, Options(plan_per="layer"))
-    assert each.macs(Step(FULL, 0.5)) - sd15.macs(Step(FULL, 0.5)) == 4 * 4096 * 1024 * 320
+    assert each.macs(Step(FULL, 0.5)) - sd15.macs(Step(FULL, 0.5)) == 4 * 3072 * 1024 * 320
 
 
 def test_convolutions_and_linear_layers_of_a_real_call(pipe: Any) -> None:
