@@ -170,6 +170,11 @@ class Runtime(ModelHook):
             self._start_call(self._base_tokens(len(sample), sample.shape[-2:], sample.device))
             self._share_work(depth)
             prediction = self._action()(args, kwargs, call)
+            if self.options.compile in ("reduce-overhead", "max-autotune"):
+                # The next replay of a CUDA graph overwrites what this one returned.
+                prediction = prediction.clone()
+                self.captures = {d: x.clone() for d, x in self.captures.items()}
+                self.features = [x.clone() for x in self.features]
             self.cached.update(self.captures)
             for captured in self.captures:
                 self.shares.pop(captured, None)
@@ -230,6 +235,7 @@ class Runtime(ModelHook):
         """What computes this call's step: one function, or one graph for each distinct step."""
         if self.options.compile is None:
             return self._compute
+        torch.compiler.cudagraph_mark_step_begin()
         key = (self.step, bool(self.bases))
         if key not in self._actions:
             # Apart from each other: PyTorch counts recompilations of one function, and this one has a graph for each key.
