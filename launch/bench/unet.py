@@ -26,10 +26,10 @@ from launch.config import ConfigError
 from search.geometry import geometry
 
 DEFAULTS = {
-    "geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "threads": "0", "rounds": "5", "schedules": "1",
+    "geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "threads": "0", "rounds": "4", "schedules": "1",
     "compile": "none", "channels_last": "false", "output": "analysis/results",
 }
-ACTIONS = (Step(FULL, 0.5), Step(1), Step(1, 0.3), Step(1, 0.5), Step(1, 0.7), Step(0))
+ACTIONS = (Step(FULL, 0.5), Step(1), Step(1, 0.5), Step(1, 0.7), Step(0))
 
 
 @dataclass
@@ -85,43 +85,46 @@ def _prepare(given: dict[str, str]) -> tuple[Setting, CostModel]:
 
 
 def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """Every action once a round. A strategy of one full call and one of the action; only the second is timed."""
-    variants: dict[str, Callable[[], float]] = {"plain": partial(timed, setting.plain, setting.device)}
+    """Every action in turn, `rounds` times over, each time after an untimed call of its own kind."""
+    variants: dict[str, Callable[[], list[float]]] = {"plain": lambda: [timed(setting.plain, setting.device)]}
     macs = {"plain": costs.macs(Step(FULL))}
     for step in ACTIONS:
         name = f"dato d={'full' if step.cache_depth == FULL else step.cache_depth} r={step.prune_ratio:g}"
         variants[name], macs[name] = partial(_ours, setting, step), costs.macs(step)
-    for name, ratio, shallow in (("tomesd 0.5", 0.5, False), ("DeepCache shallow", 0.0, True), ("DeepCache shallow + tomesd 0.5", 0.5, True), ("DeepCache shallow + tomesd 0.7", 0.7, True)):
+    for name, ratio, shallow in (
+        ("tomesd 0.5", 0.5, False),
+        ("DeepCache shallow", 0.0, True),
+        ("DeepCache shallow + tomesd 0.5", 0.5, True),
+        ("DeepCache shallow + tomesd 0.7", 0.7, True),
+    ):
         variants[name] = partial(_theirs, setting, ratio, shallow)
-    # Each variant needs full calls before the timed one; the timed part alone counts.
-    found: dict[str, list[float]] = {name: [] for name in variants}
-    interleave({name: partial(lambda n, v: found[n].append(v()), name, variant) for name, variant in variants.items()}, rounds, setting.device)
-    counted = {name: times[1:] for name, times in found.items()}  # the first round warms up
-    medians = {name: summary(times)["median_s"] for name, times in counted.items()}
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    setting.plain()
+    interleave({name: partial(lambda n, v: times[n].extend(v()), name, variant) for name, variant in variants.items()}, rounds, setting.device, warmup=0)
+    medians = {name: summary(t)["median_s"] for name, t in times.items()}
     plain = medians["plain"]
-    rows = [
-        [n, f"{1000 * m:.2f}", f"{plain / m:.2f}x" if m else "-", f"{macs['plain'] / macs[n]:.2f}x" if macs.get(n) else "-"] for n, m in medians.items()
-    ]
+    rows = [[n, f"{1000 * m:.2f}", f"{plain / m:.2f}x", f"{macs['plain'] / macs[n]:.2f}x" if macs.get(n) else "-"] for n, m in medians.items()]
     print_table("one UNet call, medians", ["variant", "ms", "speedup", "MAC limit"], rows)
-    return {n: {**summary(t), "gmacs_per_sample": macs[n] / 1e9 if n in macs else None} for n, t in counted.items()}, medians
+    return {n: {**summary(t), "gmacs_per_sample": macs[n] / 1e9 if n in macs else None} for n, t in times.items()}, medians
 
 
-def _ours(setting: Setting, step: Step) -> float:
-    # Two full calls, so that DiffScore has its two outputs; then the action once untimed, then timed.
-    strategy = Strategy((Step(FULL), Step(FULL), step, step))
+def _ours(setting: Setting, step: Step) -> list[float]:
+    # A full call, then the action untimed: from the next one on, DiffScore has its two outputs.
+    timed_calls = 1 if step.cache_depth == FULL else 3
+    strategy = Strategy((Step(FULL), *[step] * (1 + timed_calls)))
     with accelerate(setting.pipe, strategy, setting.options):
         setting.pipe.scheduler.set_timesteps(len(strategy))
         steps = setting.pipe.scheduler.timesteps
-        for t in steps[:-1]:
+        for t in steps[:2]:
             setting.at(t)
-        return timed(partial(setting.at, steps[-1]), setting.device)
+        return [timed(partial(setting.at, t), setting.device) for t in steps[2:]]
 
 
-def _theirs(setting: Setting, ratio: float, shallow: bool) -> float:
+def _theirs(setting: Setting, ratio: float, shallow: bool) -> list[float]:
     from DeepCache import DeepCacheSDHelper
     from tomesd import apply_patch, remove_patch
 
-    setting.pipe.scheduler.set_timesteps(3)
+    setting.pipe.scheduler.set_timesteps(5 if shallow else 2)
     steps = setting.pipe.scheduler.timesteps
     if ratio:
         apply_patch(setting.unet, ratio=ratio)
@@ -129,10 +132,11 @@ def _theirs(setting: Setting, ratio: float, shallow: bool) -> float:
     if helper is not None:
         helper.set_params(cache_interval=1000, cache_branch_id=0)
         helper.enable()
+    untimed = 2 if shallow else 1
     try:
-        for t in steps[:-1]:
+        for t in steps[:untimed]:
             setting.at(t)
-        return timed(partial(setting.at, steps[-1]), setting.device)
+        return [timed(partial(setting.at, t), setting.device) for t in steps[untimed:]]
     finally:
         if helper is not None:
             helper.disable()
