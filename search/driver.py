@@ -162,6 +162,8 @@ class Driver:
         todo = [c for c in candidates if c.number not in self.record.results]
         by_number = {c.number: c for c in todo}
         jobs = [Job(c.number, [c.strategy], self.protocol.batches()) for c in todo]
+        # The longest first, so that little is left to wait for at a generation's end.
+        jobs.sort(key=lambda job: -sum(step.cache_depth for step in job.strategies[0]))
         for job, shards in self.pool.map(jobs):
             candidate = by_number[job.key]
             self.ledger.result(candidate.number, self._to_measurement(candidate.strategy, job, shards))

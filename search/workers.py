@@ -157,12 +157,18 @@ class RayPool:
         waiting = deque(jobs)
         idle = deque(self._actors)
         running: dict[Any, tuple[Job, Any, float]] = {}
-        while waiting or running:
+        finished: list[tuple[Job, Any]] = []
+        while waiting or running or finished:
             while waiting and idle:
                 job, actor = waiting.popleft(), idle.popleft()
                 job.tries += 1
                 ref = actor.do.remote(job.method, list(job.strategies), list(job.batches))
                 running[ref] = (job, actor, time.monotonic() + self._deadline)
+            # Handed on after the next jobs have begun: the caller takes its time, and no worker waits for it.
+            yield from finished
+            finished = []
+            if not running:
+                continue
             done, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             late = [ref for ref, (_, _, end) in running.items() if ref not in done and time.monotonic() > end]
             for ref in [*done, *late]:
@@ -183,7 +189,7 @@ class RayPool:
                 if result is None and job.tries < self._tries:
                     waiting.append(job)
                 else:
-                    yield job, result
+                    finished.append((job, result))
 
     def _replace(self, actor: Any) -> Any:
         ray.kill(actor)
