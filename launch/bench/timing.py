@@ -27,6 +27,8 @@ def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, device: t
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("timing", total=(rounds + warmup) * len(variants))
         for i in range(rounds + warmup):
+            if progress.disable:
+                print(f"timing, round {i + 1} of {rounds + warmup}: {', '.join(variants)}", file=sys.stderr, flush=True)
             for name, variant in variants.items():
                 seconds = timed(variant, device)
                 if i >= warmup:

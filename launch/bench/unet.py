@@ -110,7 +110,7 @@ def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str,
 
 def _ours(setting: Setting, step: Step) -> list[float]:
     # A full call, then the action untimed: from the next one on, DiffScore has its two outputs.
-    timed_calls = 1 if step.cache_depth == FULL else 3
+    timed_calls = 1 if step.cache_depth == FULL else 6
     strategy = Strategy((Step(FULL), *[step] * (1 + timed_calls)))
     with accelerate(setting.pipe, strategy, setting.options):
         setting.pipe.scheduler.set_timesteps(len(strategy))
@@ -124,7 +124,7 @@ def _theirs(setting: Setting, ratio: float, shallow: bool) -> list[float]:
     from DeepCache import DeepCacheSDHelper
     from tomesd import apply_patch, remove_patch
 
-    setting.pipe.scheduler.set_timesteps(5 if shallow else 2)
+    setting.pipe.scheduler.set_timesteps(8 if shallow else 2)
     steps = setting.pipe.scheduler.timesteps
     if ratio:
         apply_patch(setting.unet, ratio=ratio)
