@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from dato import schema
-from dato.schema import SCHEMA, StrategyError
+from dato.schema import StrategyError
 
 FULL = 12
 """The cache depth that computes the whole UNet. A symbol: UNets with fewer units, such as SDXL's, use it too."""

@@ -7,17 +7,18 @@ import io
 import logging
 import os
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from analysis.figures import front_figure
-from analysis.report import write_report
+from analysis.progress import progress
+from analysis.report import front_page, write_report
 from dato.card import write_card
 from dato.strategy import Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
@@ -115,8 +116,20 @@ def _make_tracker(config: SearchConfig) -> Any:
 
     settings = config.raw["mlflow"]
     return Tracker(
-        experiment=settings["experiment"], uri=settings["uri"], front_figure=front_figure, front_size=lambda r: len(r.front())
+        experiment=settings["experiment"], uri=settings["uri"], children=settings["children"], front_page=front_page, summary=_summary(config)
     )
+
+
+def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]:
+    """What the parent run shows after each generation; speedup is missing until a candidate reaches the unaccelerated FID."""
+    gpus = config.raw["cluster"]["gpus"]
+
+    def summary(record: SearchRecord) -> dict[str, float]:
+        now = progress(record)
+        found: dict[str, float] = {"front_size": now.front, "evaluations": now.done, "failures": now.failures, "device_hours": now.device_hours}
+        return found | ({"gpu_hours": gpus * now.device_hours} if gpus else {}) | ({"speedup": now.speedup} if now.speedup else {})
+
+    return summary
 
 
 def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: SearchView) -> None:
@@ -172,7 +185,22 @@ def environment() -> dict[str, Any]:
     machine = {"system": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    return {"versions": versions, "machine": machine}
+    return {"versions": versions, "machine": machine, **_git()}
+
+
+def _git() -> dict[str, Any]:
+    """The commit that runs, and whether files differ from it; nothing for an installed wheel."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return {}
+    try:
+        said = [
+            subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git": {"commit": said[0], "changed": bool(said[1])}}
 
 
 def _recorded_latencies(folder: str | None) -> dict[str, float]:

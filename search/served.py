@@ -66,7 +66,7 @@ class AcceleratedPipeline(PythonModel):
         given = {"seed": 0, "output": "pil", **(params or {})}
         if given["output"] not in ("pil", "png"):
             raise ValueError(f"params output is {given['output']!r}; allowed are 'pil' and 'png'")
-        prompts = model_input["prompt"] if "prompt" in model_input else None
+        prompts = model_input.get("prompt")
         if prompts is None:
             raise ValueError(f"expected a column 'prompt', but got {list(model_input)}; call predict({{'prompt': ['a handwritten seven']}})")
         texts = [prompts] if isinstance(prompts, str) else [str(p) for p in prompts]

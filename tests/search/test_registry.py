@@ -118,7 +118,7 @@ def test_a_registry_that_may_not_be_written(uri: str, winners: dict[str, Strateg
     run_of_search("toy", "dato/toy")
     (tmp_path / "mlflow.db").chmod(0o444)
     read_only = f"sqlite:///file:{tmp_path / 'mlflow.db'}?mode=ro&uri=true"
-    with pytest.raises(RegistryError, match="cannot be used|does not take"):
+    with pytest.raises(RegistryError, match=r"cannot be used|does not take"):
         register("dato-toy", winners, run_of_search("another", "dato/other", read_only), uri=read_only)
 
 
