@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from diffusers.hooks import HookRegistry
+from diffusers.hooks import HookRegistry, ModelHook
 from torch.utils.hooks import RemovableHandle
 
 from dato.attention import prune_layer
+from dato.control import ControlSkip
 from dato.runtime import Options, RunReport, Runtime
-from dato.strategy import Strategy
+from dato.strategy import FULL, Strategy
 from dato.units import Layout
 
 _HOOK = "dato"
@@ -37,14 +38,15 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     unet = getattr(pipe, "unet", None)
     if unet is None:
         raise TypeError(f"{type(pipe).__name__} has no unet; dato accelerates pipelines with a UNet2DConditionModel")
+    _refuse_compiled(unet)
     layout = Layout.of(unet)
     runtime = Runtime(pipe, layout, strategy, options or Options())
+    _refuse_unsupported(pipe, runtime)
     active = _find(pipe)
     if active is not None and active.pipe is not pipe:
         raise ValueError("another pipeline shares this UNet and is accelerated already: call dato.disable on that pipeline first")
     disable(pipe)
-    own_forward = "forward" in vars(unet)
-    HookRegistry.check_if_exists_or_initialize(unet).register_hook(runtime, _HOOK)
+    runtime.undo = [_hook(unet, runtime)]
     handles: list[RemovableHandle] = []
     for module, depth in runtime.captured.items():
         handles.append(module.register_forward_hook(partial(_capture, runtime, depth)))
@@ -52,7 +54,9 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
         handles.append(layout.outputs[0].last.register_forward_hook(partial(_capture_feature, runtime)))
     for name, (layer, downsample) in runtime.layers.items():
         handles += prune_layer(layer, partial(runtime.plan, name, downsample))
-    runtime.handles, runtime.own_forward = handles, own_forward
+    runtime.undo += [handle.remove for handle in handles]
+    if getattr(pipe, "controlnet", None) is not None:
+        runtime.undo.append(_hook(pipe.controlnet, ControlSkip(runtime)))
 
 
 def disable(pipe: Any) -> None:
@@ -60,15 +64,8 @@ def disable(pipe: Any) -> None:
     runtime = _find(pipe)
     if runtime is None or runtime.pipe is not pipe:
         return
-    unet = runtime.layout.unet
-    for handle in runtime.handles:
-        handle.remove()
-    registry: HookRegistry = unet._diffusers_hook
-    registry.remove_hook(_HOOK, recurse=False)
-    if not registry.hooks:
-        del unet._diffusers_hook
-        if not runtime.own_forward:
-            del unet.forward  # the registry leaves the class's forward behind as an attribute of the instance
+    for undo in runtime.undo:
+        undo()
 
 
 @contextmanager
@@ -85,11 +82,73 @@ def accelerate(pipe: Any, strategy: Strategy, options: Options | None = None) ->
 
 
 def status(pipe: Any) -> RunReport | None:
-    """None, or the enabled strategy with what the last run did: calls by depth, tokens pruned, layers touched."""
+    """None, or the enabled strategy with what the last run did: calls by depth, tokens pruned, layers touched.
+
+    Raises:
+        RuntimeError: Another tool exchanged the UNet's forward since `enable`, so the strategy is no longer followed.
+    """
     runtime = _find(pipe)
     if runtime is None or runtime.pipe is not pipe:
         return None
+    if not _reachable(runtime):
+        raise RuntimeError(
+            "the strategy is enabled, but another tool has since put back the UNet's earlier forward, as "
+            "enable_model_cpu_offload does when it was called before: call dato.enable(pipe, strategy) again, after that tool"
+        )
     return runtime.report or RunReport(runtime.strategy, tuple(runtime.layers))
+
+
+def _hook(module: Any, hook: ModelHook) -> Callable[[], None]:
+    """Register a hook on a model; returns what undoes it exactly, also below a hook that accelerate added later."""
+    own_forward = "forward" in vars(module)
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    registry.register_hook(hook, _HOOK)
+    ours = module.forward
+
+    def undo() -> None:
+        outer = vars(module).get("forward")
+        registry.remove_hook(_HOOK, recurse=False)
+        if outer is not ours and not registry.hooks and getattr(module, "_old_forward", None) is ours:
+            module._old_forward, module.forward = module.forward, outer  # accelerate's forward calls _old_forward
+        elif outer is not ours and not registry.hooks:
+            module.forward = outer
+        if not registry.hooks:
+            del module._diffusers_hook
+            if not own_forward and outer is ours:
+                del module.forward  # the registry leaves the class's forward behind as an attribute of the instance
+
+    if isinstance(hook, Runtime):
+        hook.forward = ours
+    return undo
+
+
+def _reachable(runtime: Runtime) -> bool:
+    unet = runtime.layout.unet
+    order = unet._diffusers_hook._hook_order
+    return order[-1] != _HOOK or runtime.forward in (vars(unet).get("forward"), getattr(unet, "_old_forward", None))
+
+
+def _refuse_compiled(unet: Any) -> None:
+    if hasattr(unet, "_orig_mod") or any(m._compiled_call_impl is not None for m in unet.modules()):
+        raise ValueError(
+            "this UNet is compiled, and a compiled whole cannot follow a strategy from step to step: give the pipeline its plain "
+            'UNet and let dato compile each action apart, dato.enable(pipe, strategy, dato.Options(compile="default"))'
+        )
+
+
+def _refuse_unsupported(pipe: Any, runtime: Runtime) -> None:
+    shallow = any(0 < s.cache_depth < FULL for s in runtime.strategy)
+    reused = any(s.cache_depth < FULL for s in runtime.strategy)
+    pruned = any(s.cache_depth and s.prune_ratio for s in runtime.strategy)
+    name = type(pipe).__name__
+    if shallow and getattr(pipe, "adapter", None) is not None:
+        raise ValueError(f"{name}: T2I-Adapter residuals do not work with cached features; use cache depths {FULL} and 0 only")
+    if shallow and getattr(runtime.layout.unet, "position_net", None) is not None:
+        raise ValueError(f"{name}: GLIGEN does not work with cached features; use cache depths {FULL} and 0 only")
+    if pruned and runtime.options.align != "none" and (hasattr(type(pipe), "image_guidance_scale") or hasattr(type(pipe), "pag_scale")):
+        raise ValueError(f'{name} guides three ways, and only [uncond, cond] can be aligned; use dato.Options(align="none") or prune_ratio 0')
+    if reused and hasattr(type(pipe), "pag_scale"):
+        raise ValueError(f"{name}: perturbed-attention guidance changes its batch as it runs; use dato with the pipeline without PAG")
 
 
 def _find(pipe: Any) -> Runtime | None:

@@ -72,16 +72,27 @@ def plan(tokens: torch.Tensor, base: torch.Tensor, num_prune: int) -> PrunePlan:
     batch, total, _ = tokens.shape
     if not 0 <= num_prune <= total - base.shape[1]:
         raise ValueError(f"num_prune is {num_prune}; allowed is 0 to {total - base.shape[1]}: {base.shape[1]} of {total} are base tokens")
-    unit = F.normalize(tokens.float(), dim=-1)
-    rows = torch.arange(batch, device=tokens.device)[:, None]
-    base_unit = unit.flatten(0, 1).index_select(0, (base + rows * total).flatten()).unflatten(0, base.shape)
-    similarity, nearest = torch.bmm(unit, base_unit.transpose(1, 2)).max(-1)
-    similarity = similarity.scatter(1, base, -torch.inf)
-    pruned = similarity.topk(num_prune, dim=1, sorted=False).indices
-    source = base.gather(1, nearest.gather(1, pruned))
-    # The complement in raster order, without a sort and without asking the device for a count.
-    kept = torch.ones(batch, total, dtype=torch.int64, device=tokens.device).scatter_(1, pruned, 0)
-    place = torch.where(kept == 1, kept.cumsum(1) - 1, total - num_prune)
-    keep = torch.empty(batch, total - num_prune + 1, dtype=torch.int64, device=tokens.device)
-    keep.scatter_(1, place, torch.arange(total, device=tokens.device).expand(batch, total))
-    return PrunePlan(keep=keep[:, :-1].contiguous(), pruned=pruned, source=source)
+    device = tokens.device
+    wide = tokens if tokens.is_cuda else tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    # Only tokens that may go are compared, and a token's own length does not change which base token is nearest.
+    others = _complement(base, total)
+    rows = torch.arange(batch, device=device)[:, None] * total
+    flat = wide.flatten(0, 1)
+    unit_base = F.normalize(flat.index_select(0, (base + rows).flatten()), dim=-1).unflatten(0, base.shape)
+    rest = flat.index_select(0, (others + rows).flatten()).unflatten(0, others.shape)
+    nearest_similarity, nearest = torch.bmm(rest, unit_base.transpose(1, 2)).max(-1)
+    similarity = nearest_similarity / torch.linalg.vector_norm(rest, dim=-1).clamp_min(1e-12)
+    chosen = similarity.topk(num_prune, dim=1, sorted=False).indices
+    pruned = others.gather(1, chosen)
+    source = base.gather(1, nearest.gather(1, chosen))
+    return PrunePlan(keep=_complement(pruned, total), pruned=pruned, source=source)
+
+
+def _complement(indices: torch.Tensor, total: int) -> torch.Tensor:
+    """(B, total - K): what is not among the (B, K) indices, in raster order, without a sort or a question to the device."""
+    batch, count = indices.shape
+    left = torch.ones(batch, total, dtype=torch.int64, device=indices.device).scatter_(1, indices, 0)
+    place = torch.where(left == 1, left.cumsum(1) - 1, total - count)
+    found = torch.empty(batch, total - count + 1, dtype=torch.int64, device=indices.device)
+    found.scatter_(1, place, torch.arange(total, device=indices.device).expand(batch, total))
+    return found[:, :-1].contiguous()

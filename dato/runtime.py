@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,8 +14,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from dato import pruning, scoring
+from dato.split import CachedShare
 from dato.strategy import FULL, PATCH, Step, Strategy, StrategyError
-from dato.units import Layout, bind_call, run_shallow, unit_output
+from dato.units import Layout, bind_call, run_shallow, share_of, unit_output
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +37,21 @@ class Options:
     """Side of a patch in tokens."""
     max_downsample: int | None = None
     """Prune where latent side / token grid side is at most this; None: the layers of the finest grid only."""
+    layers: tuple[str, ...] | None = None
+    """Prune only in layers whose module name starts with one of these, such as "up_blocks.3"; None: in all of them."""
     score_noise: float = 0.0
     """Standard deviation of noise added to DiffScore, in units of the score's own."""
     seed: int = 0
     """Seeds the private generator behind every random choice; the global generator is never touched."""
+    compile: str | None = None
+    """A mode of torch.compile, such as "default": each distinct action becomes one graph. None: nothing is compiled."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("diff_source", ("noise", "feature")), ("align", ("cond", "uncond", "none")), ("plan_per", ("call", "layer"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(map(repr, allowed))}")
+        if self.compile not in (None, *COMPILE_MODES):
+            raise ValueError(f"compile is {self.compile!r}; allowed are None, {', '.join(map(repr, COMPILE_MODES))}")
         if self.patch < PATCH:
             raise ValueError(f"patch is {self.patch}; allowed are integers from {PATCH}: a prune ratio may reach 1 - 1/{PATCH}^2")
 
@@ -55,6 +65,7 @@ class RunReport:
         calls_by_depth: UNet calls made at each cache depth.
         tokens_pruned: Tokens skipped, by self-attention layer, summed over the calls and over the batch.
         layers: The self-attention layers that prune.
+        controls_skipped: ControlNet calls that were not made.
         finished: Whether the run came to its last call.
     """
 
@@ -62,28 +73,38 @@ class RunReport:
     layers: tuple[str, ...]
     calls_by_depth: Counter[int] = field(default_factory=Counter)
     tokens_pruned: Counter[str] = field(default_factory=Counter)
+    controls_skipped: int = 0
     finished: bool = False
 
+    @property
+    def calls(self) -> int:
+        """UNet calls so far, replayed ones included."""
+        return sum(self.calls_by_depth.values())
 
-def entry_of_call(call: int, calls: int, all_calls: int, steps: int) -> int:
+
+def entry_of_call(position: int, all_calls: int, steps: int, order: int = 1) -> int:
     """The strategy entry that governs a UNet call.
 
-    A scheduler makes as many calls as the strategy has entries, or one more (PNDM repeats its second). A run that starts
-    late, as image-to-image does, follows the last entries.
+    A sampler makes as many calls as the strategy has entries, or one more (PNDM repeats its second). One of second order
+    makes two a step, but one at the last: an entry governs both calls of its step.
 
     Args:
-        call: Which call of the run this is, from 0.
-        calls: Calls of this run.
-        all_calls: Calls of a whole run of this scheduler.
+        position: The call's place in a whole run of this sampler, from 0: a run that starts late starts at a later one.
+        all_calls: Calls of a whole run.
         steps: Entries of the strategy.
+        order: The scheduler's `order`.
     """
+    if order == 2 and all_calls == 2 * steps - 1:
+        return position // 2
     extra = all_calls - steps
-    if extra not in (0, 1):
+    if extra not in (0, 1) or order > 1:
+        needed = (all_calls + 1) // 2 if order == 2 else all_calls
+        allowed = f"{2 * steps - 1}" if order == 2 else f"{steps} or {steps + 1}"
         raise StrategyError(
-            f"the strategy has {steps} steps, but the scheduler makes {all_calls} calls; allowed are {steps} or {steps + 1}: "
-            f"run with num_inference_steps={steps}, or use strategy.resample({all_calls})"
+            f"the strategy has {steps} steps, but the scheduler makes {all_calls} calls; allowed are {allowed}: "
+            f"run with num_inference_steps={steps}, or use strategy.resample({needed})"
         )
-    return max(0, all_calls - calls + call - extra)
+    return max(0, position - extra)
 
 
 class Runtime(ModelHook):
@@ -100,24 +121,30 @@ class Runtime(ModelHook):
                 f"cache_depth {max(shallow)} is beyond this UNet, which has {len(layout)} units; allowed are 0 to "
                 f"{len(layout) - 1}, or {FULL} to compute everything"
             )
-        layers = layout.self_attentions()
-        finest = min((d for _, d in layers.values()), default=1)
-        limit = options.max_downsample or finest
-        self.layers = {name: found for name, found in layers.items() if found[1] <= limit}
+        self.layers = _chosen_layers(layout, options)
         self.captured = {layout.outputs[d].last: d for d in shallow}
+        self.undo: list[Callable[[], None]] = []
+        self.forward: Any = None
         self.report: RunReport | None = None
+        self._actions: dict[tuple[Step, bool], Callable[..., torch.Tensor]] = {}
         self._timesteps: torch.Tensor | None = None
         self._forget()
 
     def _forget(self) -> None:
         """Drop every tensor of a run."""
         self.cached: dict[int, torch.Tensor] = {}
+        self.shares: dict[int, CachedShare] = {}
         self.prediction: torch.Tensor | None = None
         self.compared: deque[torch.Tensor] = deque(maxlen=2)
         self.step = Step(FULL)
+        self._start_call(None)
+
+    def _start_call(self, bases: dict[int, torch.Tensor] | None) -> None:
+        self.bases = bases or {}
         self.plans: dict[int, pruning.PrunePlan] = {}
-        self.size = (0, 0)
-        self.score: torch.Tensor | None = None
+        self.captures: dict[int, torch.Tensor] = {}
+        self.features: list[torch.Tensor] = []
+        self.pruned: list[tuple[str, int]] = []
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget the run; diffusers calls this when asked to reset stateful hooks."""
@@ -127,45 +154,70 @@ class Runtime(ModelHook):
 
     # -- one call of the UNet ------------------------------------------------------------------------------------------
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The UNet's call, at the depth and ratio of its strategy entry."""
-        timesteps = self.pipe.scheduler.timesteps
-        if timesteps is not self._timesteps or self.call >= self.calls:
-            self._begin(timesteps)
         call = bind_call(self.layout.unet, args, kwargs)
-        entry = self.strategy[entry_of_call(self.call, self.calls, len(timesteps), len(self.strategy))]
-        depth = entry.cache_depth
-        # A d = 0 entry prunes nothing, also where it governs a call that must be full: call 0 has nothing cached.
-        self.step = Step(FULL if self.call == 0 else depth, entry.prune_ratio if depth else 0.0)
-        self.plans, self.score = {}, None
-        self.size = call["sample"].shape[-2:]
-        self._follow_guidance(len(call["sample"]))
-        if self.step.cache_depth == FULL:
-            prediction = unit_output(self.fn_ref.original_forward(*args, **kwargs))
-        elif self.step.cache_depth == 0:
+        self.step = self.coming_step(call["timestep"])
+        assert self.report is not None
+        sample = call["sample"]
+        self._follow_guidance(len(sample))
+        depth = self.step.cache_depth
+        if depth == 0:
             assert self.prediction is not None
             prediction = self.prediction
         else:
-            prediction = run_shallow(self.layout, self.step.cache_depth, self.cached[self.step.cache_depth], call)
-        if self.step.cache_depth:
+            self._start_call(self._base_tokens(len(sample), sample.shape[-2:], sample.device))
+            self._share_work(depth)
+            prediction = self._action()(args, kwargs, call)
+            if self.options.compile in ("reduce-overhead", "max-autotune"):
+                # The next replay of a CUDA graph overwrites what this one returned.
+                prediction = prediction.clone()
+                self.captures = {d: x.clone() for d, x in self.captures.items()}
+                self.features = [x.clone() for x in self.features]
+            self.cached.update(self.captures)
+            for captured in self.captures:
+                self.shares.pop(captured, None)
+            self.compared.append(self.features[-1] if self.options.diff_source == "feature" else prediction)
+            for name, count in self.pruned:
+                self.report.tokens_pruned[name] += count
+            self._start_call(None)
             self.prediction = prediction
-            if self.options.diff_source == "noise":
-                self.compared.append(prediction)
-        assert self.report is not None
-        self.report.calls_by_depth[self.step.cache_depth] += 1
-        self.call += 1
-        if self.call == self.calls:
+        self.report.calls_by_depth[depth] += 1
+        self.position += 1
+        if self.position == len(self._places) or self.report.calls == getattr(self.pipe, "num_timesteps", None):
             self.report.finished = True
+        if self.position == len(self._places):
             self._forget()
         return UNet2DConditionOutput(sample=prediction) if call["return_dict"] else (prediction,)
 
-    def _begin(self, timesteps: torch.Tensor) -> None:
-        """Start a run. Every scheduler makes a new `timesteps` tensor in `set_timesteps`, so its identity marks a run."""
+    def coming_step(self, timestep: torch.Tensor | float) -> Step:
+        """What the call at `timestep` does; starts a run where one begins. Asking again gives the same answer.
+
+        Every scheduler makes a new `timesteps` tensor in `set_timesteps`, so its identity marks a run.
+        """
+        timesteps = self.pipe.scheduler.timesteps
+        if timesteps is not self._timesteps or self.position >= len(self._places):
+            self._begin(timesteps, timestep)
+        entry = self.strategy[entry_of_call(self.position, len(self._places), len(self.strategy), getattr(self.pipe.scheduler, "order", 1))]
+        # Nothing is cached at the first call, so it is full. A d = 0 entry prunes nothing, also where it governs that call.
+        depth = FULL if self.position == self._first else entry.cache_depth
+        return Step(depth, entry.prune_ratio if entry.cache_depth else 0.0)
+
+    def _begin(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> None:
+        """Start a run at the place of its first timestep: image-to-image and refiners start late."""
         self._forget()
-        self._timesteps = timesteps
-        calls = getattr(self.pipe, "num_timesteps", None) or len(timesteps)
-        entry_of_call(0, calls, len(timesteps), len(self.strategy))
-        self.call, self.calls = 0, calls
+        places = [float(t) for t in timesteps.tolist()]
+        first = float(torch.as_tensor(timestep).flatten()[0])
+        found = [i for i, t in enumerate(places) if abs(t - first) < 1e-3 * max(1.0, abs(first))]
+        # Some samplers visit a timestep twice; then the pipeline knows how many calls it is going to make.
+        late = len(places) - (getattr(self.pipe, "num_timesteps", None) or len(places))
+        start = late if late in found or not found else found[0]
+        entry_of_call(start, len(places), len(self.strategy), getattr(self.pipe.scheduler, "order", 1))
+        self._timesteps, self._places = timesteps, places
+        self._first = self.position = start
+        # The modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
+        self.layout = Layout.of(self.layout.unet)
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.report = RunReport(self.strategy, tuple(self.layers))
 
@@ -176,52 +228,112 @@ class Runtime(ModelHook):
         if len(self.prediction) != 2 * batch:
             raise ValueError(f"the batch changed from {len(self.prediction)} to {batch} within a run; start a new run for another batch")
         self.prediction = self.prediction.chunk(2)[1]
-        self.cached = {d: x.chunk(2)[1] for d, x in self.cached.items()}
+        self.cached, self.shares = {d: x.chunk(2)[1] for d, x in self.cached.items()}, {}
         self.compared = deque((x.chunk(2)[1] for x in self.compared), maxlen=2)
+
+    def _action(self) -> Callable[..., torch.Tensor]:
+        """What computes this call's step: one function, or one graph for each distinct step."""
+        if self.options.compile is None:
+            return self._compute
+        torch.compiler.cudagraph_mark_step_begin()
+        key = (self.step, bool(self.bases))
+        if key not in self._actions:
+            # Apart from each other: PyTorch counts recompilations of one function, and this one has a graph for each key.
+            settings = {"mode": self.options.compile, "dynamic": False, "isolate_recompiles": True}
+            self._actions[key] = torch.compile(self._compute, **settings)  # type: ignore[call-overload]
+        return self._actions[key]
+
+    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], call: dict[str, Any]) -> torch.Tensor:
+        depth = self.step.cache_depth
+        if depth == FULL:
+            return unit_output(self.fn_ref.original_forward(*args, **kwargs))
+        return run_shallow(self.layout, depth, self.cached[depth], call, self.shares.get(depth))
+
+    def _share_work(self, depth: int) -> None:
+        """Do once what this and later calls at `depth` have in common; a single call gains nothing by it."""
+        if depth == FULL or depth in self.shares or not (self.options.compile or self._used_again(depth)):
+            return
+        share = share_of(self.layout, depth, self.cached[depth])
+        if share is not None:
+            self.shares[depth] = share
+
+    def _used_again(self, depth: int) -> bool:
+        """Whether a later call starts from the same cached tensor as this one."""
+        order = getattr(self.pipe.scheduler, "order", 1)
+        for position in range(self.position + 1, len(self._places)):
+            coming = self.strategy[entry_of_call(position, len(self._places), len(self.strategy), order)].cache_depth
+            if coming >= depth:
+                return coming == depth
+        return False
+
+    def _base_tokens(self, batch: int, size: Sequence[int], device: torch.device) -> dict[int, torch.Tensor]:
+        """One base token per patch for each resolution at which this call prunes: (B, N_base) by downsample."""
+        depth = self.step.cache_depth
+        if not self.step.prune_ratio:
+            return {}
+        depths = len(self.layout) if depth == FULL else depth
+        units = (*self.layout.inputs[:depths], *self.layout.outputs[:depths])
+        wanted = {u.downsample for u in units if u.attention is not None} & {d for _, d in self.layers.values()}
+        scored = self.options.use_score and len(self.compared) == 2
+        guided = bool(getattr(self.pipe, "do_classifier_free_guidance", False))
+        latent = (int(size[0]), int(size[1]))
+        score = scoring.diff_score(self.compared[1], self.compared[0]) if scored and wanted else None
+        bases = {}
+        for downsample in sorted(wanted):
+            height, width = token_grid(latent, downsample)
+            if score is not None:
+                grid = tuple(self.compared[0].shape[-2:])
+                pooled = scoring.pool_score(score, (grid[0], grid[1]), (height, width))
+                if self.options.score_noise:
+                    noise = self._draw(height * width, torch.randn).to(pooled)
+                    pooled = pooled + self.options.score_noise * pooled.std(1, keepdim=True) * noise
+            else:
+                # One draw for the whole batch: an image's result does not depend on its neighbours.
+                pooled = self._draw(height * width, torch.rand).to(device).expand(batch, -1)
+            base = scoring.base_tokens(pooled, height, width, min(self.options.patch, height, width))
+            bases[downsample] = scoring.align(base, self.options.align) if guided and score is not None else base
+        return bases
+
+    def _draw(self, count: int, draw: Any) -> torch.Tensor:
+        return draw(1, count, generator=self.generator)
 
     # -- what the hooks on the layers ask ------------------------------------------------------------------------------
 
     def capture(self, depth: int, output: Any) -> None:
         """Keep the output of output unit `depth`, which calls at that depth start from."""
-        self.cached[depth] = unit_output(output).clone()  # FreeU scales its input in place
+        self.captures[depth] = unit_output(output).clone()  # FreeU scales its input in place
 
     def capture_feature(self, output: Any) -> None:
         """Keep the last output unit's features for DiffScore."""
-        self.compared.append(unit_output(output))
+        self.features.append(unit_output(output))
 
     def plan(self, name: str, downsample: int, tokens: torch.Tensor) -> pruning.PrunePlan | None:
         """The plan of one layer in this call, or None where nothing is pruned."""
-        num_prune = math.floor(self.step.prune_ratio * tokens.shape[1] + 1e-9)
-        if num_prune == 0 or self.report is None:
+        batch, total, _ = tokens.shape
+        num_prune = math.floor(self.step.prune_ratio * total + 1e-9)
+        base = self.bases.get(downsample)
+        if num_prune == 0 or base is None:
             return None
         found = self.plans.get(downsample) if self.options.plan_per == "call" else None
         if found is None:
-            found = pruning.plan(tokens, self._base_tokens(downsample, tokens), num_prune)
+            found = pruning.plan(tokens, base, num_prune)
             self.plans[downsample] = found
-        self.report.tokens_pruned[name] += num_prune * len(tokens)
+        self.pruned.append((name, num_prune * batch))
         return found
 
-    def _base_tokens(self, downsample: int, tokens: torch.Tensor) -> torch.Tensor:
-        batch, total, _ = tokens.shape
-        height, width = self.size
-        for _ in range(downsample.bit_length() - 1):
-            height, width = (height + 1) // 2, (width + 1) // 2
-        if height * width != total:
-            raise ValueError(f"a {self.size[0]} x {self.size[1]} latent has no {total} tokens at downsample {downsample}; use prune_ratio 0")
-        scored = self.options.use_score and len(self.compared) == 2
-        if scored:
-            if self.score is None:
-                self.score = scoring.diff_score(self.compared[1], self.compared[0])
-            score = scoring.pool_score(self.score, self.size, (height, width))
-            if self.options.score_noise:
-                noise = self._draw(total, torch.randn).to(score)
-                score = score + self.options.score_noise * score.std(1, keepdim=True) * noise
-        else:
-            # One draw for the whole batch: an image's result does not depend on its neighbours.
-            score = self._draw(total, torch.rand).to(tokens.device).expand(batch, -1)
-        base = scoring.base_tokens(score, height, width, min(self.options.patch, height, width))
-        guided = bool(getattr(self.pipe, "do_classifier_free_guidance", False))
-        return scoring.align(base, self.options.align) if guided and scored else base
 
-    def _draw(self, count: int, draw: Any) -> torch.Tensor:
-        return draw(1, count, generator=self.generator)
+def token_grid(latent: tuple[int, int], downsample: int) -> tuple[int, int]:
+    """Rows and columns of the tokens at a downsample: each downsampler halves a side, rounded up."""
+    height, width = latent
+    for _ in range(downsample.bit_length() - 1):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width
+
+
+def _chosen_layers(layout: Layout, options: Options) -> dict[str, tuple[nn.Module, int]]:
+    layers = layout.self_attentions()
+    limit = options.max_downsample or min((d for _, d in layers.values()), default=1)
+    found = {name: layer for name, layer in layers.items() if layer[1] <= limit and (options.layers is None or name.startswith(options.layers))}
+    if options.layers is not None and not found:
+        raise ValueError(f"no self-attention layer at downsample <= {limit} is named {' or '.join(options.layers)}...; there are {', '.join(layers)}")
+    return found

@@ -29,7 +29,7 @@ def load_strategy(source: str | Path) -> Strategy:
         StrategyError: It cannot be read, is too large, was changed after it was written, or is something else.
     """
     text = str(source)
-    if text in Strategy.presets():
+    if text.partition("@")[0] in Strategy.presets():
         return Strategy.preset(text)
     if text.startswith(("models:/", "runs:/")):
         return _from_mlflow(text)

@@ -91,16 +91,18 @@ class Strategy(Sequence[Step]):
         )
 
     @classmethod
-    def preset(cls, name: str) -> Strategy:
-        """A named strategy of 50 steps; `presets` lists the names."""
-        if name not in _PRESETS:
-            raise StrategyError(f"no preset is named {name!r}; there are {', '.join(cls.presets())}")
-        return _PRESETS[name]
+    def preset(cls, name: str, prune_ratio: float | None = None) -> Strategy:
+        """A named strategy of 50 steps; `presets` lists the names. Cache vectors take one `prune_ratio` for every step."""
+        from dato.presets import preset  # it needs this class
+
+        return preset(name, prune_ratio)
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
         """The names that `preset` takes."""
-        return tuple(_PRESETS)
+        from dato.presets import presets
+
+        return tuple(presets())
 
     @property
     def digest(self) -> str:
@@ -182,26 +184,3 @@ def _checked_count(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_STEPS:
         raise StrategyError(f"{name} is {value!r}; allowed are the integers 1 to {MAX_STEPS}")
     return value
-
-
-def _paper_b1() -> Strategy:
-    # Table 6 of arXiv 2501.00375, columns 49 down to 0. The table prints the last step first: label 0 is executed first.
-    depths = "1 1 1 1 1 1 1 1 12 1 1 1 1 1 1 1 1 0 0 12 1 1 1 1 1 0 1 12 0 1 1 12 0 0 1 1 1 1 1 1 1 1 1 12 1 1 1 1 1 0"
-    ratios = "75443565655365547365534343656366335644344535676565"  # tenths
-    pairs = zip(depths.split(), ratios, strict=True)
-    steps = [Step(int(d), int(r) / 10) for d, r in pairs]
-    note = {"source": "arXiv 2501.00375, Table 6 (Ours-b1)", "order": "label 0 executed first"}
-    return Strategy(tuple(reversed(steps)), note)
-
-
-def _make_presets() -> dict[str, Strategy]:
-    b1 = _paper_b1()
-    reverse = Strategy(tuple(reversed(b1.steps)), {**b1.provenance, "order": "label 49 executed first"})
-    deepcache = {
-        f"deepcache-{n}": Strategy.uniform(50, n).with_provenance(source="DeepCache (arXiv 2312.00858), branch 0, uniform")
-        for n in (2, 3, 5, 10)
-    }
-    return {"paper-b1": b1, "paper-b1-reversed": reverse, **deepcache}
-
-
-_PRESETS = _make_presets()

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_blocks import apply_freeu
+from diffusers.utils.peft_utils import apply_lora_scale
 from torch import nn
+
+from dato.split import CachedShare, cached_share, can_split, run_resnet
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,9 @@ def _signature(kind: type) -> inspect.Signature:
     return _SIGNATURES[kind]
 
 
-def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[str, Any]) -> torch.Tensor:
+def run_shallow(
+    layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[str, Any], share: CachedShare | None = None
+) -> torch.Tensor:
     """Run the units with l < `depth`, from the cached output of output unit l = `depth`.
 
     Args:
@@ -127,13 +132,35 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
         depth: Cache depth d.
         cached: (B, C, h', w'), the input of output unit d - 1 before its skip is joined.
         call: The UNet call's arguments by name, from `bind_call`.
+        share: What `cached` adds to the resnet it enters, from `share_of`; None computes it as part of the call.
 
     Returns:
         (B, 4, h, w), the prediction.
     """
-    unet = layout.unet
-    sample, states, added = call["sample"], call["encoder_hidden_states"], call["added_cond_kwargs"]
     _refuse_unsupported(call)
+    return _run_shallow(layout.unet, layout, depth, cached, call, share, cross_attention_kwargs=call["cross_attention_kwargs"])
+
+
+def share_of(layout: Layout, depth: int, cached: torch.Tensor) -> CachedShare | None:
+    """What the cached tensor adds to the resnet that calls at `depth` begin with; None where it cannot be told apart."""
+    unit = layout.outputs[depth - 1]
+    if _freeu(unit.block) or not can_split(unit.body, cached.shape[1]):
+        return None
+    return cached_share(unit.body, cached)
+
+
+@apply_lora_scale("cross_attention_kwargs")  # type: ignore[untyped-decorator]  # as around UNet2DConditionModel.forward: it takes "scale" out and applies it
+def _run_shallow(
+    unet: UNet2DConditionModel,
+    layout: Layout,
+    depth: int,
+    cached: torch.Tensor,
+    call: Mapping[str, Any],
+    share: CachedShare | None,
+    *,
+    cross_attention_kwargs: dict[str, Any] | None,
+) -> torch.Tensor:
+    sample, states, added = call["sample"], call["encoder_hidden_states"], call["added_cond_kwargs"]
     if unet.config.center_input_sample:
         sample = 2 * sample - 1.0
     emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=call["timestep"]), call["timestep_cond"])
@@ -141,12 +168,15 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
     if class_emb is not None:
         emb = torch.cat([emb, class_emb], dim=-1) if unet.config.class_embeddings_concat else emb + class_emb
     aug_emb = unet.get_aug_embed(emb=emb, encoder_hidden_states=states, added_cond_kwargs=added)
+    if unet.config.addition_embed_type == "image_hint":
+        aug_emb, hint = aug_emb
+        sample = torch.cat([sample, hint], dim=1)
     emb = emb + aug_emb if aug_emb is not None else emb
     if unet.time_embed_act is not None:
         emb = unet.time_embed_act(emb)
     context = {
         "encoder_hidden_states": unet.process_encoder_hidden_states(encoder_hidden_states=states, added_cond_kwargs=added),
-        "cross_attention_kwargs": call["cross_attention_kwargs"],
+        "cross_attention_kwargs": cross_attention_kwargs,
         "attention_mask": _mask_to_bias(call["attention_mask"], sample.dtype),
         "encoder_attention_mask": _mask_to_bias(call["encoder_attention_mask"], sample.dtype),
     }
@@ -166,11 +196,14 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
     hidden = cached
     for level in range(depth - 1, -1, -1):
         unit, skip = layout.outputs[level], skips[level]
-        if all(getattr(unit.block, name, None) for name in ("s1", "s2", "b1", "b2")):
+        if _freeu(unit.block):
             b = unit.block
             # FreeU scales its first argument in place; that may be the cache.
             hidden, skip = apply_freeu(b.resolution_idx, hidden.clone(), skip, s1=b.s1, s2=b.s2, b1=b.b1, b2=b.b2)
-        hidden = unit.body(torch.cat([hidden, skip], dim=1), emb)
+        if share is not None and level == depth - 1:
+            hidden = run_resnet(unit.body, share, skip, emb)
+        else:
+            hidden = unit.body(torch.cat([hidden, skip], dim=1), emb)
         if unit.attention is not None:
             hidden = unit.attention(hidden, **context, return_dict=False)[0]
         if unit.upsampler is not None:
@@ -178,6 +211,10 @@ def run_shallow(layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[
     if unet.conv_norm_out:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))
     return unet.conv_out(hidden)
+
+
+def _freeu(block: Any) -> bool:
+    return all(getattr(block, name, None) for name in ("s1", "s2", "b1", "b2"))
 
 
 def _mask_to_bias(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

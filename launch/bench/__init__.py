@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 from launch.config import ConfigError
 
-BENCHES: dict[str, str] = {}
+BENCHES = {
+    "unet": "[geometry=sd15] [batch=2] [dtype=float32]: one call of every action and whole schedules, against DeepCache and tomesd",
+    "pipeline": "[model=embedded] [batch=20]: whole images, with text encoder, UNet and VAE apart",
+    "memory": "[geometry=sd15] [batch=2] [dtype=float32]: peak memory of a process that runs the UNet, plain and accelerated",
+}
 """Each benchmark, with its line of help, is run by the module of this package with its name."""
 
 

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
@@ -14,55 +13,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 import dato
 from dato import FULL, Options, Step, Strategy, StrategyError
 from dato.runtime import entry_of_call
-
-STEPS = 6
-
-
-def run(pipe: Any, seeds: tuple[int, ...] = (0,), **changes: Any) -> torch.Tensor:
-    settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "height": 32, "width": 32, "output_type": "latent", **changes}
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
-    return pipe(["a handwritten seven"] * len(seeds), generator=generators, **settings).images
-
-
-def use(pipe: Any, name: str) -> Any:
-    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
-    return pipe
-
-
-class TestContract:
-    """What holds for every sampler, with and without guidance, in every precision."""
-
-    @pytest.fixture(params=["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
-    def sampled(self, request: pytest.FixtureRequest, make_pipe: Callable[..., StableDiffusionPipeline]) -> Any:
-        return use(make_pipe(), request.param)
-
-    @pytest.mark.parametrize("guidance", [1.0, 3.0])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_full_is_bit_identical_and_disable_leaves_nothing(self, sampled: Any, guidance: float, dtype: torch.dtype) -> None:
-        sampled.unet.to(dtype)
-        sampled.text_encoder.to(dtype)
-        unet = sampled.unet
-        attributes, processors = set(vars(unet)), dict(unet.attn_processors)
-        plain = run(sampled, guidance_scale=guidance)
-        with dato.accelerate(sampled, Strategy.full(STEPS)):
-            assert torch.equal(run(sampled, guidance_scale=guidance), plain)
-        with dato.accelerate(sampled, Strategy.uniform(STEPS, 2, prune_ratio=0.5)):
-            assert not torch.equal(run(sampled, guidance_scale=guidance), plain)
-        assert torch.equal(run(sampled, guidance_scale=guidance), plain)
-        assert set(vars(unet)) == attributes
-        assert unet.attn_processors == processors
-        for module in unet.modules():
-            assert not module._forward_hooks
-            assert not module._forward_pre_hooks
-            assert not hasattr(module, "_diffusers_hook")
-
-    def test_an_image_alone_or_in_a_batch(self, sampled: Any) -> None:
-        # In double precision: in single, kernels round differently for another batch, with or without a strategy.
-        sampled.unet.double()
-        sampled.text_encoder.double()
-        with dato.accelerate(sampled, Strategy.uniform(STEPS, 3)):
-            together, alone = run(sampled, (5, 6, 7)), run(sampled, (6,))
-        assert (together[1] - alone[0]).abs().max() < 1e-10
+from tests.dato.conftest import STEPS, run, use
 
 
 def test_enabling_twice_is_enabling_once(pipe: Any) -> None:
@@ -86,23 +37,6 @@ def test_a_nested_strategy_gives_way_again(pipe: Any) -> None:
             assert not torch.equal(run(pipe), before)
         assert torch.equal(run(pipe), before)
     assert dato.status(pipe) is None
-
-
-def test_depth_0_replays_the_last_prediction(pipe: Any) -> None:
-    use(pipe, "DDIMScheduler")
-    seen: list[torch.Tensor] = []
-    original = pipe.scheduler.step
-    pipe.scheduler.step = lambda noise, *args, **kwargs: (seen.append(noise.clone()), original(noise, *args, **kwargs))[1]
-    strategy = Strategy((Step(FULL), Step(0), Step(0, 0.5), Step(1), Step(0), Step(FULL)))
-    with dato.accelerate(pipe, strategy):
-        run(pipe)
-        report = dato.status(pipe)
-    assert report is not None
-    assert report.calls_by_depth == {FULL: 2, 0: 3, 1: 1}
-    assert torch.equal(seen[0], seen[1])
-    assert torch.equal(seen[0], seen[2])
-    assert not torch.equal(seen[2], seen[3])
-    assert torch.equal(seen[3], seen[4])
 
 
 def test_canonical_strategies_give_the_same_images(pipe: Any) -> None:
@@ -161,14 +95,16 @@ def test_every_depth_runs(pipe: Any) -> None:
 def test_steps_that_do_not_fit_name_the_way_out(pipe: Any) -> None:
     with dato.accelerate(pipe, Strategy.full(5)), pytest.raises(StrategyError, match=r"5 steps, but the scheduler makes 7 calls.*resample"):
         run(pipe)
-    with pytest.raises(StrategyError, match="resample"):
-        entry_of_call(0, 99, 99, 50)
+    with pytest.raises(StrategyError, match=r"makes 60 calls; allowed are 50 or 51.*resample\(60\)"):
+        entry_of_call(0, 60, 50)
+    with pytest.raises(StrategyError, match=r"makes 99 calls; allowed are 79.*resample\(50\)"):
+        entry_of_call(0, 99, 40, order=2)
 
 
 def test_calls_and_entries() -> None:
-    assert [entry_of_call(k, 51, 51, 50) for k in (0, 1, 2, 50)] == [0, 0, 1, 49]
-    assert [entry_of_call(k, 50, 50, 50) for k in (0, 1, 49)] == [0, 1, 49]
-    assert [entry_of_call(k, 30, 50, 50) for k in (0, 29)] == [20, 49]
+    assert [entry_of_call(k, 51, 50) for k in (0, 1, 2, 50)] == [0, 0, 1, 49]
+    assert [entry_of_call(k, 50, 50) for k in (0, 1, 49)] == [0, 1, 49]
+    assert [entry_of_call(k, 99, 50, order=2) for k in (0, 1, 2, 97, 98)] == [0, 0, 1, 48, 49]
 
 
 def test_image_to_image_follows_the_last_entries(pipe: Any) -> None:

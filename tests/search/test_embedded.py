@@ -3,9 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dato import Strategy
 from search.embedded import digits
-from search.embedded.check import fit_judge, judge, make_images
+from search.embedded.check import DIGITS, MODEL, fit_judge, judge, make_images
 from search.embedded.features import load_digit_features
+from search.evaluate import EvaluatorSpec, Protocol, reference_features
+from search.quality import Fid
 
 PACKAGE = Path(digits.__file__).parent
 
@@ -45,3 +48,24 @@ def test_no_visible_noise_is_left() -> None:
     dark = images[images < 40].float()
     assert len(dark) > images.numel() / 2
     assert float(dark.std()) < 8
+
+
+@pytest.mark.slow
+def test_images_are_of_the_digit_in_their_prompt() -> None:
+    images = make_images(60, batch=20)
+    assert judge(fit_judge(), images, [i % 10 for i in range(60)]) >= 0.95
+
+
+@pytest.mark.slow
+def test_pruned_images_alone_or_in_a_batch_have_one_quality() -> None:
+    """Near-ties between tokens may flip with the batch: FID must not move by more than its own uncertainty."""
+    strategy = Strategy.uniform(20, 3, prune_ratio=0.5)
+    spec = EvaluatorSpec(model=MODEL, data=DIGITS, protocol=Protocol(), threads=1)
+    evaluator, fid = spec.build(), Fid(reference_features(spec))
+    features = []
+    for size in (20, 4):
+        (shard,) = evaluator.run([strategy], [list(range(i, i + size)) for i in range(0, 100, size)])
+        features.append(shard.features)
+    low, high = fid.interval(features[0], 100)
+    assert low < fid(features[1]) < high
+    assert abs(fid(features[0]) - fid(features[1])) < (high - low) / 4

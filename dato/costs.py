@@ -1,0 +1,114 @@
+"""Multiply-accumulates of every action of a UNet, and the speedup that a strategy's arithmetic allows.
+
+Counted by PyTorch's own flop counter (convolutions, linear layers, attention's matrix products, and the similarity of
+Eq. 9) on a copy of the UNet on the meta device: shapes only, nothing is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
+
+from dato import pruning
+from dato.attention import prune_layer
+from dato.runtime import Options, _chosen_layers, token_grid
+from dato.strategy import FULL, Step, Strategy
+from dato.units import Layout, bind_call, run_shallow, unit_output
+
+
+@dataclass
+class CostModel:
+    """MACs of one UNet call per sample, by action.
+
+    Args:
+        unet: Any UNet2DConditionModel; only its configuration is read.
+        height: Rows of the latent.
+        width: Columns of the latent.
+        options: How tokens are chosen.
+    """
+
+    unet: UNet2DConditionModel
+    height: int
+    width: int
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        with torch.device("meta"):
+            self._meta = UNet2DConditionModel.from_config(self.unet.config).eval()
+            self._layout = Layout.of(self._meta)
+            self._call = self._example()
+        self._layers = _chosen_layers(self._layout, self.options)
+        self._known: dict[Step, int] = {}
+
+    def macs(self, step: Step) -> int:
+        """MACs of a call at this depth and ratio, one sample; guidance doubles them."""
+        if step.cache_depth == 0:
+            return 0
+        if step not in self._known:
+            self._known[step] = self._count(step)
+        return self._known[step]
+
+    def strategy_macs(self, strategy: Strategy, extra_calls: int = 0) -> int:
+        """MACs of a run: the first call is full, and `extra_calls` (1 for PNDM) more follow the first entry."""
+        entries = [strategy[0]] * extra_calls + list(strategy)
+        first = Step(FULL, entries[0].prune_ratio if entries[0].cache_depth else 0.0)
+        return self.macs(first) + sum(self.macs(s) for s in entries[1:])
+
+    def limit(self, strategy: Strategy, extra_calls: int = 0) -> float:
+        """Unaccelerated MACs over this strategy's: the speedup that arithmetic alone allows."""
+        return (len(strategy) + extra_calls) * self.macs(Step(FULL)) / self.strategy_macs(strategy, extra_calls)
+
+    def _count(self, step: Step) -> int:
+        # Matrix products cost the same whichever tokens are chosen; these are simply the first of each patch.
+        handles: list[RemovableHandle] = []
+        plans: dict[int, pruning.PrunePlan] = {}
+
+        def planner(downsample: int, tokens: torch.Tensor) -> pruning.PrunePlan | None:
+            total = tokens.shape[1]
+            num_prune = int(step.prune_ratio * total + 1e-9)
+            if not num_prune:
+                return None
+            if self.options.plan_per == "layer" or downsample not in plans:
+                height, width = token_grid((self.height, self.width), downsample)
+                base = (height // self.options.patch) * (width // self.options.patch)
+                plans[downsample] = pruning.plan(tokens, torch.zeros(1, base, dtype=torch.int64, device="meta"), num_prune)
+            return plans[downsample]
+
+        for layer, downsample in self._layers.values():
+            handles += prune_layer(layer, partial(planner, downsample))
+        cached: list[torch.Tensor] = []
+        depth = step.cache_depth
+        try:
+            if depth != FULL:
+                handle = self._layout.outputs[depth].last.register_forward_hook(lambda _m, _a, output: cached.append(unit_output(output)))
+                with torch.no_grad():
+                    self._meta(**self._call)
+                handle.remove()
+                plans.clear()
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                if depth == FULL:
+                    self._meta(**self._call)
+                else:
+                    run_shallow(self._layout, depth, cached[0], bind_call(self._meta, (), self._call))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return int(counter.get_total_flops()) // 2
+
+    def _example(self) -> dict[str, object]:
+        config = self._meta.config
+        width = config.cross_attention_dim if isinstance(config.cross_attention_dim, int) else config.cross_attention_dim[0]
+        call: dict[str, object] = {
+            "sample": torch.zeros(1, config.in_channels, self.height, self.width),
+            "timestep": torch.zeros(1),
+            "encoder_hidden_states": torch.zeros(1, 77, config.encoder_hid_dim or width),
+        }
+        if config.addition_embed_type == "text_time":
+            embedding = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            call["added_cond_kwargs"] = {"text_embeds": torch.zeros(1, embedding), "time_ids": torch.zeros(1, 6)}
+        return call

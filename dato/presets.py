@@ -1,0 +1,60 @@
+"""Named strategies of 50 steps, each with where it comes from."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from dato.strategy import FULL, Step, Strategy, StrategyError
+
+_TABLE_6_DEPTHS = "1 1 1 1 1 1 1 1 12 1 1 1 1 1 1 1 1 0 0 12 1 1 1 1 1 0 1 12 0 1 1 12 0 0 1 1 1 1 1 1 1 1 1 12 1 1 1 1 1 0"
+_TABLE_6_RATIOS = "75443565655365547365534343656366335644344535676565"  # tenths
+
+# Published with the authors' code, in the order of execution; F is full. No prune ratios came with them.
+_AUTHORS_VECTORS = {
+    6: "FF111F1F0F0F01F1111FF01F0F01FF1F011F11F1FF1F1FF1F1",
+    7: "1F111111111FF1F1F11F01111FF011F1110F1F1F1F111111F1",
+    8: "1FF11111111F1111F01F011111F11111110F1F111F111111F1",
+    9: "11111111111FF111111F111111111111110F1F111F111111F1",
+    10: "011111F111111100F1110F1011111F0011111111F111111111",
+    11: "01000000110F0110F1100F0100011100101011111F00100111",
+    12: "1111011011011F100011010F00000010101F000000101F0101",
+}
+
+
+@cache
+def presets() -> dict[str, Strategy]:
+    """Every preset by name."""
+    pairs = zip(_TABLE_6_DEPTHS.split(), _TABLE_6_RATIOS, strict=True)
+    printed = [Step(int(d), int(r) / 10) for d, r in pairs]
+    # The table has columns 49 down to 0: it prints the last step first, and label 0 is executed first.
+    b1 = Strategy(tuple(reversed(printed)), {"source": "arXiv 2501.00375, Table 6 (Ours-b1)", "order": "label 0 executed first"})
+    found = {"paper-b1": b1, "paper-b1-reversed": Strategy(tuple(printed), {**b1.provenance, "order": "label 49 executed first"})}
+    for line, vector in _AUTHORS_VECTORS.items():
+        source = f"cache vector of line {line} of run_command7, published with the code of arXiv 2501.00375"
+        found[f"authors-l{line}"] = Strategy(tuple(Step(FULL if c == "F" else int(c)) for c in vector), {"source": source})
+    for n in (2, 3, 5, 10):
+        found[f"deepcache-{n}"] = Strategy.uniform(50, n).with_provenance(source="DeepCache (arXiv 2312.00858), branch 0, uniform")
+    return found
+
+
+def preset(name: str, prune_ratio: float | None = None) -> Strategy:
+    """A preset, with one prune ratio at every step where it holds none of its own.
+
+    Args:
+        name: One of `presets`, or with a ratio after "@", such as "authors-l12@0.5".
+        prune_ratio: For presets that are cache vectors only.
+    """
+    base, _, ratio = name.partition("@")
+    if base not in presets():
+        raise StrategyError(f"no preset is named {base!r}; there are {', '.join(presets())}")
+    if ratio:
+        try:
+            prune_ratio = float(ratio)
+        except ValueError:
+            raise StrategyError(f"{name!r} has no number after the @; write a prune ratio, such as {base}@0.5") from None
+    found = presets()[base]
+    if prune_ratio is None:
+        return found
+    if any(s.prune_ratio for s in found):
+        raise StrategyError(f"prune_ratio is {prune_ratio!r}, but {base} holds a ratio for each of its steps; leave it out")
+    return Strategy(tuple(Step(s.cache_depth, prune_ratio) for s in found), {**found.provenance, "prune_ratio": prune_ratio})

@@ -1,0 +1,101 @@
+"""Interleaved timing: every variant once a round, so that what disturbs the machine disturbs all of them alike."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from launch.config import ConfigError
+from launch.search import environment
+from search.evaluate import device_name
+
+
+def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each variant in each of `rounds` rounds, after `warmup` rounds that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("timing", total=(rounds + warmup) * len(variants))
+        for i in range(rounds + warmup):
+            for name, variant in variants.items():
+                seconds = timed(variant, device)
+                if i >= warmup:
+                    times[name].append(seconds)
+                progress.advance(task)
+    return times
+
+
+def timed(variant: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, the device's queue empty before and after."""
+    _synchronize(device)
+    began = time.perf_counter()
+    variant()
+    _synchronize(device)
+    return time.perf_counter() - began
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median, fastest and slowest, in seconds."""
+    return {"median_s": statistics.median(times), "min_s": min(times), "max_s": max(times), "rounds": len(times)}
+
+
+def parse(arguments: list[str], defaults: Mapping[str, str], command: str) -> dict[str, str]:
+    """key=value arguments over defaults. Raises `ConfigError` naming what is allowed."""
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    unknown = sorted(set(given) - set(defaults)) + [a for a in arguments if "=" not in a]
+    if unknown:
+        raise ConfigError(f"dato bench {command} was given {', '.join(unknown)}; it takes {', '.join(f'{k}={v}' for k, v in defaults.items())}")
+    return {**defaults, **given}
+
+
+def chosen_device(name: str) -> torch.device:
+    """"auto", "cpu" or "cuda". Raises `ConfigError` where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but PyTorch sees no GPU here; use device=cpu")
+    return torch.device(name)
+
+
+def chosen_dtype(name: str) -> torch.dtype:
+    """A floating point type by name."""
+    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in allowed:
+        raise ConfigError(f"dtype is {name!r}; allowed are {', '.join(allowed)}")
+    return allowed[name]
+
+
+def write_result(what: str, settings: Mapping[str, str], device: torch.device, result: Mapping[str, Any], folder: str) -> Path:
+    """Write ``[what]_[geometry]_[device]_[date].json`` with the settings, the machine and the versions it was measured on."""
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    path = Path(folder) / f"{what}_{settings.get('geometry', 'embedded')}_{kind}_{day}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {"command": f"dato bench {what}", "settings": dict(settings), "device": device_name(device), "environment": environment(), **result}
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def print_table(title: str, headings: list[str], rows: list[list[str]]) -> None:
+    """A table on the terminal, the first column left-aligned."""
+    table = Table(title=title)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

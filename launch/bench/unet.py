@@ -1,0 +1,214 @@
+"""``dato bench unet``: one call of every action, and whole schedules, against plain diffusers, DeepCache and ToMeSD.
+
+Weights are random: speed does not depend on them. Everything runs in one process, interleaved. A schedule's plain time is
+its number of calls times the median plain call of the same run; accelerated schedules are run from end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+
+from dato import FULL, Options, Step, Strategy, accelerate
+from dato.costs import CostModel
+from dato.pruning import plan
+from dato.runtime import token_grid
+from dato.scoring import align, base_tokens, diff_score, pool_score
+from dato.units import Layout
+from launch.bench.timing import chosen_device, chosen_dtype, interleave, parse, print_table, summary, timed, write_result
+from launch.config import ConfigError
+from search.geometry import geometry
+
+DEFAULTS = {
+    "geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "threads": "0", "rounds": "4", "schedules": "1",
+    "compile": "none", "channels_last": "false", "output": "analysis/results",
+}
+ACTIONS = (Step(FULL, 0.5), Step(1), Step(1, 0.5), Step(1, 0.7), Step(0))
+
+
+@dataclass
+class Setting:
+    """A UNet with random weights, one example call, and how our calls are made."""
+
+    pipe: SimpleNamespace
+    call: dict[str, Any]
+    options: Options
+    device: torch.device
+    unet: torch.nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unet = self.pipe.unet
+
+    def plain(self) -> Any:
+        """One call of the UNet as it is wrapped at this moment."""
+        return self.unet(self.call["sample"], self.call["timestep"], **{k: v for k, v in self.call.items() if k not in ("sample", "timestep")})
+
+    def at(self, timestep: torch.Tensor) -> Any:
+        """One call at a sampler's timestep."""
+        self.call["timestep"] = timestep
+        return self.plain()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Measure, print and write the result file."""
+    given = parse(list(arguments), DEFAULTS, "unet")
+    rounds, schedules = int(given["rounds"]), int(given["schedules"])
+    if rounds < 1:
+        raise ConfigError(f"rounds is {rounds}; give at least 1")
+    with torch.inference_mode():
+        setting, costs = _prepare(given)
+        calls, medians = _actions(setting, costs, rounds)
+        result: dict[str, Any] = {"actions": calls, "planning": _planning(setting, rounds)}
+        result["planning"]["share_of_d1_r0.5"] = result["planning"]["median_s"] / medians["dato d=1 r=0.5"]
+        if schedules:
+            result["schedules"] = _schedules(setting, costs, schedules, medians["plain"])
+    print(write_result("unet", given, setting.device, result, given["output"]))
+    return 0
+
+
+def _prepare(given: dict[str, str]) -> tuple[Setting, CostModel]:
+    if int(given["threads"]):
+        torch.set_num_threads(int(given["threads"]))
+    device, dtype, shape = chosen_device(given["device"]), chosen_dtype(given["dtype"]), geometry(given["geometry"])
+    unet = shape.random(dtype, device)
+    if given["channels_last"] == "true":
+        unet = unet.to(memory_format=torch.channels_last)
+    options = Options(compile=None if given["compile"] == "none" else given["compile"])
+    pipe = SimpleNamespace(unet=unet, scheduler=DDIMScheduler(), do_classifier_free_guidance=True)
+    return Setting(pipe, shape.example(int(given["batch"]), dtype, device), options, device), CostModel(shape.meta(), shape.latent, shape.latent)
+
+
+def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """Every action in turn, `rounds` times over, each time after an untimed call of its own kind."""
+    variants: dict[str, Callable[[], list[float]]] = {"plain": lambda: [timed(setting.plain, setting.device)]}
+    macs = {"plain": costs.macs(Step(FULL))}
+    for step in ACTIONS:
+        name = f"dato d={'full' if step.cache_depth == FULL else step.cache_depth} r={step.prune_ratio:g}"
+        variants[name], macs[name] = partial(_ours, setting, step), costs.macs(step)
+    for name, ratio, shallow in (
+        ("tomesd 0.5", 0.5, False),
+        ("DeepCache shallow", 0.0, True),
+        ("DeepCache shallow + tomesd 0.5", 0.5, True),
+        ("DeepCache shallow + tomesd 0.7", 0.7, True),
+    ):
+        variants[name] = partial(_theirs, setting, ratio, shallow)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    setting.plain()
+    interleave({name: partial(lambda n, v: times[n].extend(v()), name, variant) for name, variant in variants.items()}, rounds, setting.device, warmup=0)
+    medians = {name: summary(t)["median_s"] for name, t in times.items()}
+    plain = medians["plain"]
+    rows = [[n, f"{1000 * m:.2f}", f"{plain / m:.2f}x", f"{macs['plain'] / macs[n]:.2f}x" if macs.get(n) else "-"] for n, m in medians.items()]
+    print_table("one UNet call, medians", ["variant", "ms", "speedup", "MAC limit"], rows)
+    return {n: {**summary(t), "gmacs_per_sample": macs[n] / 1e9 if n in macs else None} for n, t in times.items()}, medians
+
+
+def _ours(setting: Setting, step: Step) -> list[float]:
+    # A full call, then the action untimed: from the next one on, DiffScore has its two outputs.
+    timed_calls = 1 if step.cache_depth == FULL else 3
+    strategy = Strategy((Step(FULL), *[step] * (1 + timed_calls)))
+    with accelerate(setting.pipe, strategy, setting.options):
+        setting.pipe.scheduler.set_timesteps(len(strategy))
+        steps = setting.pipe.scheduler.timesteps
+        for t in steps[:2]:
+            setting.at(t)
+        return [timed(partial(setting.at, t), setting.device) for t in steps[2:]]
+
+
+def _theirs(setting: Setting, ratio: float, shallow: bool) -> list[float]:
+    from DeepCache import DeepCacheSDHelper
+    from tomesd import apply_patch, remove_patch
+
+    setting.pipe.scheduler.set_timesteps(5 if shallow else 2)
+    steps = setting.pipe.scheduler.timesteps
+    if ratio:
+        apply_patch(setting.unet, ratio=ratio)
+    helper = DeepCacheSDHelper(pipe=setting.pipe) if shallow else None
+    if helper is not None:
+        helper.set_params(cache_interval=1000, cache_branch_id=0)
+        helper.enable()
+    untimed = 2 if shallow else 1
+    try:
+        for t in steps[:untimed]:
+            setting.at(t)
+        return [timed(partial(setting.at, t), setting.device) for t in steps[untimed:]]
+    finally:
+        if helper is not None:
+            helper.disable()
+        if ratio:
+            remove_patch(setting.unet)
+
+
+def _planning(setting: Setting, rounds: int) -> dict[str, Any]:
+    """Scoring, similarity, selection, gather and scatter of one call's one layer at the finest grid, r = 0.5."""
+    layout = Layout.of(setting.unet)
+    finest = min(d for _, d in layout.self_attentions().values())
+    layer = next(m for m, d in reversed(layout.self_attentions().values()) if d == finest)
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
+    older = setting.plain()[0]
+    handle.remove()
+    tokens, newer = seen[0].clone(), older + 0.1 * torch.randn_like(older)
+    latent = (older.shape[2], older.shape[3])
+    height, width = token_grid(latent, finest)
+
+    def work() -> torch.Tensor:
+        score = pool_score(diff_score(newer, older), latent, (height, width))
+        base = align(base_tokens(score, height, width, 2), "cond")
+        found = plan(tokens, base, tokens.shape[1] // 2)
+        return found.recover(found.prune(tokens))
+
+    return summary(interleave({"planning": work}, max(rounds, 5), setting.device, warmup=2)["planning"])
+
+
+def _schedules(setting: Setting, costs: CostModel, repeats: int, plain: float) -> dict[str, Any]:
+    """Whole schedules of 50 steps in 51 calls, as PNDM makes them."""
+    strategies = {"paper-b1": Strategy.preset("paper-b1"), "authors-l12@0.5": Strategy.preset("authors-l12", 0.5), "deepcache-5": Strategy.preset("deepcache-5")}
+    variants: dict[str, Callable[[], Any]] = {name: partial(_run_ours, setting, s) for name, s in strategies.items()}
+    variants["DeepCache package, every 5"] = partial(_run_theirs, setting, 0.0)
+    variants["DeepCache package, every 5 + tomesd 0.5"] = partial(_run_theirs, setting, 0.5)
+    plains: list[float] = []
+    variants["plain call"] = lambda: plains.append(timed(setting.plain, setting.device))
+    times = interleave(variants, repeats, setting.device, warmup=0)
+    medians = {name: summary(t)["median_s"] for name, t in times.items()}
+    whole = 51 * plain
+    limits = {name: costs.limit(s, 1) for name, s in strategies.items()}
+    del medians["plain call"]
+    rows = [["plain, 51 x median call", f"{whole:.2f}", "1.00x", "1.00x"]]
+    rows += [[n, f"{m:.2f}", f"{whole / m:.2f}x", f"{limits[n]:.2f}x" if n in limits else "-"] for n, m in medians.items()]
+    print_table("schedules of 50 steps, 51 calls", ["schedule", "s", "speedup", "MAC limit"], rows)
+    found: dict[str, Any] = {n: {**summary(times[n]), "speedup": whole / m, "mac_limit": limits.get(n)} for n, m in medians.items()}
+    return {"plain": {"median_s": whole, "calls": 51, "call_between_schedules_s": summary(plains)}, **found}
+
+
+def _run_ours(setting: Setting, strategy: Strategy) -> None:
+    with accelerate(setting.pipe, strategy, setting.options):
+        _loop(setting, len(strategy) + 1)
+
+
+def _run_theirs(setting: Setting, ratio: float) -> None:
+    from DeepCache import DeepCacheSDHelper
+    from tomesd import apply_patch, remove_patch
+
+    if ratio:
+        apply_patch(setting.unet, ratio=ratio)
+    helper = DeepCacheSDHelper(pipe=setting.pipe)
+    helper.set_params(cache_interval=5, cache_branch_id=0)
+    helper.enable()
+    try:
+        _loop(setting, 51)
+    finally:
+        helper.disable()
+        if ratio:
+            remove_patch(setting.unet)
+
+
+def _loop(setting: Setting, calls: int) -> None:
+    setting.pipe.scheduler.set_timesteps(calls)
+    for t in setting.pipe.scheduler.timesteps:
+        setting.at(t)

@@ -1,0 +1,35 @@
+"""``dato strategies``: the presets, with their calls by depth and the speedup that their arithmetic allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from dato.costs import CostModel
+from dato.strategy import FULL, Strategy
+from launch.config import ConfigError
+from search.geometry import geometry
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the presets for a geometry and a sampler's number of calls."""
+    given = {"geometry": "sd15", "calls": "51"} | dict(a.split("=", 1) for a in arguments if "=" in a)
+    if set(given) != {"geometry", "calls"} or any("=" not in a for a in arguments) or given["calls"] not in ("50", "51"):
+        raise ConfigError(f"dato strategies was given {list(arguments)}; it takes geometry=sd15|sd2|sd2-768|sdxl|embedded and calls=50|51")
+    shape = geometry(given["geometry"])
+    costs = CostModel(shape.meta(), shape.latent, shape.latent)
+    table = Table(title=f"presets of 50 steps; MAC limits on {shape.name} in {given['calls']} calls (PNDM makes 51)")
+    for heading in ("name", "full", "d=1", "d=0", "MAC limit", "at r=0.5", "source"):
+        table.add_column(heading, justify="left" if heading in ("name", "source") else "right", overflow="fold")
+    for name in Strategy.presets():
+        strategy, extra = Strategy.preset(name), int(given["calls"]) - 50
+        calls = strategy.calls_by_depth
+        own = any(s.prune_ratio for s in strategy)
+        half = "own ratios" if own else f"{costs.limit(Strategy.preset(name, 0.5), extra):.2f}x"
+        source = ", ".join(str(strategy.provenance[k]) for k in ("source", "order") if k in strategy.provenance)
+        row = [str(calls.get(d, 0)) for d in (FULL, 1, 0)]
+        table.add_row(name, *row, f"{costs.limit(strategy, extra):.2f}x", half, source)
+    Console().print(table)
+    return 0

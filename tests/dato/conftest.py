@@ -1,0 +1,85 @@
+"""Tiny pipelines with the true block layouts of Stable Diffusion v1.5, v2 and XL, and how the tests run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+STEPS = 6
+SAMPLERS = (
+    "PNDMScheduler",
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+
+
+def use(pipe: Any, name: str, **changes: Any) -> Any:
+    """Exchange the pipeline's sampler."""
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **changes)
+    return pipe
+
+
+def run(pipe: Any, seeds: tuple[int, ...] = (0,), **changes: Any) -> torch.Tensor:
+    """Latents of one prompt with each seed."""
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "height": 32, "width": 32, "output_type": "latent", **changes}
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    return pipe(["a handwritten seven"] * len(seeds), generator=generators, **settings).images
+
+
+@pytest.fixture(scope="session")
+def make_layout(make_pipe: Callable[..., StableDiffusionPipeline]) -> Callable[[str], Any]:
+    """A factory of pipelines by layout: sd15, sd2 (v-prediction, linear projections, a head width for each block), sdxl."""
+
+    def make(layout: str) -> Any:
+        if layout == "sd15":
+            return make_pipe()
+        if layout == "sd2":
+            pipe = make_pipe(attention_head_dim=(2, 4, 4, 4), use_linear_projection=True)
+            pipe.scheduler.register_to_config(prediction_type="v_prediction")
+            return pipe
+        base = make_pipe(
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(2, 2, 4),
+            cross_attention_dim=96,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+        )
+        config: CLIPTextConfig = base.text_encoder.config
+        second = {**config.to_dict(), "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "projection_dim": 32}
+        torch.manual_seed(2)
+        pipe = StableDiffusionXLPipeline(
+            vae=base.vae,
+            text_encoder=base.text_encoder,
+            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**second)).eval(),
+            tokenizer=base.tokenizer,
+            tokenizer_2=base.tokenizer,
+            unet=base.unet,
+            scheduler=base.scheduler,
+            add_watermarker=False,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+def cast(pipe: Any, dtype: torch.dtype) -> Any:
+    """The UNet and text encoders in another precision."""
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).to(dtype)
+    return pipe

@@ -1,0 +1,281 @@
+"""What diffusers users put beside a pipeline: adapters, ControlNet, offloading, compilation, other pipelines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPAGPipeline,
+)
+from peft import LoraConfig
+
+import dato
+from dato import FULL, Options, Step, Strategy
+from tests.dato.conftest import STEPS, run, use
+
+HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
+
+
+def parts(pipe: Any) -> dict[str, Any]:
+    return {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+
+
+def add_lora(unet: Any, targets: list[str]) -> None:
+    torch.manual_seed(3)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+
+
+class TestLora:
+    @pytest.mark.parametrize("targets", [["to_q", "to_k", "to_v"], ["conv_in", "conv1", "proj_in"]])
+    def test_before_and_after_enabling_is_the_same(self, make_pipe: Callable[..., Any], targets: list[str]) -> None:
+        before, after = make_pipe(), make_pipe()
+        without = run(after)
+        add_lora(before.unet, targets)
+        dato.enable(before, HALF)
+        dato.enable(after, HALF)
+        run(after)
+        add_lora(after.unet, targets)
+        result = run(before)
+        assert torch.equal(result, run(after))
+        assert not torch.equal(result, without)
+
+    def test_scale_reaches_the_shallow_calls(self, pipe: Any) -> None:
+        add_lora(pipe.unet, ["to_q", "to_v", "conv1"])
+        deepest = Strategy.uniform(STEPS, 3, depth=11)
+        results = []
+        for scale in (0.0, 1.0):
+            with dato.accelerate(pipe, deepest):
+                results.append(run(pipe, cross_attention_kwargs={"scale": scale}))
+        pipe.unet.delete_adapters("default")
+        with dato.accelerate(pipe, deepest):
+            without = run(pipe)
+        assert torch.allclose(results[0], without, atol=1e-4)
+        assert (results[1] - without).abs().max() > 1e-2
+
+
+def test_ip_adapter_processors_survive(pipe: Any) -> None:
+    unet = pipe.unet
+    torch.manual_seed(4)
+    names = [n for n in unet.attn_processors if n.endswith("attn2.processor")]
+    keys = {}
+    for i, name in enumerate(names):
+        width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        keys |= {f"{2 * i + 1}.to_k_ip.weight": torch.randn(width, 64), f"{2 * i + 1}.to_v_ip.weight": torch.randn(width, 64)}
+    image = {"proj.weight": torch.randn(4 * 64, 32), "proj.bias": torch.zeros(4 * 64), "norm.weight": torch.ones(64), "norm.bias": torch.zeros(64)}
+    unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+    processors = dict(unet.attn_processors)
+    settings = {"ip_adapter_image_embeds": [torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(5))]}
+    plain = run(pipe, **settings)
+    with dato.accelerate(pipe, Strategy.full(STEPS)):
+        assert torch.equal(run(pipe, **settings), plain)
+    with dato.accelerate(pipe, HALF):
+        assert unet.attn_processors == processors
+        with_image = run(pipe, **settings)
+        other = run(pipe, ip_adapter_image_embeds=[torch.zeros(2, 1, 32)])
+    assert torch.isfinite(with_image).all()
+    assert not torch.allclose(with_image, other)
+    assert unet.attn_processors == processors
+
+
+class TestControlNet:
+    @pytest.fixture
+    def control(self, pipe: Any) -> Any:
+        torch.manual_seed(5)
+        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False)
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        with_control = StableDiffusionControlNetPipeline(**parts(pipe), controlnet=net.eval(), requires_safety_checker=False)
+        with_control.set_progress_bar_config(disable=True)
+        return use(with_control, "DDIMScheduler")
+
+    @pytest.mark.parametrize("guess", [False, True])
+    def test_full_is_exact_and_replays_skip_the_controlnet(self, control: Any, guess: bool) -> None:
+        settings = {"image": torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)), "guess_mode": guess}
+        calls: list[int] = []
+        handle = control.controlnet.controlnet_cond_embedding.register_forward_hook(lambda *_: calls.append(1))
+        plain = run(control, **settings)
+        with dato.accelerate(control, Strategy.full(STEPS)):
+            assert torch.equal(run(control, **settings), plain)
+        calls.clear()
+        with dato.accelerate(control, Strategy((Step(FULL), Step(0), Step(1), Step(0), Step(FULL), Step(0)))):
+            result = run(control, **settings)
+            report = dato.status(control)
+        assert len(calls) == 3
+        assert report is not None
+        assert report.controls_skipped == 3
+        assert torch.isfinite(result).all()
+        assert torch.equal(run(control, **settings), plain)
+        assert "forward" not in vars(control.controlnet)
+        handle.remove()
+
+    def test_its_residuals_reach_the_shallow_calls(self, control: Any) -> None:
+        image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        deepest = Strategy.uniform(STEPS, STEPS, depth=11)
+        results = []
+        with dato.accelerate(control, deepest):
+            for end in (1.0, 1 / STEPS):  # with the ControlNet throughout, or only in the first, full call
+                results.append(run(control, image=image, control_guidance_end=end))
+        assert not torch.allclose(*results)
+
+
+class TestOtherHooks:
+    def test_an_offloading_hook_before_or_after(self, pipe: Any) -> None:
+        with dato.accelerate(pipe, HALF):
+            alone = run(pipe)
+        plain = run(pipe)
+        add_hook_to_module(pipe.unet, ModelHook())
+        with dato.accelerate(pipe, HALF):
+            assert torch.equal(run(pipe), alone)
+        assert torch.equal(run(pipe), plain)
+        remove_hook_from_module(pipe.unet)
+        assert torch.equal(run(pipe), plain)
+        dato.enable(pipe, HALF)
+        add_hook_to_module(pipe.unet, ModelHook())
+        assert torch.equal(run(pipe), alone)
+        dato.disable(pipe)
+        assert hasattr(pipe.unet, "_hf_hook")
+        assert torch.equal(run(pipe), plain)
+        remove_hook_from_module(pipe.unet)
+        assert torch.equal(run(pipe), plain)
+
+    def test_a_hook_that_takes_the_strategy_away_is_noticed(self, pipe: Any) -> None:
+        plain = run(pipe)
+        add_hook_to_module(pipe.unet, ModelHook())
+        dato.enable(pipe, HALF)
+        add_hook_to_module(pipe.unet, ModelHook())  # as a second enable_model_cpu_offload does
+        with pytest.raises(RuntimeError, match=r"another tool has since put back.*call dato.enable\(pipe, strategy\) again"):
+            dato.status(pipe)
+        dato.disable(pipe)
+        assert torch.equal(run(pipe), plain)
+        assert dato.status(pipe) is None
+
+    def test_attention_slicing_switched_while_enabled(self, pipe: Any) -> None:
+        with dato.accelerate(pipe, HALF):
+            whole = run(pipe)
+            pipe.enable_attention_slicing(1)
+            sliced = run(pipe)
+            report = dato.status(pipe)
+        assert report is not None
+        assert sum(report.tokens_pruned.values()) > 0
+        assert torch.allclose(sliced, whole, atol=1e-3)
+
+
+class TestOtherPipelines:
+    def test_inpainting(self, pipe: Any) -> None:
+        inpaint = StableDiffusionInpaintPipeline(**parts(pipe), requires_safety_checker=False)
+        inpaint.set_progress_bar_config(disable=True)
+        settings = {"image": torch.zeros(1, 3, 32, 32), "mask_image": torch.ones(1, 1, 32, 32), "strength": 1.0}
+        plain = run(inpaint, **settings)
+        with dato.accelerate(inpaint, Strategy.full(STEPS)):
+            assert torch.equal(run(inpaint, **settings), plain)
+        with dato.accelerate(inpaint, HALF):
+            assert torch.isfinite(run(inpaint, **settings)).all()
+
+    def test_a_pipeline_that_shares_the_unet_follows_from_its_own_start(self, pipe: Any) -> None:
+        use(pipe, "DDIMScheduler")
+        other = StableDiffusionImg2ImgPipeline(**parts(pipe), requires_safety_checker=False)
+        other.set_progress_bar_config(disable=True)
+        with dato.accelerate(pipe, Strategy((*[Step(FULL)] * 3, Step(1), Step(1), Step(0)))):
+            run(pipe)
+            other("x", image=torch.rand(1, 3, 32, 32), strength=0.5, num_inference_steps=6, output_type="latent")
+            report = dato.status(pipe)
+        assert report is not None
+        assert report.finished
+        assert report.calls_by_depth == {FULL: 1, 1: 1, 0: 1}
+
+    def test_sdxl_base_and_refiner_take_their_own_entries(self, make_layout: Callable[[str], Any]) -> None:
+        pipe = use(make_layout("sdxl"), "EulerDiscreteScheduler")
+        with dato.accelerate(pipe, Strategy((*[Step(FULL)] * 3, *[Step(1)] * 3))):
+            run(pipe, denoising_end=0.5)
+            report = dato.status(pipe)
+        assert report is not None
+        assert report.calls_by_depth == {FULL: 3}
+        assert report.finished
+
+    def test_several_images_a_prompt_and_odd_sizes(self, pipe: Any) -> None:
+        with dato.accelerate(pipe, HALF):
+            several = pipe("x", num_images_per_prompt=3, num_inference_steps=STEPS, height=40, width=24, output_type="latent").images
+            assert several.shape == (3, 4, 20, 12)
+            for height, width in ((40, 24), (16, 48), (72, 56), (32, 32)):
+                assert run(pipe, height=height, width=width).shape[-2:] == (height // 2, width // 2)
+
+    @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
+    def test_second_order_samplers_take_one_entry_for_both_calls(self, pipe: Any, name: str) -> None:
+        use(pipe, name)
+        plain = run(pipe)
+        with dato.accelerate(pipe, Strategy.full(STEPS)):
+            assert torch.equal(run(pipe), plain)
+        with dato.accelerate(pipe, Strategy((Step(FULL), Step(1), Step(0), Step(FULL), Step(1), Step(1)))):
+            run(pipe)
+            report = dato.status(pipe)
+        assert report is not None
+        assert report.calls_by_depth == {FULL: 4, 1: 5, 0: 2}
+
+    def test_few_steps_of_lcm(self, make_pipe: Callable[..., Any]) -> None:
+        pipe = use(make_pipe(time_cond_proj_dim=32), "LCMScheduler")
+        plain = run(pipe, num_inference_steps=4)
+        with dato.accelerate(pipe, Strategy.full(4)):
+            assert torch.equal(run(pipe, num_inference_steps=4), plain)
+        with dato.accelerate(pipe, Strategy.uniform(4, 2, prune_ratio=0.3)):
+            assert torch.isfinite(run(pipe, num_inference_steps=4)).all()
+
+    def test_three_way_guidance_is_refused(self, pipe: Any) -> None:
+        pag = StableDiffusionPAGPipeline(**parts(pipe), requires_safety_checker=False, pag_applied_layers=["mid"])
+        with pytest.raises(ValueError, match="guides three ways"):
+            dato.enable(pag, HALF)
+        with pytest.raises(ValueError, match="without PAG"):
+            dato.enable(pag, HALF, Options(align="none"))
+
+
+class TestCompile:
+    def test_a_compiled_unet_is_refused_with_the_way_out(self, make_pipe: Callable[..., Any]) -> None:
+        whole, in_place, regional = make_pipe(), make_pipe(), make_pipe()
+        whole.unet = torch.compile(whole.unet)
+        in_place.unet.compile()
+        regional.unet.up_blocks[3].attentions[2].transformer_blocks[0].compile()
+        for pipe in (whole, in_place, regional):
+            with pytest.raises(ValueError, match=r'plain UNet.*dato.Options\(compile="default"\)'):
+                dato.enable(pipe, HALF)
+        with pytest.raises(ValueError, match="compile is 'fast'; allowed are None, 'default'"):
+            Options(compile="fast")
+
+    @pytest.mark.slow
+    def test_one_graph_for_each_distinct_action(self, pipe: Any) -> None:
+        from torch._dynamo.utils import counters
+
+        strategy = Strategy((Step(FULL), Step(1, 0.5), Step(0), Step(1, 0.5), Step(FULL), Step(1)))
+        use(pipe, "DDIMScheduler")
+        with dato.accelerate(pipe, strategy):
+            eager = run(pipe)
+        torch._dynamo.reset()
+        counters.clear()
+        with dato.accelerate(pipe, strategy, Options(compile="default")):
+            first = run(pipe)
+            graphs = counters["stats"]["unique_graphs"]
+            again = run(pipe)
+            report = dato.status(pipe)
+        assert graphs == 3
+        assert counters["stats"]["unique_graphs"] == 3
+        assert report is not None
+        assert report.tokens_pruned[report.layers[-1]] == 2 * 2 * 128
+        assert torch.equal(first, again)
+        assert torch.allclose(first, eager, atol=1e-3 * float(eager.abs().max()))
+
+
+def test_a_deep_copy_of_the_weights_is_not_needed(pipe: Any) -> None:
+    """Enabling neither copies nor moves parameters."""
+    before = {name: p.data_ptr() for name, p in pipe.unet.named_parameters()}
+    weights = copy.deepcopy(pipe.unet.state_dict())
+    with dato.accelerate(pipe, HALF):
+        run(pipe)
+        assert {name: p.data_ptr() for name, p in pipe.unet.named_parameters()} == before
+    assert all(torch.equal(weights[k], v) for k, v in pipe.unet.state_dict().items())

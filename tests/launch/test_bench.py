@@ -1,0 +1,64 @@
+"""The benchmarks run and write what they measured; how fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+
+
+def only_json(folder: Path) -> dict:  # type: ignore[type-arg]
+    (found,) = folder.glob("*.json")
+    return json.loads(found.read_text())
+
+
+@pytest.mark.slow
+def test_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("DeepCache", reason="the extra 'baselines' is not installed")
+    assert main(["bench", "unet", "geometry=embedded", "rounds=1", "batch=2", "threads=1", f"output={tmp_path}"]) == 0
+    result = only_json(tmp_path)
+    assert {"plain", "dato d=1 r=0.5", "DeepCache shallow + tomesd 0.5"} <= set(result["actions"])
+    assert all(a["median_s"] > 0 for a in result["actions"].values())
+    assert result["actions"]["dato d=1 r=0"]["gmacs_per_sample"] < result["actions"]["plain"]["gmacs_per_sample"] / 5
+    assert result["schedules"]["deepcache-5"]["mac_limit"] == pytest.approx(3.3, abs=0.2)
+    assert result["environment"]["versions"]["torch"]
+    assert "MAC limit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_pipeline_and_memory(tmp_path: Path) -> None:
+    assert main(["bench", "pipeline", "rounds=1", "batch=2", "threads=1", "model.steps=5", f"output={tmp_path / 'a'}"]) == 0
+    images = only_json(tmp_path / "a")["images"]
+    assert {"unaccelerated", "paper-b1", "DPM++-2"} <= set(images)
+    assert images["unaccelerated"]["parts_s"]["unet"] < images["unaccelerated"]["median_s"]
+    assert main(["bench", "memory", "geometry=embedded", f"output={tmp_path / 'b'}"]) == 0
+    variants = only_json(tmp_path / "b")["variants"]
+    # Kept at d = 1, batch 2, 24 channels of 20 x 20: the cached tensor, and two predictions of 4 channels.
+    assert variants["caching"]["cached_bytes"] == 4 * 2 * 20 * 20 * (24 + 2 * 4)
+    assert variants["plain"]["cached_bytes"] == 0
+
+
+def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["bench", "everything"], "there is no benchmark 'everything'; there are unet"),
+        (["bench", "unet", "speed=1"], "dato bench unet was given speed; it takes geometry=sd15, batch=2"),
+        (["bench", "unet", "geometry=sd3"], "geometry is 'sd3'; allowed are sd15"),
+        (["bench", "unet", "dtype=int8"], "dtype is 'int8'; allowed are float32"),
+        (["bench", "unet", "rounds=0"], "rounds is 0; give at least 1"),
+        (["strategies", "geometry=sd15", "calls=7"], "calls=50|51"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert main(["bench"]) == 0
+    assert "dato bench memory" in capsys.readouterr().out
+
+
+def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["strategies", "geometry=embedded"]) == 0
+    out = capsys.readouterr().out
+    for name in ("paper-b1", "authors-l12", "deepcache-10"):
+        assert name in out
+    assert "own ratios" in out
