@@ -14,7 +14,6 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from dato.sources import without_credentials
@@ -81,7 +80,7 @@ class Tracker:
     def _guard(self, action: Callable[..., None], *args: Any) -> None:
         try:
             action(*args)
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # MLflow's own, its server's, or whatever its database driver raises
             if not self._warned:
                 _log.warning("MLflow does not take the log (%s); the search goes on, its ledger holds everything", without_credentials(str(error)))
                 self._warned = True
