@@ -33,7 +33,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
     )
     _add_front(figure, record, "front", BLUE)
     rivals = [(name, c, m) for name, (c, m) in record.baselines.items() if m.ok]
-    everything = [m.latency_ms for m in [*(m for _, m in evaluated), *(m for _, _, m in rivals)]]
+    times = [m.latency_ms for m in [*(m for _, m in evaluated), *(m for _, _, m in rivals)]]
     for i, (name, candidate, m) in enumerate(rivals):
         figure.add_scatter(
             x=[m.latency_ms],
@@ -42,7 +42,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
             name=name,
             text=[name],
             # To the side where there is room: a name at the edge would be cut off.
-            textposition="top left" if m.latency_ms > sum(everything) / len(everything) else "top right",
+            textposition="top left" if m.latency_ms > (min(times) + max(times)) / 2 else "top right",
             showlegend=False,
             marker={"symbol": _MARKERS[i % len(_MARKERS)], "size": 12, "color": RED if name == UNACCELERATED else ORANGE, "line": {"width": 1, "color": "white"}},
             error_y={"type": "data", "array": [m.fid_high - m.fid], "thickness": 1} if m.fid_high == m.fid_high else None,
@@ -60,7 +60,8 @@ def front_figure(record: SearchRecord) -> go.Figure:
             mode="markers+text",
             name=", ".join(aliases),
             text=[", ".join(aliases)],
-            textposition="bottom right",
+            # Below and left of a front is nothing; at the left edge a name would be cut off.
+            textposition="bottom left" if m.latency_ms > min(times) + 0.3 * (max(times) - min(times)) else "top right",
             showlegend=False,
             marker={"symbol": "star", "size": 16, "color": GREEN, "line": {"width": 1, "color": "white"}},
             hovertext=[hover(record.candidates[number].strategy, m, baseline_ms)],
@@ -150,11 +151,12 @@ def _add_front(figure: go.Figure, record: SearchRecord, name: str, colour: str, 
 
 def _add_log_switch(figure: go.Figure) -> None:
     buttons = [{"label": f"{kind} FID", "method": "relayout", "args": [{"yaxis.type": kind, "yaxis.autorange": True}]} for kind in ("linear", "log")]
+    # The legend goes below, where long names of searches have room on a phone too.
     figure.update_layout(
-        margin={"t": 76},
+        legend={"y": -0.2, "yanchor": "top"},
         updatemenus=[
             {"type": "buttons", "direction": "right", "buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom",
-             "showactive": True, "pad": {"b": 30}, "font": {"size": 11}}
+             "showactive": True, "font": {"size": 11}}
         ],
     )  # fmt: skip
 

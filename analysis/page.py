@@ -22,6 +22,7 @@ code,pre{font:13px/1.45 ui-monospace,monospace}pre{background:#f4f6f8;padding:10
 .grid{display:grid;grid-template-columns:110px 1fr;gap:6px 12px;align-items:center}.grid img{width:100%;image-rendering:pixelated;border-radius:4px;display:block}
 .banner{background:#fff4d6;border:1px solid #ecd28a;border-radius:6px;padding:8px 12px}summary{cursor:pointer;color:#00598a}
 button{font:12px system-ui;border:1px solid #c6ced5;background:#fff;border-radius:5px;padding:2px 8px;cursor:pointer}
+@media(min-width:601px){table.wide td:first-child{white-space:nowrap}}
 @media(max-width:600px){body{padding:10px}.grid{grid-template-columns:1fr}
 table.wide,.wide tbody,.wide tr,.wide td{display:block}.wide tr:first-child{display:none}.wide tr{padding:6px 0;border-top:1px solid #dde3e8}
 .wide td{border:0!important;padding:1px 0;text-align:left!important}.wide td:first-child{font-weight:600}.wide td[data-h]::before{content:attr(data-h) ": ";color:#5a6570}}
@@ -76,7 +77,8 @@ def wide_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def notes_section(title: str, values: Mapping[str, Any]) -> str:
     """A heading and a folded table of nested values."""
     rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _flatten(values, ""))
-    return f"<h2>{escape(title)}</h2><details><summary>{len(_flatten(values, ''))} values</summary><table>{rows}</table></details>" if rows else ""
+    count = len(_flatten(values, ""))
+    return f"<h2>{escape(title)}</h2><details><summary>{count} value{'' if count == 1 else 's'}</summary><table>{rows}</table></details>" if rows else ""
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from search.records import SearchRecord
 
 _NAMES = {0: "replayed", FULL: "full"}
 _PALETTE = (GREY, ORANGE, GREEN, RED, PINK)
-_ROW = 22  # pixels
+_ROW = 22  # pixels, at most
 
 
 def depth_figure(record: SearchRecord) -> go.Figure:
@@ -55,7 +55,8 @@ def statistics_figure(record: SearchRecord) -> go.Figure:
 def _heatmap(record: SearchRecord, values: list[list[float | None]] | list[list[int]], bar: dict[str, object], **colours: object) -> go.Figure:
     front = record.front()
     steps = max((len(c.strategy) for c, _ in front), default=1)
-    rows = list(range(len(front)))
+    rows, height = list(range(len(front))), max(9, min(_ROW, 800 // max(len(front), 1)))
+    named = rows[:: 1 if height > 13 else 2]
     notes = [
         [f"{_name(s.cache_depth)}, prune ratio {s.prune_ratio:g}" if s.cache_depth else _name(0) for s in c.strategy]
         + [""] * (steps - len(c.strategy))
@@ -75,9 +76,9 @@ def _heatmap(record: SearchRecord, values: list[list[float | None]] | list[list[
         colorbar={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left", "len": 0.6, "lenmode": "fraction", "thickness": 10, **bar},
         **colours,
     )
-    style(figure, "sampler step, the first executed first", "", 130 + _ROW * max(len(front), 3))
+    style(figure, "sampler step, the first executed first", "", 130 + height * max(len(front), 3))
     # Two strategies may have one label: rows go by number.
-    figure.update_yaxes(tickvals=rows, ticktext=[f"{m.latency_ms:.0f} ms" for _, m in front], autorange="reversed", automargin=True)
+    figure.update_yaxes(tickvals=named, ticktext=[f"{front[i][1].latency_ms:.0f} ms" for i in named], autorange="reversed", automargin=True)
     figure.update_layout(margin={"t": 50})
     return figure
 

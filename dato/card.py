@@ -108,10 +108,10 @@ def _figures(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _where(notes: Mapping[str, Any]) -> list[str]:
-    model, sampler, latency = (notes.get(k) if isinstance(notes.get(k), Mapping) else {} for k in ("model", "sampler", "latency"))
+    model, sampler, latency = _part(notes, "model"), _part(notes, "sampler"), _part(notes, "latency")
     rows = {
         "model": model.get("path"),
-        "UNet weights": ", ".join(f"{k} {str(v)[:16]}" for k, v in (model.get("weights") or {}).items()),
+        "UNet weights": ", ".join(f"{k} {str(v)[:16]}" for k, v in _part(model, "weights").items()),
         "precision": model.get("dtype"),
         "sampler": " ".join(str(v) for v in (_get(sampler, "settings", "class") or sampler.get("scheduler"), f"{sampler.get('steps')} steps, guidance {sampler.get('guidance')}") if v) if sampler else None,
         "image size": notes.get("size"),
@@ -139,6 +139,11 @@ def _versions(notes: Mapping[str, Any]) -> str:
 
 def _fence(language: str, text: str) -> str:
     return f"```{language}\n{text}\n```"
+
+
+def _part(notes: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = notes.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _get(notes: Mapping[str, Any], *path: str) -> Any:

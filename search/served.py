@@ -40,7 +40,7 @@ class AcceleratedPipeline(PythonModel):
         if not path:
             raise ModelError("this strategy does not say for which model it is; give one: load_model(uri, model_config={'path': <folder or hub id>})")
         scheduler = (sampler.get("settings") or {}).get("class") or sampler.get("scheduler")
-        size = notes.get("size") if isinstance(notes.get("size"), list) else [None, None]
+        height, width = notes["size"] if isinstance(notes.get("size"), list) else (None, None)
         self.spec = ModelSpec(
             name=str(model.get("name") or path),
             path=str(path),
@@ -49,8 +49,8 @@ class AcceleratedPipeline(PythonModel):
             scheduler=None if scheduler == "the model's own" else scheduler,
             steps=len(self.strategy),
             guidance=float(sampler.get("guidance") or 7.5),
-            height=size[0],
-            width=size[1],
+            height=height,
+            width=width,
         )
         self.pipe = load_pipeline(self.spec)
         dato.enable(self.pipe, self.strategy)

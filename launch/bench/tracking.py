@@ -32,16 +32,15 @@ def run(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         uri = f"sqlite:///{Path(folder) / 'mlflow.db'}"
         client = MlflowClient(uri)
-        client.create_experiment("bench", artifact_location=Path(folder, "artifacts").as_uri())  # lays out the tables, once for all searches
+        experiment = client.create_experiment("bench", artifact_location=Path(folder, "artifacts").as_uri())  # lays out the tables, once for all searches
         tracker = Tracker(experiment="bench", uri=uri)
         tracker.started(SearchRecord(search_id=record.search_id, config=record.config))
         began = time.perf_counter()
         for number in record.results:
             tracker.measured(record, record.candidates[number])
         logged = time.perf_counter() - began
-        experiment = client.get_experiment_by_name("bench")
         began = time.perf_counter()
-        page = client.search_runs([experiment.experiment_id], "tags.`dato.kind` = 'candidate'", max_results=100, order_by=["metrics.fid ASC"])
+        page = client.search_runs([experiment], "tags.`dato.kind` = 'candidate'", max_results=100, order_by=["metrics.fid ASC"])
         listed = time.perf_counter() - began
         size = (Path(folder) / "mlflow.db").stat().st_size
     if len(page) != min(100, len(record.results)):

@@ -70,7 +70,7 @@ def test_the_fid_axis_can_be_logarithmic(browser: Any, report: Path) -> None:
 
 def test_what_a_person_reads_off_it(browser: Any, report: Path) -> None:
     opened = Opened(browser, report, 1280)
-    named = opened.page.locator(".js-plotly-plot").first.locator(".textpoint").all_inner_texts()
+    named = opened.page.locator(".js-plotly-plot").first.locator(".textpoint").all_text_contents()
     assert {"unaccelerated", "DeepCache-like, every 3", "fastest"} <= set(named)
     hovers = "[...document.querySelectorAll('.js-plotly-plot')].slice(1,3).map(g=>g.data[0].customdata[0][0][0])"
     assert opened.page.evaluate(hovers) == ["full, prune ratio 0.3"] * 2

@@ -64,12 +64,17 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 def test_a_person_finds_the_search_and_its_front(server: tuple[str, str, Any], browser: Any, keep: Callable[..., None]) -> None:
     address, parent, client = server
     experiment = client.get_experiment_by_name("dato/embedded").experiment_id
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = browser.new_page(viewport={"width": 1800, "height": 900})
     page.set_default_timeout(90_000)
     page.goto(f"{address}/#/experiments/{experiment}/runs")
     page.get_by_text("embedded-digits-0000000000").first.wait_for()
     page.wait_for_timeout(1500)
     keep(page, "mlflow-experiment")
+    wanted = "searchFilter=tags.%60dato.front%60%20%3D%20'true'&orderByKey=metrics.%60latency_ms%60&orderByAsc=true"
+    page.goto(f"{address}/#/experiments/{experiment}/runs?{wanted}")
+    page.get_by_text("candidate").first.wait_for()
+    page.wait_for_timeout(1500)
+    keep(page, "mlflow-front-runs")
     page.goto(f"{address}/#/experiments/{experiment}/runs/{parent}/artifacts/front.html")
     frame = page.frame_locator("iframe").first
     frame.locator(".js-plotly-plot .main-svg").first.wait_for()
@@ -79,7 +84,10 @@ def test_a_person_finds_the_search_and_its_front(server: tuple[str, str, Any], b
     runs = ",".join(f'"{r.info.run_id}"' for r in children)
     page.goto(f'{address}/#/compare-runs?runs=[{runs}]&experiments=["{experiment}"]')
     page.get_by_text("Scatter Plot").first.click()
-    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    page.get_by_role("combobox").first.click()
+    page.get_by_role("option", name="latency_ms").click()
+    axes = "[...document.querySelectorAll('.js-plotly-plot')].map(g=>[g.layout.xaxis.title?.text,g.layout.yaxis.title?.text].join())"
+    page.wait_for_function(f"{axes}.includes('latency_ms,fid')")
     page.wait_for_timeout(500)
     keep(page, "mlflow-compare")
     page.close()
