@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from dato import schema
+from dato.schema import StrategyError
+
 FULL = 12
 """The cache depth that computes the whole UNet. A symbol: UNets with fewer units, such as SDXL's, use it too."""
-SCHEMA = "dato.strategy/1"
 PATCH = 2
 """Side of the patches that hold one base token each, in tokens; it bounds the prune ratio below 1 - 1/PATCH^2."""
 MAX_STEPS = 1000
-
-
-class StrategyError(ValueError):
-    """A strategy that cannot be: the message says what was given, what is allowed and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,33 +132,23 @@ class Strategy(Sequence[Step]):
         return Strategy(self.steps, {**self.provenance, **notes})
 
     def to_json(self) -> str:
-        """The strategy as JSON text of schema ``dato.strategy/1``."""
-        rows = ",\n".join(
-            f'    {{"cache_depth": {s.cache_depth}, "prune_ratio": {json.dumps(s.prune_ratio)}}}' for s in self
-        )
-        notes = f',\n  "provenance": {json.dumps(dict(self.provenance), indent=2, allow_nan=False)}' if self.provenance else ""
-        return f'{{\n  "schema": "{SCHEMA}",\n  "steps": [\n{rows}\n  ]{notes}\n}}\n'
+        """The strategy as JSON text of schema ``dato.strategy/1``, with a digest of its content."""
+        return schema.write(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """Steps and provenance as plain data, as `to_json` writes them."""
+        return {"steps": [{"cache_depth": s.cache_depth, "prune_ratio": s.prune_ratio} for s in self], "provenance": dict(self.provenance)}
 
     @classmethod
     def from_json(cls, text: str, where: str = "the strategy") -> Strategy:
-        """Read `to_json`'s text. Raises `StrategyError` naming `where`, what was given and what is allowed."""
-        try:
-            data = json.loads(text, parse_constant=_refuse_constant)
-        except StrategyError:
-            raise
-        except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
-            raise StrategyError(f"{where} is not JSON ({error}); expected an object with schema {SCHEMA!r}") from None
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            given = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise StrategyError(f"{where} has schema {given!r}; this version reads {SCHEMA!r}: export it again or update dato")
-        unknown = sorted(set(data) - {"schema", "steps", "provenance"})
-        if unknown:
-            raise StrategyError(f"{where} has the unknown keys {unknown}; allowed are schema, steps and provenance")
-        steps, notes = data.get("steps"), data.get("provenance", {})
-        if not isinstance(steps, list) or not isinstance(notes, dict):
-            raise StrategyError(f"{where}: steps must be a list of objects, and provenance, if given, an object")
+        """Read `to_json`'s text, or that of an older schema. Raises `StrategyError` naming `where` and what is allowed."""
+        return cls.from_document(schema.read(text, where), where)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], where: str = "the strategy") -> Strategy:
+        """The inverse of `document`; every step is validated."""
         parsed = []
-        for i, entry in enumerate(steps):
+        for i, entry in enumerate(document["steps"]):
             if not isinstance(entry, dict) or set(entry) != {"cache_depth", "prune_ratio"}:
                 raise StrategyError(f"{where}, step {i}: given {entry!r}; expected an object with cache_depth and prune_ratio")
             try:
@@ -168,7 +156,7 @@ class Strategy(Sequence[Step]):
             except StrategyError as error:
                 raise StrategyError(f"{where}, step {i}: {error}") from None
         try:
-            return cls(tuple(parsed), notes)
+            return cls(tuple(parsed), document.get("provenance", {}))
         except StrategyError as error:
             raise StrategyError(f"{where}: {error}") from None
 
@@ -186,7 +174,7 @@ class Strategy(Sequence[Step]):
 
     @classmethod
     def load(cls, source: str | Path) -> Strategy:
-        """Read a strategy from a preset's name, a JSON file, or ``models:/<name>@<alias>`` in an MLflow registry."""
+        """Read a strategy from a preset's name, a file or folder (strategy or card), ``https://...``, ``models:/...`` or ``runs:/...``."""
         from dato.sources import load_strategy  # a source may import more than a strategy needs
 
         return load_strategy(source)
@@ -196,7 +184,3 @@ def _checked_count(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_STEPS:
         raise StrategyError(f"{name} is {value!r}; allowed are the integers 1 to {MAX_STEPS}")
     return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise StrategyError(f"the strategy holds {name}; every number must be finite")

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+
+import conf
 
 COMMANDS = {
     "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",
-    "report": "folder=<search folder>: write the HTML report of a search, finished or not",
+    "status": "folder=<search folder>: how a running search stands, from another shell",
+    "report": "folder=<search folder>[,<another>...]: write the HTML report of searches, finished or not",
+    "export": "folder=<search folder> [to=folder|file|registry ...]: winners and their cards for another team",
+    "import": "source=<file, card, https or models:/...> name=<name> [to=folder|file|registry]: a strategy handed over",
     "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
 }
-"""Each command, with its line of help, is run by the module of `launch` with its name."""
+"""Each command, with its line of help, is run by the module of `launch` with its name (import by import_: a keyword)."""
+_EXTRA = ("hydra", "omegaconf", "ray", "pymoo", "mlflow", "plotly", "rich", "sklearn", "torchmetrics")
 
 USAGE = """usage: dato <command> [key=value ...]
 
@@ -40,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if command in ("help", "-h", "--help"):
-        from launch.config import CONF
-
-        print(USAGE.format(commands="\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items()), conf=CONF))
+        folder = Path(conf.__file__).parent
+        print(USAGE.format(commands="\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items()), conf=folder))
         return 0 if arguments else 2
     if command not in COMMANDS:
         print(f"dato: there is no command {command!r}; there are {', '.join(COMMANDS)}, help", file=sys.stderr)
@@ -50,10 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and rest[0] in ("-h", "--help"):
         return main(["help"])
     try:
-        return importlib.import_module(f"launch.{command}").run(rest)
+        return importlib.import_module(f"launch.{command}_" if keyword.iskeyword(command) else f"launch.{command}").run(rest)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] not in _EXTRA:
+            raise
+        print(f"dato {command}: {error.name} is not installed; searching, MLflow and reports need: pip install 'dato-search[search]'", file=sys.stderr)
+        return 2
     except Exception as error:
         if not _is_ours(error):
             raise

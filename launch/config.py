@@ -85,6 +85,8 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
+    if raw["mlflow"]["children"] not in ("all", "front", "none"):
+        raise ConfigError(f"mlflow.children is {raw['mlflow']['children']!r}; allowed are all, front and none")
     workers = raw["cluster"]["workers"]
     if not isinstance(workers, int) or workers < 1:
         raise ConfigError(f"cluster.workers is {workers!r}; give at least 1")

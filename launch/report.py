@@ -1,23 +1,34 @@
-"""``dato report``: the HTML report of a search, finished or not."""
+"""``dato report``: the HTML report of a search, finished or not, or of several in comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.compare import write_comparison
 from analysis.report import write_report
-from launch.config import ConfigError
+from launch.arguments import ArgumentError, parse, search_folder
 from search.ledger import read_ledger
+
+TAKES = {"folder": "<search folder>, or several with commas between", "target": "<file> (report.html in the folder, comparison.html for several)"}
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write ``report.html`` into the folder of a search."""
-    given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    if set(given) != {"folder"} or len(given) != len(arguments):
-        raise ConfigError(f"dato report was given {list(arguments)}; it takes folder=<search folder>")
-    folder = Path(given["folder"])
-    if not (folder / "ledger.jsonl").is_file():
-        raise ConfigError(f"folder is {str(folder)!r}, which holds no ledger.jsonl; give the folder of a search, such as outputs/<search id>")
-    samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((folder / "samples").glob("*.png"))}
-    print(write_report(read_ledger(folder / "ledger.jsonl"), folder / "report.html", samples))
+    """Write the report; prints its path."""
+    given = parse("report", arguments, TAKES, required=["folder"])
+    folders = [search_folder(name) for name in given["folder"].split(",") if name]
+    if len({f.resolve() for f in folders}) != len(folders):
+        raise ArgumentError(f"folder is {given['folder']!r}, which names a search twice; name each once")
+    target = Path(given.get("target") or (folders[0] / "report.html" if len(folders) == 1 else "comparison.html"))
+    if target.is_dir() or not target.parent.is_dir():
+        raise ArgumentError(f"target is {str(target)!r}, which is no file in a folder that exists; give one, such as report.html")
+    records = [read_ledger(f / "ledger.jsonl") for f in folders]
+    try:
+        if len(folders) == 1:
+            samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((folders[0] / "samples").glob("*.png"))}
+            print(write_report(records[0], target, samples))
+        else:
+            print(write_comparison(records, target))
+    except OSError as error:
+        raise ArgumentError(f"cannot write {target} ({error.strerror}); give target=<file> in a folder that you may write") from None
     return 0

@@ -7,28 +7,31 @@ import io
 import logging
 import os
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from analysis.figures import front_figure
-from analysis.report import write_report
+from analysis.progress import progress
+from analysis.report import front_page, write_report
+from dato.card import write_card
 from dato.strategy import Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.view import SearchView
 from search.data import FRESH_OFFSET, Data
 from search.driver import UNACCELERATED, Driver
 from search.evaluate import measure, reference_features
+from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.ledger import Ledger, read_ledger
-from search.models import check_model, weights_digest
+from search.models import check_model
 from search.nsga2 import Nsga2
 from search.quality import Fid
-from search.records import SearchRecord, Winner
+from search.records import SearchRecord
 from search.workers import Job, RayPool
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
@@ -81,6 +84,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
                 watchers=[view, tracker] if tracker else [view],
                 latencies=latencies,
             )
+            _note_model(pool, config.folder)
             view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
             record = driver.run()
             view.stop()
@@ -112,16 +116,28 @@ def _make_tracker(config: SearchConfig) -> Any:
 
     settings = config.raw["mlflow"]
     return Tracker(
-        experiment=settings["experiment"], uri=settings["uri"], front_figure=front_figure, front_size=lambda r: len(r.front())
+        experiment=settings["experiment"], uri=settings["uri"], children=settings["children"], front_page=front_page, summary=_summary(config)
     )
+
+
+def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]:
+    """What the parent run shows after each generation; speedup is missing until a candidate reaches the unaccelerated FID."""
+    gpus = config.raw["cluster"]["gpus"]
+
+    def summary(record: SearchRecord) -> dict[str, float]:
+        now = progress(record)
+        found: dict[str, float] = {"front_size": now.front, "evaluations": now.done, "failures": now.failures, "device_hours": now.device_hours}
+        return found | ({"gpu_hours": gpus * now.device_hours} if gpus else {}) | ({"speedup": now.speedup} if now.speedup else {})
+
+    return summary
 
 
 def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: SearchView) -> None:
     """Write winners as JSON, the report, and the registry's versions; all of it again when run again."""
-    strategies = {alias: w.candidate.strategy.with_provenance(**provenance(config, record, w)) for alias, w in record.winners.items()}
+    strategies = winner_strategies(record, read_facts(config.folder))
     folder = config.folder / "winners"
-    folder.mkdir(exist_ok=True)
     for alias, strategy in strategies.items():
+        write_card(strategy, folder / alias, replace=True)
         strategy.save(folder / f"{alias}.json")
     samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((config.folder / "samples").glob("*.png"))}
     report = write_report(record, config.folder / "report.html", samples)
@@ -155,38 +171,12 @@ def _mlflow_command() -> str:
     return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {mlflow.get_tracking_uri()}"
 
 
-def provenance(config: SearchConfig, record: SearchRecord, winner: Winner) -> dict[str, Any]:
-    """Where a strategy comes from and what it gave, for its JSON."""
-    model, fresh, plain = config.evaluator.model, winner.fresh, winner.fresh_baseline
-    return {
-        "search_id": config.search_id,
-        "alias": winner.alias,
-        "model": {"path": model.path, "unet_sha256": weights_digest(model), "dtype": model.dtype},
-        "sampler": {"scheduler": model.scheduler or "the model's own", "steps": model.steps, "guidance": model.guidance},
-        "size": [model.height, model.width],
-        "quality": {
-            "metric": f"FID, {config.evaluator.protocol.features} features",
-            "value": fresh.fid,
-            "interval": [_number(fresh.fid_low), _number(fresh.fid_high)],
-            "baseline": plain.fid,
-            "in_search": winner.searched.fid,
-            "images": fresh.images,
-            "reference": config.evaluator.data.name,
-        },
-        "latency": {
-            "value": fresh.latency_ms,
-            "baseline": plain.latency_ms,
-            "unit": "ms per image",
-            "speedup": winner.speedup,
-            "device": fresh.device,
-            "batch": fresh.batch,
-        },
-        "environment": record.environment,
-    }
-
-
-def _number(value: float) -> float | None:
-    return value if value == value else None
+def _note_model(pool: RayPool, folder: Path) -> None:
+    """Write down which pipeline the workers hold; its winners' provenance tells it to whoever uses them."""
+    if not (folder / MODEL_FILE).exists():
+        for _, facts in pool.map([Job("facts", [], [], method="facts")]):
+            if facts is not None:
+                write_facts(folder, facts)
 
 
 def environment() -> dict[str, Any]:
@@ -195,7 +185,22 @@ def environment() -> dict[str, Any]:
     machine = {"system": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    return {"versions": versions, "machine": machine}
+    return {"versions": versions, "machine": machine, **_git()}
+
+
+def _git() -> dict[str, Any]:
+    """The commit that runs, and whether files differ from it; nothing for an installed wheel."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return {}
+    try:
+        said = [
+            subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git": {"commit": said[0], "changed": bool(said[1])}}
 
 
 def _recorded_latencies(folder: str | None) -> dict[str, float]:

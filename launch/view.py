@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from analysis.progress import progress
 from search.driver import UNACCELERATED
 from search.records import Candidate, SearchRecord
 
 
 class SearchView:
-    """Shows candidates, generation, front size, hypervolume, failures and time left."""
+    """Shows candidates, generation, front size, hypervolume, best speedup at equal FID, utilisation, failures and time left."""
 
     def __init__(self, total: int, generations: int) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
@@ -22,14 +24,16 @@ class SearchView:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("gen {task.fields[generation]}  front {task.fields[front]}  hv {task.fields[hv]}  failed {task.fields[failed]}"),
+            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._progress.add_task("candidates", total=total, generation=0, front=0, hv="-", failed=0)
+        self._task = self._progress.add_task("candidates", total=total, state="")
+        self._clock: list[float] = []
+        self._older = 0
 
     def say(self, text: str) -> None:
         """One line."""
@@ -39,12 +43,13 @@ class SearchView:
         """The search begins or goes on."""
         if record.results:
             self.say(f"continuing: {len(record.results)} of {self._total} candidates are in the ledger")
+        self._older = len(record.results)
         self._progress.start()
-        self._update(record)
+        self._tick(record)
 
     def measured(self, record: SearchRecord, candidate: Candidate) -> None:
         """A candidate or baseline has a measurement."""
-        self._update(record)
+        self._tick(record)
         if candidate.number < 0:
             _, m = record.baselines[candidate.origin]
             self.say(f"{candidate.origin}: FID {m.fid:.2f} (+- {m.fid_high - m.fid:.2f}), {m.latency_ms:.0f} ms per image")
@@ -55,23 +60,25 @@ class SearchView:
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """A generation is complete."""
-        self._update(record)
-        points = record.front()
-        self.say(f"generation {generation + 1}/{self._generations}: front {len(points)}, hypervolume {record.hypervolumes[-1]:.4f}, {_best(record)}")
+        self._tick(record)
+        for line in progress(record, self._clock, older=self._older).lines():
+            self.say(line)
 
     def stop(self) -> None:
         """End the bar."""
         self._progress.stop()
 
+    def _tick(self, record: SearchRecord) -> None:
+        self._clock.append(time.time())
+        self._update(record)
+
     def _update(self, record: SearchRecord) -> None:
-        self._progress.update(
-            self._task,
-            completed=len(record.results),
-            generation=min(len(record.hypervolumes) + 1, self._generations),
-            front=len(record.front()),
-            hv=f"{record.hypervolumes[-1]:.4f}" if record.hypervolumes else "-",
-            failed=sum(not m.ok for m in record.results.values()),
-        )
+        now = progress(record, self._clock, older=self._older)
+        best = f"{now.speedup:.2f}x" if now.speedup else "-"
+        busy = "-" if now.utilisation is None else f"{now.utilisation:.0%}"
+        hypervolume = "-" if now.hypervolume is None else f"{now.hypervolume:.4f}"
+        state = f"gen {min(now.generation + 1, self._generations)}/{self._generations}  front {now.front}  hv {hypervolume}  best {best}  busy {busy}  failed {now.failures}"
+        self._progress.update(self._task, completed=now.done, state=state)
 
     def winners(self, record: SearchRecord) -> None:
         """The table at the end."""
@@ -91,11 +98,3 @@ class SearchView:
 def _interval(m: object) -> str:
     low, high = m.fid_low, m.fid_high  # type: ignore[attr-defined]
     return "-" if math.isnan(low) else f"{low:.2f} .. {high:.2f}"
-
-
-def _best(record: SearchRecord) -> str:
-    plain = record.baselines[UNACCELERATED][1]
-    good = [m for _, m in record.evaluated() if m.fid <= plain.fid]
-    if not good:
-        return "none yet at the unaccelerated FID"
-    return f"{plain.latency_ms / min(m.latency_ms for m in good):.2f}x at the unaccelerated FID"

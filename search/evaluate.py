@@ -7,10 +7,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 import dato
+from dato.provenance import describe
 from dato.strategy import Strategy
 from search.data import FRESH_OFFSET, Data, DataSpec
 from search.generate import generate
@@ -122,6 +124,11 @@ class PipelineEvaluator:
             with dato.accelerate(self.pipe, strategy):
                 pictures.append(generate(self.pipe, self.spec.model, self.data, indices).images)
         return pictures
+
+
+    def facts(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> dict[str, Any]:
+        """What this pipeline is, for the provenance of what is measured on it."""
+        return describe(self.pipe)
 
 
 def reference_features(spec: EvaluatorSpec) -> torch.Tensor:

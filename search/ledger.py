@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Ledger:
 
     def append(self, event: str, **data: Any) -> None:
         """Write one event and wait until it is on the disk, then take it into `record`."""
-        row = {"event": event, **data}
+        row = {"event": event, "at": round(time.time(), 3), **data}
         line = json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
             self._file.write(line)

@@ -1,56 +1,165 @@
-"""Winners into the MLflow model registry: one registered model, a version a winner, an alias that moves to it."""
+"""Strategies into the MLflow model registry: one registered model, a version a strategy, aliases that move to winners."""
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
+from mlflow.types import ParamSchema, ParamSpec
 
+from dato.card import card_markdown, write_card
+from dato.sources import without_credentials
 from dato.strategy import Strategy
+
+SERVED = Path(__file__).with_name("served.py")
+# No input schema: MLflow would make one row of {"prompt": [...]}, and one image.
+_SIGNATURE = ModelSignature(params=ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("output", "string", "pil")]))
+_MODEL_CONFIG = {"path": None, "device": None, "dtype": None, "batch": 8}  # what load_model(model_config=...) may change
+_REQUIREMENTS = ["dato-search", "mlflow"]
 
 
 class RegistryError(RuntimeError):
     """A registry that does not take a strategy: the message says why and what to do."""
 
 
-def register(name: str, strategies: Mapping[str, Strategy], run_id: str) -> dict[str, str]:
-    """Register a version of model `name` for each alias, then move the aliases to them.
+def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None) -> dict[str, str]:
+    """Make a version of model `name` of each strategy, then move the aliases of the validated ones to theirs.
 
-    The versions hold ``strategy.json``, which ``dato.Strategy.load("models:/<name>@<alias>")`` reads. The aliases move
-    only after every version is there.
+    A version is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. A strategy is validated
+    when it was measured on fresh prompts and seeds; others get a version, and no alias. Either all aliases move or none does.
+
+    Args:
+        name: Registered model; made if missing.
+        strategies: By alias: "quality", "balanced", "fastest", or another name of letters, digits, - and _.
+        run_id: The run that the versions belong to.
+        uri: Tracking URI; None for the one that is set.
 
     Returns:
-        Alias to version number.
+        Alias or name to version number.
+
+    Raises:
+        RegistryError: The registry refuses; the aliases point to where they did before.
     """
-    client = MlflowClient()
-    versions = {}
+    client = MlflowClient(uri)
     try:
-        try:
-            client.get_registered_model(name)
-        except MlflowException:
-            client.create_registered_model(name, description="DaTo strategies: load with dato.Strategy.load")
-        for alias, strategy in strategies.items():
-            with tempfile.TemporaryDirectory() as folder:
-                strategy.save(Path(folder) / "strategy.json")
-                client.log_artifacts(run_id, folder, f"winners/{alias}")
-            source = f"{client.get_run(run_id).info.artifact_uri}/winners/{alias}"
-            tags = {"dato.digest": strategy.digest}
-            version = client.create_model_version(name, source, run_id=run_id, tags=tags, description=f"{alias}: {strategy}")
-            versions[alias] = str(version.version)
-        for alias, version_number in versions.items():
-            client.set_registered_model_alias(name, alias, version_number)
+        _ensure_model(client, name)
+        versions = {alias: _make_version(client, name, alias, strategy, run_id) for alias, strategy in strategies.items()}
+        _move_aliases(client, name, {a: v for a, v in versions.items() if strategies[a].provenance.get("validated") is True})
     except (MlflowException, OSError) as error:
-        raise RegistryError(f"the registry at {mlflow.get_registry_uri()} does not take {name!r}: {error}; the JSON files are written all the same") from None
+        where = without_credentials(str(uri or mlflow.get_registry_uri()))
+        raise RegistryError(
+            f"the registry at {where} does not take {name!r}: {without_credentials(str(error))}. Nothing of it was changed that anybody "
+            "uses: the aliases are where they were. Check that you may write there (MLFLOW_TRACKING_URI and its credentials), or export to=folder"
+        ) from None
     return versions
 
 
-def registered_digest(name: str, alias: str) -> str | None:
+def registered_digest(name: str, alias: str, uri: str | None = None) -> str | None:
     """The digest of the strategy that an alias points to, or None."""
     try:
-        return MlflowClient().get_model_version_by_alias(name, alias).tags.get("dato.digest")
+        return MlflowClient(uri).get_model_version_by_alias(name, alias).tags.get("dato.digest")
     except MlflowException:
         return None
+
+
+def run_of_search(search_id: str, experiment: str, uri: str | None = None) -> str:
+    """The parent run of a search, which is made where MLflow does not have it. Raises `RegistryError`."""
+    client = MlflowClient(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        runs = client.search_runs([experiment_id], f"tags.`dato.search_id` = '{search_id}' and tags.`dato.kind` = 'search'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
+        run = client.create_run(experiment_id, run_name=search_id, tags={"dato.search_id": search_id, "dato.kind": "search"})
+        client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"MLflow at {without_credentials(str(uri or mlflow.get_tracking_uri()))} cannot be used: {without_credentials(str(error))}. "
+            "Set MLFLOW_TRACKING_URI to a server that you may write to, or export to=folder"
+        ) from None
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name, description="DaTo strategies: dato.Strategy.load(\"models:/<name>@<alias>\"), or mlflow.pyfunc.load_model")
+
+
+def _make_version(client: MlflowClient, name: str, alias: str, strategy: Strategy, run_id: str) -> str:
+    path = f"winners/{alias}-{strategy.digest}"
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        _save_model(strategy, write_card(strategy, Path(folder) / "card"), model)
+        client.log_artifacts(run_id, str(model), path)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
+    version = client.create_model_version(name, source, run_id=run_id, tags=_tags(alias, strategy), description=card_markdown(strategy)[:5000])
+    return str(version.version)
+
+
+def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
+    with warnings.catch_warnings():
+        # MLflow would load the whole pipeline to try an example.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided")
+        mlflow.pyfunc.save_model(
+            target,
+            python_model=str(SERVED),
+            artifacts={"strategy": str(card / "strategy.json")},
+            model_config=_MODEL_CONFIG,
+            signature=_SIGNATURE,
+            pip_requirements=_REQUIREMENTS,
+            metadata={"dato.digest": strategy.digest},
+        )
+    write_card(strategy, target)
+
+
+def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
+    quality, latency = _mapping(strategy, "quality"), _mapping(strategy, "latency")
+    interval = quality.get("difference_interval")
+    tags = {
+        "dato.digest": strategy.digest,
+        "dato.alias": alias,
+        "dato.validated": str(strategy.provenance.get("validated") is True).lower(),
+        "dato.search_id": strategy.provenance.get("search_id"),
+        "dato.speedup": _number(latency.get("speedup")),
+        "dato.fid_difference": _number(quality.get("difference")),
+        "dato.fid_difference_interval": " .. ".join(f"{e:.3f}" for e in interval) if interval else None,
+        "dato.device": latency.get("device"),
+    }
+    return {k: str(v)[:5000] for k, v in tags.items() if v}
+
+
+def _move_aliases(client: MlflowClient, name: str, versions: Mapping[str, str]) -> None:
+    before = {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    moved: list[str] = []
+    try:
+        for alias, version in versions.items():
+            client.set_registered_model_alias(name, alias, version)
+            moved.append(alias)
+    except (MlflowException, OSError):
+        for alias in moved:
+            if alias in before:
+                client.set_registered_model_alias(name, alias, before[alias])
+            else:
+                client.delete_registered_model_alias(name, alias)
+        raise
+
+
+def _mapping(strategy: Strategy, key: str) -> Mapping[str, Any]:
+    found = strategy.provenance.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:.4f}" if isinstance(value, int | float) else None

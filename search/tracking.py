@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import math
@@ -12,14 +14,17 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from dato.sources import without_credentials
+from search.effect import fid_difference
 from search.records import Candidate, Measurement, SearchRecord
 
 _log = logging.getLogger(__name__)
 _PARENT = "mlflow.parentRunId"
 _SEARCH = "dato.search_id"
+_PLAIN = "unaccelerated"
+CHILDREN = ("all", "front", "none")
 
 
 class Tracker:
@@ -28,8 +33,9 @@ class Tracker:
     Args:
         experiment: Experiment name, made if missing.
         uri: Tracking URI; None for MLflow's own default or MLFLOW_TRACKING_URI.
-        front_figure: Draws the front of a record, logged after each generation.
-        front_size: Counts the front of a record.
+        children: Candidates with a run of their own: "all" as they are measured, those on the "front" at the end, or "none".
+        front_page: Draws the front of a record as one HTML page, renewed after each generation.
+        summary: Figures of a record by metric name, logged after each generation.
     """
 
     def __init__(
@@ -37,12 +43,16 @@ class Tracker:
         *,
         experiment: str,
         uri: str | None = None,
-        front_figure: Callable[[SearchRecord], Any] | None = None,
-        front_size: Callable[[SearchRecord], int] | None = None,
+        children: str = "all",
+        front_page: Callable[[SearchRecord], str] | None = None,
+        summary: Callable[[SearchRecord], Mapping[str, float]] | None = None,
     ) -> None:
-        self.experiment, self.uri, self._figure, self._front_size = experiment, uri, front_figure, front_size
+        if children not in CHILDREN:
+            raise ValueError(f"mlflow.children is {children!r}; allowed are {', '.join(CHILDREN)}")
+        self.experiment, self.uri, self.children, self._page, self._summary = experiment, uri, children, front_page, summary
         self.run_id: str | None = None
-        self._logged: set[str] = set()
+        self._logged: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
         self._warned = False
 
     def started(self, record: SearchRecord) -> None:
@@ -50,16 +60,16 @@ class Tracker:
         self._guard(self._start, record)
 
     def measured(self, record: SearchRecord, candidate: Candidate) -> None:
-        """Log a candidate's child run."""
-        if candidate.number >= 0:
-            self._guard(self._log_child, candidate, record.results[candidate.number])
+        """Log a candidate's child run, where every candidate has one."""
+        if candidate.number >= 0 and self.children == "all":
+            self._guard(self._log_child, record, candidate)
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:
-        """Log hypervolume, counts and the front's figure."""
+        """Log hypervolume, counts, speedup, and the front as a figure and as a table."""
         self._guard(self._log_generation, record, generation)
 
     def finished(self, record: SearchRecord, artifacts: Mapping[str, Path]) -> None:
-        """Log the winners and files, and end the parent run."""
+        """Log the winners and files, mark the front, and end the parent run."""
         self._guard(self._finish, record, artifacts)
 
     def stopped(self) -> None:
@@ -70,9 +80,9 @@ class Tracker:
     def _guard(self, action: Callable[..., None], *args: Any) -> None:
         try:
             action(*args)
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # MLflow's own, its server's, or whatever its database driver raises
             if not self._warned:
-                _log.warning("MLflow does not take the log (%s); the search goes on, its ledger holds everything", error)
+                _log.warning("MLflow does not take the log (%s); the search goes on, its ledger holds everything", without_credentials(str(error)))
                 self._warned = True
 
     def _start(self, record: SearchRecord) -> None:
@@ -81,21 +91,23 @@ class Tracker:
         self._client = MlflowClient()
         found = self._client.get_experiment_by_name(self.experiment)
         self._experiment_id = found.experiment_id if found else self._client.create_experiment(self.experiment)
-        query = f"tags.`{_SEARCH}` = '{record.search_id}'"
-        runs = self._pages(query)
+        names = {k: (record.config.get(k) or {}).get("name") for k in ("model", "data")}
+        self._tags = {_SEARCH: record.search_id, **{f"dato.{k}": str(v) for k, v in names.items() if v}}
+        runs = self._pages(f"tags.`{_SEARCH}` = '{record.search_id}'")
         parents = [r for r in runs if _PARENT not in r.data.tags]
         if parents:
             self.run_id = parents[0].info.run_id
             self._client.update_run(self.run_id, status="RUNNING")
-            self._logged = {r.data.tags["dato.candidate"] for r in runs if "dato.candidate" in r.data.tags}
+            self._logged = {r.data.tags["dato.candidate"]: r.info.run_id for r in runs if "dato.candidate" in r.data.tags}
         else:
-            run = self._client.create_run(self._experiment_id, run_name=record.search_id, tags={_SEARCH: record.search_id, "dato.kind": "search"})
+            run = self._client.create_run(self._experiment_id, run_name=record.search_id, tags={**self._tags, "dato.kind": "search"})
             self.run_id = run.info.run_id
             flat = _flatten(record.config)
             self._client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in sorted(flat.items())[:100]])
             self._client.log_dict(self.run_id, {"config": record.config, "environment": record.environment}, "search.json")
-        for number, measurement in record.results.items():
-            self._log_child(record.candidates[number], measurement)
+        if self.children == "all":
+            for number in record.results:
+                self._log_child(record, record.candidates[number])
 
     def _pages(self, query: str) -> list[Any]:
         runs: list[Any] = []
@@ -107,49 +119,40 @@ class Tracker:
             if not token:
                 return runs
 
-    def _log_child(self, candidate: Candidate, measurement: Measurement) -> None:
-        if self.run_id is None or str(candidate.number) in self._logged:
+    def _log_child(self, record: SearchRecord, candidate: Candidate) -> None:
+        number, measurement = str(candidate.number), record.results[candidate.number]
+        if self.run_id is None or number in self._logged:
             return
         tags = {
+            **self._tags,
             _PARENT: self.run_id,
-            _SEARCH: self._client.get_run(self.run_id).data.tags[_SEARCH],
             "dato.kind": "candidate",
-            "dato.candidate": str(candidate.number),
+            "dato.candidate": number,
             "dato.generation": str(candidate.generation),
+            "dato.origin": candidate.origin,
             "dato.digest": candidate.strategy.digest,
             "dato.device": measurement.device,
+            **({"dato.error": measurement.error[:5000]} if measurement.error else {}),
         }
-        run = self._client.create_run(self._experiment_id, run_name=f"candidate {candidate.number}", tags=tags)
-        metrics = {
-            "fid": measurement.fid,
-            "fid_low": measurement.fid_low,
-            "fid_high": measurement.fid_high,
-            "latency_ms": measurement.latency_ms,
-            "images": float(measurement.images),
-            "seconds": measurement.seconds,
-            "generation": float(candidate.generation),
-            **{f"calls_depth_{d}": float(n) for d, n in measurement.calls_by_depth.items()},
-        }
+        run = self._client.create_run(self._experiment_id, run_name=f"candidate {number}", tags=tags)
         steps = [[s.cache_depth, s.prune_ratio] for s in candidate.strategy]
         self._client.log_batch(
             run.info.run_id,
-            metrics=_metrics(metrics, 0),
+            metrics=_metrics(child_metrics(record, candidate, measurement), 0),
             params=[Param("strategy", str(candidate.strategy)), Param("steps", json.dumps(steps)[:6000])],
-            tags=[RunTag("dato.error", measurement.error[:5000])] if measurement.error else [],
         )
+        self._client.log_text(run.info.run_id, candidate.strategy.to_json(), "strategy.json")
         self._client.set_terminated(run.info.run_id, "FINISHED" if measurement.ok else "FAILED")
-        self._logged.add(str(candidate.number))
+        self._logged[number] = run.info.run_id
 
     def _log_generation(self, record: SearchRecord, generation: int) -> None:
         if self.run_id is None:
             return
-        metrics = {"hypervolume": record.hypervolumes[generation], "evaluations": float(len(record.results))}
-        metrics["failures"] = float(sum(not m.ok for m in record.results.values()))
-        if self._front_size:
-            metrics["front_size"] = float(self._front_size(record))
+        metrics = {"hypervolume": record.hypervolumes[generation], **(self._summary(record) if self._summary else {})}
         self._client.log_batch(self.run_id, metrics=_metrics(metrics, generation))
-        if self._figure:
-            self._client.log_figure(self.run_id, self._figure(record), f"fronts/generation_{generation:03d}.html")
+        self._client.log_text(self.run_id, front_table(record), f"fronts/generation_{generation:03d}.csv")
+        if self._page:
+            self._client.log_text(self.run_id, self._page(record), "front.html")
 
     def _finish(self, record: SearchRecord, artifacts: Mapping[str, Path]) -> None:
         if self.run_id is None:
@@ -157,11 +160,50 @@ class Tracker:
         metrics = {}
         for alias, winner in record.winners.items():
             metrics[f"{alias}_speedup"] = winner.speedup
-            metrics[f"{alias}_fid_difference"] = winner.fid_difference
+            metrics[f"{alias}_fid_difference"], *interval = fid_difference(winner.fresh, winner.fresh_baseline)
+            metrics |= dict(zip((f"{alias}_fid_difference_low", f"{alias}_fid_difference_high"), interval, strict=True))
         self._client.log_batch(self.run_id, metrics=_metrics(metrics, len(record.hypervolumes)))
+        for candidate, _ in record.front() if self.children != "none" else []:
+            self._log_child(record, candidate)
+            self._client.set_tag(self._logged[str(candidate.number)], "dato.front", "true")
+        winners: dict[int, list[str]] = {}
+        for alias, winner in record.winners.items():
+            winners.setdefault(winner.candidate.number, []).append(alias)
+        for number, aliases in winners.items():
+            if str(number) in self._logged:
+                self._client.log_batch(self._logged[str(number)], tags=[RunTag("dato.winner", ", ".join(aliases))])
         for folder, path in artifacts.items():
             self._client.log_artifact(self.run_id, str(path), folder or None)
         self._client.set_terminated(self.run_id, "FINISHED")
+
+
+def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) -> dict[str, float]:
+    """A candidate's metrics. MLflow shows columns by name, so what nobody sorts by is named ``with/...`` and comes last."""
+    plain = record.baselines[_PLAIN][1] if _PLAIN in record.baselines else None
+    return {
+        "fid": m.fid,
+        "fid_difference": m.fid - plain.fid if plain else math.nan,
+        "latency_ms": m.latency_ms,
+        "speedup": plain.latency_ms / m.latency_ms if plain else math.nan,
+        "with/fid_low": m.fid_low,
+        "with/fid_high": m.fid_high,
+        "with/images": float(m.images),
+        "with/seconds": m.seconds,
+        "with/generation": float(candidate.generation),
+        **{f"with/calls_depth_{d}": float(n) for d, n in m.calls_by_depth.items()},
+    }
+
+
+def front_table(record: SearchRecord) -> str:
+    """The front as CSV, fastest first, which MLflow's page shows as a table."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "strategy", "digest"])
+    for c, m in record.front():
+        values = child_metrics(record, c, m)
+        numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"]]
+        writer.writerow([c.number, *(f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest])
+    return out.getvalue()
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+from dato.strategy import Step, Strategy
+from launch.config import compose_config
 from search.embedded.train import BETAS, make_autoencoder, make_text_encoder, make_tokenizer
+from search.ledger import Ledger
+from search.records import Candidate, Measurement, Winner
 
 torch.set_num_threads(1)  # the tiny models gain nothing from more, and two processes with two threads each crawl
 
@@ -55,3 +62,45 @@ def make_pipe() -> Callable[..., StableDiffusionPipeline]:
 @pytest.fixture
 def pipe(make_pipe: Callable[..., StableDiffusionPipeline]) -> StableDiffusionPipeline:
     return make_pipe()
+
+
+@pytest.fixture
+def make_search() -> Callable[..., Path]:
+    """A factory of search folders: real ledgers of toy measurements, `stop` one of "empty", "running", "finished"."""
+
+    def make(folder: Path, stop: str = "finished", seed: int = 0, population: int = 8, generations: int = 3, name: str = "embedded") -> Path:
+        config = compose_config("search", [f"seed={seed}", f"search.population={population}", f"search.generations={generations}", f"model.name={name}"])
+        folder.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger(folder / "ledger.jsonl", f"{name}-digits-{seed:010x}", config, {"versions": {"torch": torch.__version__}, "machine": {"cpus": 2}})
+        chance, steps = random.Random(seed), config["model"]["steps"]
+        if stop != "empty":
+            for label, s in {"unaccelerated": Strategy.full(steps), "DeepCache-like, every 3": Strategy.uniform(steps, 3)}.items():
+                ledger.baseline(Candidate(number=-1, generation=-1, strategy=s, origin=label), toy_measurement(s))
+            for number in range(population * (generations if stop == "finished" else generations - 1)):
+                entries = [Step(chance.choice((0, 1, 12)), chance.choice((0.3, 0.5, 0.7))) for _ in range(steps)]
+                candidate = Candidate(number=number, generation=number // population, strategy=Strategy((Step(12, 0.3), *entries[1:])).canonical())
+                ledger.ask(candidate)
+                failed = number == 1
+                ledger.result(number, Measurement(error="RuntimeError: out of memory") if failed else toy_measurement(candidate.strategy))
+                if number % population == population - 1:
+                    ledger.append("generation", generation=number // population, hypervolume=0.3 + 0.1 * (number // population))
+        if stop == "finished":
+            front = ledger.record.front()
+            for alias, (candidate, m) in zip(("quality", "balanced", "fastest"), (front[-1], front[len(front) // 2], front[0]), strict=True):
+                plain = ledger.record.baselines["unaccelerated"][1]
+                ledger.winner(Winner(alias=alias, candidate=candidate, searched=m, fresh=replace(m, fid=m.fid + 1), fresh_baseline=plain))
+            ledger.append("finished")
+        ledger.close()
+        return folder
+
+    return make
+
+
+def toy_measurement(strategy: Strategy) -> Measurement:
+    """Deterministic: less computed is faster and worse."""
+    cost = sum({0: 0.02, 1: 0.1, 12: 1.0}[s.cache_depth] * (1 - 0.3 * s.prune_ratio) for s in strategy) / len(strategy)
+    fid, ms = 30 + 60 * (1 - cost) ** 2 + 5 * sum(s.prune_ratio for s in strategy) / len(strategy), 500 * cost
+    return Measurement(
+        fid=fid, fid_low=fid - 3, fid_high=fid + 3, images=20, latency_ms=ms, latency_low_ms=0.95 * ms, latency_high_ms=1.1 * ms,
+        calls_by_depth={str(d): n for d, n in strategy.calls_by_depth.items()}, seconds=ms / 50, device="toy device", batch=10,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ ONLY_IN = {
     "omegaconf": ("launch/",),
     "ray": ("search/workers.py", "search/tune.py", "launch/"),
     "pymoo": ("search/nsga2.py",),
-    "mlflow": ("search/tracking.py", "search/registry.py", "analysis/load.py", "launch/search.py", "dato/sources.py"),
+    "mlflow": ("search/tracking.py", "search/registry.py", "search/served.py", "analysis/load.py", "launch/search.py", "launch/bench/tracking.py", "dato/sources.py"),
     "torchvision": (),
 }
 ALLOWED = {

@@ -11,6 +11,7 @@ BENCHES = {
     "unet": "[geometry=sd15] [batch=2] [dtype=float32]: one call of every action and whole schedules, against DeepCache and tomesd",
     "pipeline": "[model=embedded] [batch=20]: whole images, with text encoder, UNet and VAE apart",
     "memory": "[geometry=sd15] [batch=2] [dtype=float32]: peak memory of a process that runs the UNet, plain and accelerated",
+    "tracking": "[candidates=2000] [steps=50]: logging the candidates of a large search into MLflow, and listing them",
 }
 """Each benchmark, with its line of help, is run by the module of this package with its name."""
 

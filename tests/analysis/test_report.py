@@ -1,9 +1,14 @@
+import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from analysis.compare import differences, write_comparison
+from analysis.figures import evaluations, hypervolume_figure
 from analysis.report import write_report
+from analysis.steps import statistics_figure
 from dato.strategy import Strategy
 from search.records import Candidate, Measurement, SearchRecord, Winner
 
@@ -53,3 +58,54 @@ def test_text_is_escaped(record: SearchRecord, tmp_path: Path) -> None:
 def test_an_empty_search_has_a_report(tmp_path: Path) -> None:
     page = write_report(SearchRecord(search_id="empty", config={}), tmp_path / "report.html").read_text()
     assert "not finished: 0 strategies" in page
+    assert "Nothing can be drawn" in page
+
+
+def test_a_search_that_ended_without_winners_says_so(record: SearchRecord, tmp_path: Path) -> None:
+    record.winners = {}
+    record.results = {n: Measurement(error="out of memory") for n in record.candidates}
+    page = write_report(record, tmp_path / "report.html").read_text()
+    assert "ended without winners: 5 of 5 candidates failed" in page
+
+
+def test_hypervolume_is_drawn_over_evaluations(record: SearchRecord) -> None:
+    assert evaluations(record) == [2, 4]
+    assert list(hypervolume_figure([record]).data[0].x) == [2, 4]
+
+
+def test_statistics_of_the_front_by_step(record: SearchRecord) -> None:
+    figure = statistics_figure(record)
+    shares = {trace.name: list(trace.y) for trace in figure.data}
+    # The front's strategies: uniform(4, 3), uniform(4, 1) and uniform(4, 2), all with ratio 0.3.
+    assert shares["full"] == pytest.approx([1, 1 / 3, 2 / 3, 2 / 3])
+    assert shares["depth 1"] == pytest.approx([0, 2 / 3, 1 / 3, 1 / 3])
+    assert shares["mean prune ratio"] == pytest.approx([0.3] * 4)
+
+
+def test_a_comparison_says_what_does_not_compare(record: SearchRecord, tmp_path: Path) -> None:
+    other = copy.deepcopy(record)
+    other.search_id, other.finished = "other", False
+    other.config = {"model": {"name": "another"}, "seed": 1}
+    page = write_comparison([record, other], tmp_path / "c.html").read_text()
+    assert "differ in model.name: their FIDs or latencies do not compare" in page
+    assert "Not finished: other." in page
+    assert differences([record, record]) == {}
+    same = write_comparison([record, record], tmp_path / "c.html").read_text()
+    assert "do not compare" not in same
+
+
+def test_the_command_line(make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from launch.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    one, two = make_search(tmp_path / "one"), make_search(tmp_path / "two", "running", seed=1)
+    assert main(["report", f"folder={one},{two}"]) == 0
+    assert main(["report", f"folder={two}", "target=mine.html"]) == 0
+    assert capsys.readouterr().out.split() == ["comparison.html", "mine.html"]
+    for arguments, message in (
+        ([f"folder={one},{one}"], "names a search twice"),
+        ([f"folder={one},/nowhere"], "holds no ledger.jsonl"),
+        ([f"folder={one}", "target=/nowhere/r.html"], "no file in a folder that exists"),
+    ):
+        assert main(["report", *arguments]) == 2
+        assert message in capsys.readouterr().err

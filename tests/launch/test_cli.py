@@ -79,7 +79,7 @@ def test_mlflow_holds_the_search(finished: tuple[Path, str]) -> None:
     assert [m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")] == record.hypervolumes
     assert parent.info.status == "FINISHED"
     artifacts = {a.path for a in client.list_artifacts(parent.info.run_id)}
-    assert {"fronts", "report.html", "search.json", "winners"} <= artifacts
+    assert {"front.html", "fronts", "report.html", "search.json", "winners"} <= artifacts
 
 
 @pytest.mark.slow
@@ -166,11 +166,12 @@ def _results(folder: Path) -> list[str]:
         (["search", "space.ratios=[0.8]"], "prune_ratio is 0.8"),
         (["search", "search.operators=best"], "allowed are 'stepwise' and 'paper'"),
         (["search", "search.generations=0"], "give at least 1"),
+        (["search", "mlflow.children=some"], "allowed are all, front and none"),
         (["search", "data=folder"], "data.prompts"),
         (["search", "protocol.images=1"], "protocol.images is 1"),
         (["search", "replay_latency=/nowhere"], "holds no ledger.jsonl"),
         (["search", "output=/dev/null/x"], "set output to a folder that you may write"),
-        (["report"], "takes folder="),
+        (["report"], "needs folder=..."),
         (["report", "folder=/nowhere"], "holds no ledger.jsonl"),
     ],
 )

@@ -1,0 +1,76 @@
+"""Several searches in one self-contained HTML file: their fronts together, their progress, their winners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from analysis.figures import UNACCELERATED, fronts_figure, hypervolume_figure
+from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
+from analysis.progress import best_speedup
+from search.records import SearchRecord
+
+_ALIKE = ("model", "data", "protocol")
+
+
+def write_comparison(records: Sequence[SearchRecord], path: Path) -> Path:
+    """Write the comparison of searches, finished or not; says which of their settings make FIDs or latencies incomparable."""
+    title = f"Comparison of {len(records)} searches"
+    parts = [f"<h1>{title}</h1>", _banner(records), _table(records)]
+    if any(r.evaluated() for r in records):
+        parts.append(figure_section("Fronts", fronts_figure(records), "Each line is the front of a search, each diamond its unaccelerated pipeline; hover for the steps."))
+    if any(r.hypervolumes for r in records):
+        parts.append(figure_section("Progress", hypervolume_figure(records), "Hypervolume after each generation, by candidates evaluated; each search is measured from its own unaccelerated pipeline."))
+    parts += [notes_section("What differs in their configurations", differences(records))]
+    return write_page(path, page(title, parts))
+
+
+def differences(records: Sequence[SearchRecord]) -> dict[str, str]:
+    """Configuration keys whose values differ, with each search's value."""
+    flat = [_flat(r.config) for r in records]
+    keys = sorted({k for f in flat for k in f})
+    return {k: " | ".join(str(f.get(k, "-")) for f in flat) for k in keys if len({str(f.get(k)) for f in flat}) > 1}
+
+
+def _banner(records: Sequence[SearchRecord]) -> str:
+    notes = []
+    different = sorted({k for k in differences(records) if k.split(".")[0] in _ALIKE})
+    if different:
+        notes.append(f"These searches differ in {escape(', '.join(different))}: their FIDs or latencies do not compare, only their speedups against their own unaccelerated pipeline.")
+    devices = [sorted({m.device for _, m in r.evaluated()}) for r in records]
+    if any(d != devices[0] for d in devices if d):
+        notes.append(f"They ran on different devices ({escape('; '.join(', '.join(d) or 'none' for d in devices))}): their latencies do not compare.")
+    unfinished = [r.search_id for r in records if not r.finished]
+    if unfinished:
+        notes.append(f"Not finished: {escape(', '.join(unfinished))}.")
+    return "".join(map(banner, notes))
+
+
+def _table(records: Sequence[SearchRecord]) -> str:
+    heads = ("search", "candidates", "failures", "front", "hypervolume", "speedup at no worse FID", "unaccelerated", "winners, fresh images")
+    rows = []
+    for r in records:
+        best, plain = best_speedup(r), r.baselines.get(UNACCELERATED)
+        winners = ", ".join(f"{a} {w.speedup:.2f}x at {w.fid_difference:+.2f}" for a, w in r.winners.items())
+        rows.append(
+            (
+                r.search_id,
+                str(len(r.results)),
+                str(sum(not m.ok for m in r.results.values())),
+                str(len(r.front())),
+                f"{r.hypervolumes[-1]:.4f}" if r.hypervolumes else "-",
+                f"{best:.2f}x" if best else "-",
+                f"FID {plain[1].fid:.2f}, {plain[1].latency_ms:.0f} ms" if plain else "-",
+                winners or "-",
+            )
+        )
+    return wide_table(heads, rows)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,147 @@
+"""How a search stands: counts, front, best speedup at equal FID, utilisation and time left, from its record and its clock."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from search.records import SearchRecord
+
+UNACCELERATED = "unaccelerated"
+_SILENT = 3.0
+"""A gap between events of this many times the longest evaluation is a pause of the search, not work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A search at one moment.
+
+    Attributes:
+        done: Candidates with a result, failed ones too.
+        total: Candidates that the search asks for in all.
+        generation: Generations that are complete.
+        generations: Generations in all.
+        front: Candidates that none beats in both FID and latency.
+        hypervolume: After the last complete generation, or None.
+        speedup: Best speedup at no worse FID than the unaccelerated pipeline's, or None where nothing reaches it yet.
+        failures: Candidates that could not be measured.
+        device_hours: Hours that devices spent evaluating candidates.
+        utilisation: Share of the workers' time spent evaluating, while the search ran, or None where it is not known.
+        left_s: Seconds to the last candidate at the pace of the last ones, or None.
+        finished: Whether the search came to its end.
+    """
+
+    done: int
+    total: int
+    generation: int
+    generations: int
+    front: int
+    hypervolume: float | None
+    speedup: float | None
+    failures: int
+    device_hours: float
+    utilisation: float | None
+    left_s: float | None
+    finished: bool
+
+    def lines(self) -> list[str]:
+        """The same in words, a few to a line."""
+        best = f"{self.speedup:.2f}x at no worse FID" if self.speedup else "nothing yet at the unaccelerated FID"
+        time_left = "finished" if self.finished else "validating the winners" if self.done >= self.total else f"{duration(self.left_s)} left"
+        busy = "utilisation unknown" if self.utilisation is None else f"workers {self.utilisation:.0%} busy"
+        return [
+            f"candidates {self.done}/{self.total}, generation {self.generation}/{self.generations}, failures {self.failures}, {time_left}",
+            f"front {self.front}, hypervolume {_text(self.hypervolume)}, best {best}",
+            f"{busy}, {self.device_hours:.2f} device-hours",
+        ]
+
+
+def progress(record: SearchRecord, clock: Sequence[float] = (), now: float | None = None, older: int = 0) -> Progress:
+    """How a search stands.
+
+    Args:
+        record: From its ledger.
+        clock: Seconds since the epoch of its ledger's events, as `read_clock` gives them; empty where they are not known.
+        now: Seconds since the epoch; None for the time of the last event.
+        older: How many results are older than the clock, as those of an earlier run of the search are for its driver.
+    """
+    search, workers = record.config.get("search") or {}, (record.config.get("cluster") or {}).get("workers") or 1
+    generations = int(search.get("generations") or 0)
+    total = generations * int(search.get("population") or 0) or len(record.candidates)
+    everything = [*(m for _, m in record.baselines.values()), *record.results.values()]
+    watched = list(record.results.values())[older:] if older else everything
+    active = _active(record, clock, now)
+    utilisation = sum(m.seconds for m in watched) / (workers * active) if active and watched else None
+    recent = len(record.results) - older
+    pace = active / recent if active and recent else None
+    return Progress(
+        done=len(record.results),
+        total=max(total, len(record.results)),
+        generation=len(record.hypervolumes),
+        generations=generations,
+        front=len(record.front()),
+        hypervolume=record.hypervolumes[-1] if record.hypervolumes else None,
+        speedup=best_speedup(record),
+        failures=sum(not m.ok for m in record.results.values()),
+        device_hours=sum(m.seconds for m in everything) / 3600,
+        utilisation=None if utilisation is None else min(1.0, utilisation),
+        left_s=None if record.finished or pace is None else pace * max(0, total - len(record.results)),
+        finished=record.finished,
+    )
+
+
+def best_speedup(record: SearchRecord) -> float | None:
+    """Unaccelerated latency over that of the fastest candidate whose FID is no worse, or None."""
+    if UNACCELERATED not in record.baselines:
+        return None
+    plain = record.baselines[UNACCELERATED][1]
+    good = [m.latency_ms for _, m in record.evaluated() if m.fid <= plain.fid]
+    return plain.latency_ms / min(good) if good else None
+
+
+def read_clock(path: Path) -> list[float]:
+    """When each event of a ledger was written; empty for a ledger of before events had a time."""
+    stamps = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        at = json.loads(line).get("at")
+        if isinstance(at, int | float) and math.isfinite(at):
+            stamps.append(float(at))
+    return stamps
+
+
+def in_use(path: Path) -> bool | None:
+    """Whether a driver on this machine holds the ledger; None where the system does not tell (only Linux does)."""
+    try:
+        locks = Path("/proc/locks").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = path.stat()
+    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    return any("FLOCK" in line and f" {name} " in line for line in locks.splitlines())
+
+
+def duration(seconds: float | None) -> str:
+    """A time in words: "2 h 05 min", "3 min", "40 s"."""
+    if seconds is None:
+        return "unknown time"
+    whole = round(seconds)
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min" if whole >= 3600 else f"{whole // 60} min" if whole >= 120 else f"{whole} s"
+
+
+def _active(record: SearchRecord, clock: Sequence[float], now: float | None) -> float | None:
+    """Seconds that the search was at work, without its pauses."""
+    if len(clock) < 2:
+        return None
+    longest = max((m.seconds for m in record.results.values()), default=0.0)
+    times = [*clock, now] if now and not record.finished else list(clock)
+    limit = max(60.0, _SILENT * longest)
+    return sum(gap for before, after in itertools.pairwise(times) if 0 <= (gap := after - before) <= limit) or None
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,62 @@
+"""``key=value`` arguments of the commands that need no configuration, and so no Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class ArgumentError(ValueError):
+    """Arguments that a command does not take: the message says what was given, what is allowed and what to do."""
+
+
+def parse(command: str, arguments: Sequence[str], takes: Mapping[str, str], required: Sequence[str] = ()) -> dict[str, str]:
+    """The arguments by key.
+
+    Args:
+        command: For messages.
+        arguments: ``key=value`` words.
+        takes: Allowed keys, each with what it means.
+        required: Keys that must be there.
+
+    Raises:
+        ArgumentError: Another word, an unknown, repeated or missing key.
+    """
+    usage = "it takes " + ", ".join(f"{k}={v}" for k, v in takes.items())
+    found: dict[str, str] = {}
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        key = key.removeprefix("--")
+        if not equals or key not in takes:
+            raise ArgumentError(f"dato {command} was given {word!r}; {usage}")
+        if key in found:
+            raise ArgumentError(f"dato {command} was given {key} twice ({found[key]!r} and {value!r}); give it once")
+        found[key] = value
+    missing = [k for k in required if not found.get(k)]
+    if missing:
+        raise ArgumentError(f"dato {command} needs {' and '.join(f'{k}=...' for k in missing)}, but was given {list(arguments)}; {usage}")
+    return found
+
+
+def flag(found: Mapping[str, str], key: str) -> bool:
+    """A key that is true or false, false where it is not given."""
+    value = found.get(key, "false").lower()
+    if value not in ("true", "false"):
+        raise ArgumentError(f"{key} is {found[key]!r}; allowed are true and false")
+    return value == "true"
+
+
+def choice(found: Mapping[str, str], key: str, allowed: Sequence[str]) -> str:
+    """A key with a few values, the first where it is not given."""
+    value = found.get(key, allowed[0])
+    if value not in allowed:
+        raise ArgumentError(f"{key} is {value!r}; allowed are {', '.join(allowed)}")
+    return value
+
+
+def search_folder(given: str) -> Path:
+    """The folder of a search. Raises `ArgumentError` where it holds no ledger."""
+    folder = Path(given).expanduser()
+    if not (folder / "ledger.jsonl").is_file():
+        raise ArgumentError(f"folder is {given!r}, which holds no ledger.jsonl; give the folder of a search, such as outputs/<search id>")
+    return folder

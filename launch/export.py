@@ -1,0 +1,80 @@
+"""``dato export``: the validated winners of a search, with their cards, to a folder, a file or an MLflow registry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dato.card import write_card
+from dato.strategy import Strategy
+from launch.arguments import ArgumentError, choice, flag, parse, search_folder
+from search.handover import read_facts, winner_strategies
+from search.ledger import read_ledger
+from search.records import SearchRecord
+
+TAKES = {
+    "folder": "<search folder>",
+    "to": "folder|file|registry (folder)",
+    "alias": "quality|balanced|fastest (all)",
+    "target": "<folder or file> (<search folder>/export)",
+    "name": "<registered model> (the search's own)",
+    "uri": "<MLflow tracking URI> (MLFLOW_TRACKING_URI)",
+    "replace": "true|false (false: nothing is overwritten)",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Export the winners of a search; prints where they are."""
+    given = parse("export", arguments, TAKES, required=["folder"])
+    to, folder, replace = choice(given, "to", ("folder", "file", "registry")), search_folder(given["folder"]), flag(given, "replace")
+    record = read_ledger(folder / "ledger.jsonl")
+    strategies = _chosen(record, winner_strategies(record, read_facts(folder)), given.get("alias"))
+    if to == "folder":
+        target = Path(given.get("target") or folder / "export")
+        for alias, strategy in strategies.items():
+            print(write_card(strategy, target / alias, replace))
+    elif to == "file":
+        _to_file(strategies, given.get("target"), replace)
+    else:
+        _to_registry(record, strategies, given.get("name"), given.get("uri"))
+    return 0
+
+
+def save_file(strategy: Strategy, path: Path, replace: bool) -> None:
+    """Write one strategy's JSON. Raises `ArgumentError` where another strategy is in its place."""
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder; give a file, such as {path / 'strategy.json'}, or to=folder")
+    if path.exists() and not replace and path.read_bytes() != strategy.to_json().encode():
+        raise ArgumentError(f"{path} exists and is something else; give another target, or replace=true")
+    strategy.save(path)
+    print(path)
+
+
+def _chosen(record: SearchRecord, strategies: dict[str, Strategy], alias: str | None) -> dict[str, Strategy]:
+    if not strategies:
+        state = "has no winners" if record.finished else f"is not finished ({len(record.evaluated())} strategies measured)"
+        raise ArgumentError(f"search {record.search_id} {state}, so there is nothing validated to export; run the same dato search command to its end")
+    if alias is None:
+        return strategies
+    if alias not in strategies:
+        raise ArgumentError(f"alias is {alias!r}; search {record.search_id} has {', '.join(strategies)}")
+    return {alias: strategies[alias]}
+
+
+def _to_file(strategies: dict[str, Strategy], target: str | None, replace: bool) -> None:
+    if len(strategies) != 1:
+        raise ArgumentError(f"to=file takes one winner; give alias={'|'.join(strategies)}, or to=folder for all")
+    ((alias, strategy),) = strategies.items()
+    save_file(strategy, Path(target or f"{alias}.json"), replace)
+
+
+def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: str | None, uri: str | None) -> None:
+    from search.registry import register, run_of_search  # MLflow takes seconds to import
+
+    config = record.config
+    name = name or (config.get("registry") or {}).get("name") or f"dato-{config['model']['name']}"
+    settings = config.get("mlflow") or {}
+    uri = uri or settings.get("uri")
+    run_id = run_of_search(record.search_id, settings.get("experiment") or f"dato/{config['model']['name']}", uri)
+    for alias, version in register(name, strategies, run_id, uri=uri).items():
+        print(f"models:/{name}@{alias}  (version {version})")

@@ -1,0 +1,130 @@
+"""The winners of a search as strategies that carry everything another team needs to know about them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dato.strategy import Strategy
+from search.effect import fid_difference, speedup
+from search.models import ModelError, ModelSpec, weights_digest
+from search.records import SearchRecord, Winner
+
+MODEL_FILE = "model.json"
+
+
+def winner_strategies(record: SearchRecord, facts: Mapping[str, Any] | None = None) -> dict[str, Strategy]:
+    """The validated winners by alias, each with its provenance.
+
+    Args:
+        record: Of a search, finished or not.
+        facts: What `dato.provenance.describe` says of the pipeline that was measured; None where nobody noted it.
+    """
+    return {alias: w.candidate.strategy.with_provenance(**provenance(record, w, facts)) for alias, w in record.winners.items()}
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """What the search noted about its pipeline, or None for a search of before it did."""
+    try:
+        found = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Note what the pipeline is, for its winners' provenance."""
+    (folder / MODEL_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Where a winner comes from, for which model, and what it gave."""
+    model, sampler = record.config["model"], (facts or {}).get("scheduler", {})
+    fresh, plain = winner.fresh, winner.fresh_baseline
+    difference, low, high = fid_difference(fresh, plain)
+    faster, slowest, fastest = speedup(fresh, plain)
+    return {
+        "search_id": record.search_id,
+        "alias": winner.alias,
+        "validated": True,
+        "model": {
+            "name": model["name"],
+            "path": model["path"],
+            "dtype": model["dtype"],
+            "unet_sha256": _files_digest(model),
+            **{k: v for k, v in (facts or {}).items() if k != "scheduler"},
+        },
+        "sampler": {
+            "scheduler": sampler.get("class") or model["scheduler"] or "the model's own",
+            "steps": model["steps"],
+            "guidance": model["guidance"],
+            "settings": dict(sampler),
+        },
+        "size": [model["height"], model["width"]] if model["height"] and model["width"] else "the model's own",
+        "quality": {
+            "metric": f"FID, {record.config['protocol']['features']} features",
+            "value": fresh.fid,
+            "interval": _ends(fresh.fid_low, fresh.fid_high),
+            "baseline": plain.fid,
+            "baseline_interval": _ends(plain.fid_low, plain.fid_high),
+            "difference": difference,
+            "difference_interval": _ends(low, high),
+            "in_search": winner.searched.fid,
+            "images": fresh.images,
+            "reference": record.config["data"]["name"],
+        },
+        "latency": {
+            "value": fresh.latency_ms,
+            "baseline": plain.latency_ms,
+            "unit": "ms per image",
+            "speedup": faster,
+            "speedup_range": _ends(slowest, fastest) if slowest < fastest else None,  # of one batch, none
+            "device": fresh.device,
+            "batch": fresh.batch,
+        },
+        "environment": record.environment,
+        "reproduce": command(record.config),
+    }
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """The `dato search` command that makes the same search: every resolved value, so that no default can change it."""
+    words = ["dato", "search", *(f"{k}={_value(v)}" for k, v in _flatten({k: v for k, v in config.items() if k not in _LOCAL}))]
+    return " \\\n  ".join([" ".join(words[:2]), *map(shlex.quote, words[2:])])
+
+
+_LOCAL = ("output", "restart", "cluster", "mlflow", "registry", "replay_latency")  # where it ran, not what it found
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_value(v) for v in value) + "]"
+    text = str(value)
+    plain = all(c.isalnum() or c in "-_./:" for c in text)
+    return text if plain or not isinstance(value, str) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return rows
+
+
+def _files_digest(model: Mapping[str, Any]) -> str | None:
+    try:
+        return weights_digest(ModelSpec(**model))
+    except (ModelError, TypeError):
+        return None  # the model's folder is on another machine, or its keys are of another version
+
+
+def _ends(low: float, high: float) -> list[float] | None:
+    return [low, high] if math.isfinite(low) and math.isfinite(high) else None

@@ -1,0 +1,136 @@
+"""A real sqlite MLflow: what a search looks like in it, and how to find things."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from search.ledger import read_ledger
+from search.records import SearchRecord
+from search.tracking import Tracker
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
+    address = f"sqlite:///{folder / 'mlflow.db'}"
+    mlflow.set_tracking_uri(address)
+    MlflowClient(address).create_experiment("toy", artifact_location=(folder / "artifacts").as_uri())
+    yield address
+    mlflow.set_tracking_uri(before)
+
+
+def track(record: SearchRecord, uri: str, children: str) -> None:
+    tracker = Tracker(experiment="toy", uri=uri, children=children, front_page=lambda r: f"<p>{len(r.front())}</p>", summary=lambda r: {"evaluations": len(r.results), "speedup": float("nan")})
+    tracker.started(SearchRecord(search_id=record.search_id, config=record.config))
+    for number in record.results:
+        tracker.measured(record, record.candidates[number])
+    for generation in range(len(record.hypervolumes)):
+        tracker.generation_done(record, generation)
+    tracker.finished(record, {})
+
+
+@pytest.fixture(scope="module")
+def searches(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SearchRecord]:
+    return {}
+
+
+@pytest.fixture
+def tracked(uri: str, searches: dict[str, SearchRecord], make_search: Callable[..., Path], tmp_path: Path) -> dict[str, SearchRecord]:
+    for seed, children in enumerate(("all", "front", "none") if not searches else ()):
+        searches[children] = read_ledger(make_search(tmp_path / children, seed=seed) / "ledger.jsonl")
+        track(searches[children], uri, children)
+    return searches
+
+
+def find(query: str, **more: object) -> list[mlflow.entities.Run]:
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], query, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("children", ["all", "front", "none"])
+def test_which_candidates_have_runs(tracked: dict[str, SearchRecord], children: str) -> None:
+    record = tracked[children]
+    found = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'candidate'")
+    front = {str(c.number) for c, _ in record.front()}
+    expected = {"all": {str(n) for n in record.results}, "front": front, "none": set()}[children]
+    assert {r.data.tags["dato.candidate"] for r in found} == expected
+    assert {r.data.tags["dato.candidate"] for r in found if r.data.tags.get("dato.front") == "true"} == front & expected
+
+
+def test_a_child_holds_its_strategy_and_figures(tracked: dict[str, SearchRecord]) -> None:
+    record = tracked["all"]
+    (failed,) = find(f"tags.`dato.search_id` = '{record.search_id}' and attributes.status = 'FAILED'")
+    assert failed.data.tags["dato.error"] == "RuntimeError: out of memory"
+    candidate, m = record.front()[0]
+    (run,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.candidate` = '{candidate.number}'")
+    plain = record.baselines["unaccelerated"][1]
+    assert run.data.metrics["fid"] == m.fid
+    assert run.data.metrics["speedup"] == pytest.approx(plain.latency_ms / m.latency_ms)
+    assert run.data.metrics["with/calls_depth_12"] == m.calls_by_depth["12"]
+    assert run.data.params["strategy"] == str(candidate.strategy)
+    text = Path(run.info.artifact_uri.removeprefix("file://"), "strategy.json").read_text()
+    assert text == candidate.strategy.to_json()
+    # What a person sorts by comes first in MLflow's columns, which are in the order of their names.
+    assert sorted(run.data.metrics)[:4] == ["fid", "fid_difference", "latency_ms", "speedup"]
+
+
+def test_the_parent_is_renewed_every_generation(tracked: dict[str, SearchRecord]) -> None:
+    record = tracked["none"]
+    (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
+    client = MlflowClient()
+    assert [m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")] == record.hypervolumes
+    assert "speedup" not in parent.data.metrics  # no number where there is none
+    assert parent.data.metrics["fastest_fid_difference_low"] < parent.data.metrics["fastest_fid_difference"]
+    folder = Path(parent.info.artifact_uri.removeprefix("file://"))
+    assert {"front.html", "search.json"} <= {p.name for p in folder.iterdir()}
+    assert len(list((folder / "fronts").glob("*.csv"))) == 3
+    rows = list(csv.DictReader(io.StringIO((folder / "fronts" / "generation_002.csv").read_text())))
+    assert [r["strategy"] for r in rows] == [str(c.strategy) for c, _ in record.front()]
+
+
+@pytest.mark.parametrize(
+    ("query", "order"),
+    [
+        ("tags.`dato.kind` = 'search' and tags.`dato.model` = 'embedded'", "attributes.start_time DESC"),
+        ("tags.`dato.search_id` = '{id}' and tags.`dato.front` = 'true'", "metrics.latency_ms ASC"),
+        ("tags.`dato.search_id` = '{id}' and metrics.fid_difference <= 60 and metrics.speedup > 1", "metrics.speedup DESC"),
+        ("tags.`dato.model` = 'embedded' and tags.`dato.winner` LIKE '%fastest%'", "metrics.speedup DESC"),
+        ("tags.`dato.search_id` = '{id}' and attributes.status = 'FAILED'", "attributes.start_time ASC"),
+    ],
+)
+def test_the_five_queries_of_the_readme(tracked: dict[str, SearchRecord], query: str, order: str) -> None:
+    assert find(query.format(id=tracked["all"].search_id), order_by=[order])
+
+
+def test_a_search_that_goes_on_logs_nothing_twice(tracked: dict[str, SearchRecord], uri: str) -> None:
+    before = len(find("tags.`dato.kind` = 'candidate'"))
+    track(tracked["all"], uri, "all")
+    assert len(find("tags.`dato.kind` = 'candidate'")) == before
+
+
+def test_a_server_that_fails_does_not_stop_the_search(
+    tracked: dict[str, SearchRecord], uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    try:
+        track(tracked["all"], "http://someone:secret@127.0.0.1:1", "all")
+    finally:
+        mlflow.set_tracking_uri(uri)
+    (said,) = [r.message for r in caplog.records if "MLflow does not take the log" in r.message]
+    assert "secret" not in said
+
+
+def test_unknown_children() -> None:
+    with pytest.raises(ValueError, match="children is 'some'; allowed are all, front, none"):
+        Tracker(experiment="toy", children="some")
