@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dato.attention import prune_layer
 from dato.control import ControlSkip
+from dato.provenance import check
 from dato.runtime import Options, RunReport, Runtime
 from dato.strategy import FULL, Strategy
 from dato.units import Layout
@@ -31,7 +32,10 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
 
     Raises:
         TypeError: The pipeline's model is of another kind.
-        StrategyError: The strategy has a depth that the model does not have.
+        StrategyError: The strategy has a depth that the model does not have, or was found on another architecture.
+        ValueError: Something on the pipeline cannot follow a strategy: the message says what, and the way out.
+
+    A strategy whose provenance names other weights, another sampler or other steps is a `dato.provenance.ProvenanceWarning`.
     """
     if not isinstance(strategy, Strategy):
         raise TypeError(f"expected a dato.Strategy, but got {type(strategy).__name__}; dato.Strategy.load reads files and names")
@@ -42,6 +46,7 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     layout = Layout.of(unet)
     runtime = Runtime(pipe, layout, strategy, options or Options())
     _refuse_unsupported(pipe, runtime)
+    check(pipe, strategy)
     active = _find(pipe)
     if active is not None and active.pipe is not pipe:
         raise ValueError("another pipeline shares this UNet and is accelerated already: call dato.disable on that pipeline first")

@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from dato import pruning, scoring
+from dato.schedule import works
 from dato.split import CachedShare
 from dato.strategy import FULL, PATCH, Step, Strategy, StrategyError
 from dato.units import Layout, bind_call, run_shallow, share_of, unit_output
@@ -80,31 +81,6 @@ class RunReport:
     def calls(self) -> int:
         """UNet calls so far, replayed ones included."""
         return sum(self.calls_by_depth.values())
-
-
-def entry_of_call(position: int, all_calls: int, steps: int, order: int = 1) -> int:
-    """The strategy entry that governs a UNet call.
-
-    A sampler makes as many calls as the strategy has entries, or one more (PNDM repeats its second). One of second order
-    makes two a step, but one at the last: an entry governs both calls of its step.
-
-    Args:
-        position: The call's place in a whole run of this sampler, from 0: a run that starts late starts at a later one.
-        all_calls: Calls of a whole run.
-        steps: Entries of the strategy.
-        order: The scheduler's `order`.
-    """
-    if order == 2 and all_calls == 2 * steps - 1:
-        return position // 2
-    extra = all_calls - steps
-    if extra not in (0, 1) or order > 1:
-        needed = (all_calls + 1) // 2 if order == 2 else all_calls
-        allowed = f"{2 * steps - 1}" if order == 2 else f"{steps} or {steps + 1}"
-        raise StrategyError(
-            f"the strategy has {steps} steps, but the scheduler makes {all_calls} calls; allowed are {allowed}: "
-            f"run with num_inference_steps={steps}, or use strategy.resample({needed})"
-        )
-    return max(0, position - extra)
 
 
 class Runtime(ModelHook):
@@ -199,10 +175,7 @@ class Runtime(ModelHook):
         timesteps = self.pipe.scheduler.timesteps
         if timesteps is not self._timesteps or self.position >= len(self._places):
             self._begin(timesteps, timestep)
-        entry = self.strategy[entry_of_call(self.position, len(self._places), len(self.strategy), getattr(self.pipe.scheduler, "order", 1))]
-        # Nothing is cached at the first call, so it is full. A d = 0 entry prunes nothing, also where it governs that call.
-        depth = FULL if self.position == self._first else entry.cache_depth
-        return Step(depth, entry.prune_ratio if entry.cache_depth else 0.0)
+        return self._works[self.position - self._first].step
 
     def _begin(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> None:
         """Start a run at the place of its first timestep: image-to-image and refiners start late."""
@@ -213,7 +186,7 @@ class Runtime(ModelHook):
         # Some samplers visit a timestep twice; then the pipeline knows how many calls it is going to make.
         late = len(places) - (getattr(self.pipe, "num_timesteps", None) or len(places))
         start = late if late in found or not found else found[0]
-        entry_of_call(start, len(places), len(self.strategy), getattr(self.pipe.scheduler, "order", 1))
+        self._works = works(self.strategy, len(places), getattr(self.pipe.scheduler, "order", 1), start)
         self._timesteps, self._places = timesteps, places
         self._first = self.position = start
         # The modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
@@ -251,20 +224,12 @@ class Runtime(ModelHook):
 
     def _share_work(self, depth: int) -> None:
         """Do once what this and later calls at `depth` have in common; a single call gains nothing by it."""
-        if depth == FULL or depth in self.shares or not (self.options.compile or self._used_again(depth)):
+        planned = self._works[self.position - self._first].share == "made"
+        if depth == FULL or depth in self.shares or not (self.options.compile or planned):
             return
         share = share_of(self.layout, depth, self.cached[depth])
         if share is not None:
             self.shares[depth] = share
-
-    def _used_again(self, depth: int) -> bool:
-        """Whether a later call starts from the same cached tensor as this one."""
-        order = getattr(self.pipe.scheduler, "order", 1)
-        for position in range(self.position + 1, len(self._places)):
-            coming = self.strategy[entry_of_call(position, len(self._places), len(self.strategy), order)].cache_depth
-            if coming >= depth:
-                return coming == depth
-        return False
 
     def _base_tokens(self, batch: int, size: Sequence[int], device: torch.device) -> dict[int, torch.Tensor]:
         """One base token per patch for each resolution at which this call prunes: (B, N_base) by downsample."""

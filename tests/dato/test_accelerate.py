@@ -12,7 +12,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 import dato
 from dato import FULL, Options, Step, Strategy, StrategyError
-from dato.runtime import entry_of_call
+from dato.schedule import entry_of_call
 from tests.dato.conftest import STEPS, run, use
 
 

@@ -1,0 +1,71 @@
+"""Which strategy entry governs which UNet call, and what each call does: known before a run begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dato.strategy import FULL, Step, Strategy, StrategyError
+
+
+def entry_of_call(position: int, all_calls: int, steps: int, order: int = 1) -> int:
+    """The strategy entry that governs a UNet call.
+
+    A sampler makes as many calls as the strategy has entries, or one more (PNDM repeats its second). One of second order
+    makes two a step, but one at the last: an entry governs both calls of its step.
+
+    Args:
+        position: The call's place in a whole run of this sampler, from 0: a run that starts late starts at a later one.
+        all_calls: Calls of a whole run.
+        steps: Entries of the strategy.
+        order: The scheduler's `order`.
+    """
+    if order == 2 and all_calls == 2 * steps - 1:
+        return position // 2
+    extra = all_calls - steps
+    if extra not in (0, 1) or order > 1:
+        needed = (all_calls + 1) // 2 if order == 2 else all_calls
+        allowed = f"{2 * steps - 1}" if order == 2 else f"{steps} or {steps + 1}"
+        raise StrategyError(
+            f"the strategy has {steps} steps, but the scheduler makes {all_calls} calls; allowed are {allowed}: "
+            f"run with num_inference_steps={steps}, or use strategy.resample({needed})"
+        )
+    return max(0, position - extra)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one UNet call does.
+
+    Attributes:
+        step: Its depth and ratio; nothing is pruned where nothing is computed.
+        share: Whether it does, or uses, the cached half of its first resnet apart (see `dato.split`): "none", "made", "used".
+    """
+
+    step: Step
+    share: str = "none"
+
+
+def works(strategy: Strategy, all_calls: int, order: int = 1, start: int = 0) -> list[Work]:
+    """What each call of a run does. The first one is full, because nothing is cached.
+
+    Args:
+        strategy: One entry per sampler step.
+        all_calls: Calls of a whole run of the sampler.
+        order: The scheduler's `order`.
+        start: Place of the run's first call; later than 0 in image-to-image.
+    """
+    entries = [strategy[entry_of_call(p, all_calls, len(strategy), order)] for p in range(start, all_calls)]
+    found: list[Work] = []
+    kept: set[int] = set()  # depths whose cached tensor has its share made
+    for i, entry in enumerate(entries):
+        depth = entry.cache_depth if i else FULL
+        step = Step(depth, entry.prune_ratio if entry.cache_depth else 0.0)
+        kept = {d for d in kept if d >= depth}  # a deeper call makes what shallower ones start from anew
+        share = "none"
+        if 0 < depth < FULL:
+            later = next((e.cache_depth for e in entries[i + 1 :] if e.cache_depth >= depth), None)
+            share = "used" if depth in kept else "made" if later == depth else "none"
+            if share == "made":
+                kept.add(depth)
+        found.append(Work(step, share))
+    return found

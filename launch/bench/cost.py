@@ -1,0 +1,56 @@
+"""``dato bench cost``: how well the cost table predicts the latency of strategies that it was not made from.
+
+Calibration runs and random strategies take turns, so that a machine whose speed drifts does so under both.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+from dato.strategy import Step, Strategy
+from launch.bench.timing import interleave, parse, print_table, write_result
+from launch.config import build, compose_config
+from search.data import Data
+from search.evaluate import device_name
+from search.latency import Timings, calibration
+from search.models import load_pipeline
+
+DEFAULTS = {"model": "embedded", "data": "digits", "batch": "20", "rounds": "4", "strategies": "20", "seed": "0", "threads": "1", "output": "analysis/results"}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Measure, print and write the result file; further key=value pairs are overrides of the search's configuration."""
+    own = [a for a in arguments if a.split("=", 1)[0] in DEFAULTS]
+    given = parse(own, DEFAULTS, "cost")
+    config = build(compose_config("search", [f"model={given['model']}", f"data={given['data']}", *(a for a in arguments if a not in own)]))
+    model, space = config.evaluator.model, config.space
+    torch.set_num_threads(int(given["threads"]))
+    pipe, data, indices = load_pipeline(model), Data(config.evaluator.data), range(int(given["batch"]))
+    random_source = random.Random(int(given["seed"]))
+    drawn = [
+        Strategy(tuple(Step(random_source.choice(space.depths), random_source.choice(space.ratios)) for _ in range(space.steps))).canonical(space.inert)
+        for _ in range(int(given["strategies"]))
+    ]
+    known, unknown = Timings(pipe, model, data, indices), Timings(pipe, model, data, indices)
+    measured: dict[int, list[float]] = {i: [] for i in range(len(drawn))}
+    turns = {f"calibration {i}": (lambda s=s: known.run(s)) for i, s in enumerate(calibration(space.steps, space.depths, space.ratios))}
+    turns |= {f"strategy {i}": (lambda i=i, s=s: measured[i].append(unknown.run(s))) for i, s in enumerate(drawn)}
+    known.run(Strategy.full(space.steps))
+    known.works.clear()
+    known.fixed.clear()
+    interleave(turns, int(given["rounds"]), pipe.device, warmup=0)
+    table = known.table(device_name(pipe.device))
+    errors, rows = [], []
+    for i, strategy in enumerate(drawn):
+        real, predicted = statistics.median(measured[i]), table.predict(strategy)
+        errors.append(abs(predicted / real - 1))
+        rows.append([str(strategy), f"{real:.1f}", f"{predicted:.1f}", f"{100 * (predicted / real - 1):+.1f} %"])
+    print_table("latency of strategies outside the table, ms per image", ["strategy", "measured", "predicted", "error"], rows)
+    print(f"median error {100 * statistics.median(errors):.1f} %, largest {100 * max(errors):.1f} %")
+    result = {"median_error": statistics.median(errors), "errors": errors, "table": table.to_dict(), "measured_ms": [measured[i] for i in measured]}
+    print(write_result("cost", {**given, "geometry": model.name}, pipe.device, result, given["output"]))
+    return 0
