@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "folder=<search folder>[,<another>...]: write the HTML report of searches, finished or not",
     "export": "folder=<search folder> [to=folder|file|registry ...]: winners and their cards for another team",
     "import": "source=<file, card, https or models:/...> name=<name> [to=folder|file|registry]: a strategy handed over",
+    "retarget": "folder=<search folder>: measure this device's cost table and choose winners anew from everything evaluated",
     "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
 }

@@ -1,0 +1,125 @@
+"""``dato retarget``: winners of a finished search for another device, from its cost table and no new images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dato.strategy import Strategy
+from launch.arguments import ArgumentError, parse, search_folder
+from launch.config import build
+from search.data import Data
+from search.driver import UNACCELERATED, choose_winners
+from search.evaluate import device_name
+from search.latency import CostTable, Timings, calibration
+from search.ledger import read_ledger
+from search.models import load_pipeline
+from search.records import Candidate, Measurement, SearchRecord
+
+TAKES = {
+    "folder": "<search folder>",
+    "table": "<JSON of a cost table, in place of measuring this device>",
+    "rounds": "<runs of each calibration strategy> (3)",
+    "target": "<folder for the winners and the table> (<search folder>/retargeted)",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Price everything that was evaluated, choose anew, print and write."""
+    given = parse("retarget", arguments, TAKES, required=["folder"])
+    folder = search_folder(given["folder"])
+    record = read_ledger(folder / "ledger.jsonl")
+    if not record.evaluated() or UNACCELERATED not in record.baselines:
+        raise ArgumentError(f"search {record.search_id} has no measured strategies to choose from; run the same dato search command to its end")
+    table = _read_table(Path(given["table"])) if "table" in given else _measure(record, _rounds(given))
+    priced = priced_record(record, table)
+    chosen = choose_winners(priced, record.config["search"]["min_speedup"])
+    target = Path(given.get("target") or folder / "retargeted")
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "costs.json").write_text(json.dumps(table.to_dict(), indent=1) + "\n", encoding="utf-8")
+    for alias, candidate in chosen.items():
+        _with_provenance(priced, alias, candidate, table).save(target / f"{alias}.json")
+    _print(record, priced, chosen, table)
+    print(f"winners   {target}/*.json, with the cost table beside them")
+    return 0
+
+
+def priced_record(record: SearchRecord, table: CostTable) -> SearchRecord:
+    """The search as it would have looked on the table's device: the same FIDs, latencies as the table predicts them."""
+
+    def price(strategy: Strategy, m: Measurement) -> Measurement:
+        if not m.ok:
+            return m
+        ms = table.predict(strategy)
+        return replace(m, latency_ms=ms, latency_low_ms=ms, latency_high_ms=ms, parts_ms={}, device=table.device, batch=table.batch)
+
+    results = {n: price(record.candidates[n].strategy, m) for n, m in record.results.items()}
+    baselines = {name: (c, price(c.strategy, m)) for name, (c, m) in record.baselines.items()}
+    return replace(record, results=results, baselines=baselines, winners={}, hypervolumes=[])
+
+
+def _rounds(given: dict[str, str]) -> int:
+    text = given.get("rounds", "3")
+    if not text.isdigit() or int(text) < 1:
+        raise ArgumentError(f"rounds is {text!r}; give an integer of at least 1")
+    return int(text)
+
+
+def _read_table(path: Path) -> CostTable:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"table is {str(path)!r}, which cannot be read as JSON ({error}); give the costs.json of an earlier retarget") from None
+    return CostTable.from_dict(data)
+
+
+def _measure(record: SearchRecord, rounds: int) -> CostTable:
+    config = build(record.config)
+    spec = config.evaluator
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    pipe = load_pipeline(spec.model)
+    timings = Timings(pipe, spec.model, Data(spec.data), spec.protocol.batches()[0])
+    # Every ratio that was evaluated, and those of the baselines.
+    strategies = [c.strategy for c, _ in (*record.evaluated(), *record.baselines.values())]
+    depths, ratios = ({getattr(s, key) for strategy in strategies for s in strategy} for key in ("cache_depth", "prune_ratio"))
+    runs = calibration(spec.model.steps, sorted(depths), sorted(ratios))
+    timings.run(runs[-1])
+    timings.works.clear()
+    timings.fixed.clear()
+    for turn in range(rounds):
+        for i, strategy in enumerate(runs):
+            print(f"\rmeasuring {device_name(pipe.device)}: run {turn * len(runs) + i + 1} of {rounds * len(runs)}", end="", flush=True)
+            timings.run(strategy)
+    print()
+    return timings.table(device_name(pipe.device))
+
+
+def _with_provenance(priced: SearchRecord, alias: str, candidate: Candidate, table: CostTable) -> Strategy:
+    m, (_, plain) = priced.results[candidate.number], priced.baselines[UNACCELERATED]
+    return candidate.strategy.with_provenance(
+        search_id=priced.search_id,
+        alias=alias,
+        validated=False,
+        quality={"metric": f"FID, {priced.config['protocol']['features']} features", "value": m.fid, "interval": [m.fid_low, m.fid_high], "baseline": plain.fid, "images": m.images},
+        latency={"value": m.latency_ms, "baseline": plain.latency_ms, "unit": "ms per image", "speedup": plain.latency_ms / m.latency_ms, "device": table.device, "batch": table.batch, "predicted": True},
+    )
+
+
+def _print(record: SearchRecord, priced: SearchRecord, chosen: dict[str, Candidate], table: CostTable) -> None:
+    shown = Table(title=f"winners on {table.device}; latencies are predicted, FIDs are those of the search", title_justify="left")
+    for heading in ("winner", "speedup", "ms per image", "FID", "speedup where it was searched", "strategy"):
+        shown.add_column(heading, justify="left" if heading in ("winner", "strategy") else "right")
+    plain, before = priced.baselines[UNACCELERATED][1], record.baselines[UNACCELERATED][1]
+    for alias, candidate in chosen.items():
+        m, searched = priced.results[candidate.number], record.results[candidate.number]
+        shown.add_row(
+            alias, f"{plain.latency_ms / m.latency_ms:.2f}x", f"{m.latency_ms:.1f}", f"{m.fid:.2f}", f"{before.latency_ms / searched.latency_ms:.2f}x", str(candidate.strategy)
+        )
+    Console().print(shown)
