@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -37,8 +38,10 @@ def run(arguments: Sequence[str]) -> int:
     ]
     known, unknown = Timings(pipe, model, data, indices), Timings(pipe, model, data, indices)
     measured: dict[int, list[float]] = {i: [] for i in range(len(drawn))}
-    turns = {f"calibration {i}": (lambda s=s: known.run(s)) for i, s in enumerate(calibration(space.steps, space.depths, space.ratios))}
-    turns |= {f"strategy {i}": (lambda i=i, s=s: measured[i].append(unknown.run(s))) for i, s in enumerate(drawn)}
+    turns: dict[str, Callable[[], object]] = {
+        f"calibration {i}": partial(known.run, s) for i, s in enumerate(calibration(space.steps, space.depths, space.ratios))
+    }
+    turns |= {f"strategy {i}": partial(lambda i, s: measured[i].append(unknown.run(s)), i, s) for i, s in enumerate(drawn)}
     known.run(Strategy.full(space.steps))
     known.works.clear()
     known.fixed.clear()

@@ -1,11 +1,13 @@
 """``dato bench unet``: one call of every action, and whole schedules, against plain diffusers, DeepCache and ToMeSD.
 
-Weights are random: speed does not depend on them. Everything runs in one process, interleaved. A schedule's plain time is
-its number of calls times the median plain call of the same run; accelerated schedules are run from end to end.
+Weights are random: speed does not depend on them. Everything runs in one process, interleaved. Accelerated schedules are
+run from end to end, with plain calls before and after each; its plain time is 51 times the mean of those around it, so that
+a machine whose speed drifts does so under both.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +29,8 @@ from search.geometry import geometry
 
 DEFAULTS = {
     "geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "threads": "0", "rounds": "4", "schedules": "1",
-    "compile": "none", "channels_last": "false", "output": "analysis/results",
+    "compile": "none", "channels_last": "false",
+    "which": "actions,paper-b1,authors-l12@0.5,deepcache-5,packages", "output": "analysis/results",
 }
 ACTIONS = (Step(FULL, 0.5), Step(1), Step(1, 0.5), Step(1, 0.7), Step(0))
 
@@ -63,11 +66,15 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"rounds is {rounds}; give at least 1")
     with torch.inference_mode():
         setting, costs = _prepare(given)
-        calls, medians = _actions(setting, costs, rounds)
-        result: dict[str, Any] = {"actions": calls, "planning": _planning(setting, rounds)}
-        result["planning"]["share_of_d1_r0.5"] = result["planning"]["median_s"] / medians["dato d=1 r=0.5"]
-        if schedules:
-            result["schedules"] = _schedules(setting, costs, schedules, medians["plain"])
+        which = given["which"].split(",")
+        result: dict[str, Any] = {}
+        if "actions" in which:
+            result["actions"], medians = _actions(setting, costs, rounds)
+            result["planning"] = _planning(setting, rounds)
+            result["planning"]["share_of_d1_r0.5"] = result["planning"]["median_s"] / medians["dato d=1 r=0.5"]
+        named = [name for name in which if name != "actions"]
+        if schedules and named:
+            result["schedules"] = _schedules(setting, costs, schedules, named)
     print(write_result("unet", given, setting.device, result, given["output"]))
     return 0
 
@@ -166,24 +173,32 @@ def _planning(setting: Setting, rounds: int) -> dict[str, Any]:
     return summary(interleave({"planning": work}, max(rounds, 5), setting.device, warmup=2)["planning"])
 
 
-def _schedules(setting: Setting, costs: CostModel, repeats: int, plain: float) -> dict[str, Any]:
+def _schedules(setting: Setting, costs: CostModel, repeats: int, named: Sequence[str]) -> dict[str, Any]:
     """Whole schedules of 50 steps in 51 calls, as PNDM makes them."""
-    strategies = {"paper-b1": Strategy.preset("paper-b1"), "authors-l12@0.5": Strategy.preset("authors-l12", 0.5), "deepcache-5": Strategy.preset("deepcache-5")}
+    strategies = {name: Strategy.load(name) for name in named if name != "packages"}
     variants: dict[str, Callable[[], Any]] = {name: partial(_run_ours, setting, s) for name, s in strategies.items()}
-    variants["DeepCache package, every 5"] = partial(_run_theirs, setting, 0.0)
-    variants["DeepCache package, every 5 + tomesd 0.5"] = partial(_run_theirs, setting, 0.5)
-    plains: list[float] = []
-    variants["plain call"] = lambda: plains.append(timed(setting.plain, setting.device))
-    times = interleave(variants, repeats, setting.device, warmup=0)
-    medians = {name: summary(t)["median_s"] for name, t in times.items()}
-    whole = 51 * plain
+    if "packages" in named:
+        variants["DeepCache package, every 5"] = partial(_run_theirs, setting, 0.0)
+        variants["DeepCache package, every 5 + tomesd 0.5"] = partial(_run_theirs, setting, 0.5)
     limits = {name: costs.limit(s, 1) for name, s in strategies.items()}
-    del medians["plain call"]
-    rows = [["plain, 51 x median call", f"{whole:.2f}", "1.00x", "1.00x"]]
-    rows += [[n, f"{m:.2f}", f"{whole / m:.2f}x", f"{limits[n]:.2f}x" if n in limits else "-"] for n, m in medians.items()]
-    print_table("schedules of 50 steps, 51 calls", ["schedule", "s", "speedup", "MAC limit"], rows)
-    found: dict[str, Any] = {n: {**summary(times[n]), "speedup": whole / m, "mac_limit": limits.get(n)} for n, m in medians.items()}
-    return {"plain": {"median_s": whole, "calls": 51, "call_between_schedules_s": summary(plains)}, **found}
+    around: dict[str, list[float]] = {name: [] for name in variants}
+
+    def between(name: str, run: Callable[[], Any]) -> None:
+        before = timed(setting.plain, setting.device)
+        seconds = timed(run, setting.device)
+        after = timed(setting.plain, setting.device)
+        around[name].append((before + after) / 2)
+        times[name].append(seconds)
+
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    interleave({name: partial(between, name, run) for name, run in variants.items()}, repeats, setting.device, warmup=0)
+    found: dict[str, Any] = {}
+    for name in variants:
+        speedups = [51 * plain / seconds for plain, seconds in zip(around[name], times[name], strict=True)]
+        found[name] = {**summary(times[name]), "plain_calls_s": around[name], "speedup": statistics.median(speedups), "mac_limit": limits.get(name)}
+    rows = [[n, f"{f['median_s']:.2f}", f"{f['speedup']:.2f}x", f"{limits[n]:.2f}x" if n in limits else "-"] for n, f in found.items()]
+    print_table("schedules of 50 steps, 51 calls, against 51 plain calls", ["schedule", "s", "speedup", "MAC limit"], rows)
+    return found
 
 
 def _run_ours(setting: Setting, strategy: Strategy) -> None:

@@ -4,7 +4,7 @@
     python -m search.embedded.train --work /tmp/embedded --install  # writes the result into this package
 
 Three stages: the feature net (a classifier), the autoencoder, then the text encoder and UNet together. The last one is
-the long one: about 1.1 s an iteration on two cores. It continues from its checkpoint when interrupted.
+the long one: 1.1 to 1.5 s an iteration on two cores, about an hour. It continues from its checkpoint when interrupted.
 
 Choices: a digit of 20 x 20 latents is still recognisable in the noise where SD's schedule ends (beta 0.012), so a model
 trained on it learns to ignore the prompt; beta ends at 0.02 here. Velocity is predicted, as in SD v2: the error of the

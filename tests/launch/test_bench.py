@@ -23,6 +23,7 @@ def test_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"plain", "dato d=1 r=0.5", "DeepCache shallow + tomesd 0.5"} <= set(result["actions"])
     assert all(a["median_s"] > 0 for a in result["actions"].values())
     assert result["actions"]["dato d=1 r=0"]["gmacs_per_sample"] < result["actions"]["plain"]["gmacs_per_sample"] / 5
+    assert set(result["schedules"]) >= {"paper-b1", "DeepCache package, every 5"}
     assert result["schedules"]["deepcache-5"]["mac_limit"] == pytest.approx(3.3, abs=0.2)
     assert result["environment"]["versions"]["torch"]
     assert "MAC limit" in capsys.readouterr().out
