@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
 from dato.sources import without_credentials
@@ -141,9 +143,16 @@ class Tracker:
             metrics=_metrics(child_metrics(record, candidate, measurement), 0),
             params=[Param("strategy", str(candidate.strategy)), Param("steps", json.dumps(steps)[:6000])],
         )
-        self._client.log_text(run.info.run_id, candidate.strategy.to_json(), "strategy.json")
+        self._log_strategy(run.info.artifact_uri, candidate)
         self._client.set_terminated(run.info.run_id, "FINISHED" if measurement.ok else "FAILED")
         self._logged[number] = run.info.run_id
+
+    def _log_strategy(self, artifact_uri: str, candidate: Candidate) -> None:
+        # Not client.log_text, which reads the whole run again to find out where its artifacts are.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "strategy.json"
+            path.write_text(candidate.strategy.to_json(), encoding="utf-8")
+            get_artifact_repository(artifact_uri, tracking_uri=self._client.tracking_uri).log_artifact(str(path))
 
     def _log_generation(self, record: SearchRecord, generation: int) -> None:
         if self.run_id is None:

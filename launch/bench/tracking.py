@@ -35,19 +35,19 @@ def run(arguments: Sequence[str]) -> int:
         experiment = client.create_experiment("bench", artifact_location=Path(folder, "artifacts").as_uri())  # lays out the tables, once for all searches
         tracker = Tracker(experiment="bench", uri=uri)
         tracker.started(SearchRecord(search_id=record.search_id, config=record.config))
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         for number in record.results:
             tracker.measured(record, record.candidates[number])
-        logged = time.perf_counter() - began
+        logged, worked = time.perf_counter() - began, time.process_time() - worked
         began = time.perf_counter()
         page = client.search_runs([experiment], "tags.`dato.kind` = 'candidate'", max_results=100, order_by=["metrics.fid ASC"])
         listed = time.perf_counter() - began
         size = (Path(folder) / "mlflow.db").stat().st_size
     if len(page) != min(100, len(record.results)):
         raise RuntimeError(f"MLflow lists {len(page)} candidates of {len(record.results)}")
-    found = {"candidates": len(record.results), "seconds": logged, "ms_each": 1000 * logged / len(record.results), "first_page_s": listed, "database_bytes": size}
-    print_table("logging candidates into MLflow, sqlite", ["candidates", "seconds", "ms each", "first page of 100 by FID, s", "database, MiB"],
-                [[str(found["candidates"]), f"{logged:.1f}", f"{found['ms_each']:.1f}", f"{listed:.2f}", f"{size / 2**20:.1f}"]])  # fmt: skip
+    found = {"candidates": len(record.results), "seconds": logged, "processor_seconds": worked, "ms_each": 1000 * logged / len(record.results), "first_page_s": listed, "database_bytes": size}
+    print_table("logging candidates into MLflow, sqlite", ["candidates", "seconds", "of them processor", "ms each", "first page of 100 by FID, s", "database, MiB"],
+                [[str(found["candidates"]), f"{logged:.1f}", f"{worked:.1f}", f"{found['ms_each']:.1f}", f"{listed:.2f}", f"{size / 2**20:.1f}"]])  # fmt: skip
     print(write_result("tracking", given, torch.device("cpu"), found, given["output"]))
     return 0
 
