@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from analysis.figures import UNACCELERATED, fronts_figure, hypervolume_figure
+from analysis.figures import fronts_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.progress import best_speedup
-from search.records import SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 
 _ALIKE = ("model", "data", "protocol")
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dato.strategy import Strategy
-from search.records import Measurement, SearchRecord
+from search.records import UNACCELERATED, Measurement, SearchRecord
 
-UNACCELERATED = "unaccelerated"
 # Okabe-Ito colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, GREY, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#9aa3ab", "#D55E00", "#56B4E9", "#CC79A7"
 _MARKERS = ("diamond", "square", "cross", "triangle-up", "x")
@@ -21,7 +20,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
     figure = go.Figure()
     plain = record.baselines.get(UNACCELERATED)
     baseline_ms = plain[1].latency_ms if plain else None
-    evaluated = record.evaluated()
+    evaluated = record.evaluated(record.images)
     figure.add_scatter(
         x=[m.latency_ms for _, m in evaluated],
         y=[m.fid for _, m in evaluated],
@@ -53,7 +52,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
     for alias, winner in record.winners.items():
         by_candidate.setdefault(winner.candidate.number, []).append(alias)
     for number, aliases in by_candidate.items():
-        m = record.results[number]
+        m = record.winners[aliases[0]].searched
         figure.add_scatter(
             x=[m.latency_ms],
             y=[m.fid],

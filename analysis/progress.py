@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.records import SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 
-UNACCELERATED = "unaccelerated"
 _SILENT = 3.0
 """A gap between events of this many times the longest evaluation is a pause of the search, not work."""
 
@@ -99,8 +98,8 @@ def best_speedup(record: SearchRecord) -> float | None:
     """Unaccelerated latency over that of the fastest candidate whose FID is no worse, or None."""
     if UNACCELERATED not in record.baselines:
         return None
-    plain = record.baselines[UNACCELERATED][1]
-    good = [m.latency_ms for _, m in record.evaluated() if m.fid <= plain.fid]
+    plain = record.plain(record.images)
+    good = [m.latency_ms for _, m in record.evaluated(record.images) if m.fid <= plain.fid]
     return plain.latency_ms / min(good) if good else None
 
 

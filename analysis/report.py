@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from analysis.figures import UNACCELERATED, front_figure, hypervolume_figure
+from analysis.figures import front_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
-from search.records import Measurement, SearchRecord, Winner
+from search.records import UNACCELERATED, Measurement, SearchRecord, Winner
 
 
 def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None) -> Path:

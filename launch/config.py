@@ -15,15 +15,26 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from dato.strategy import Step, Strategy
 from search.data import DataSpec
-from search.driver import SearchPlan
 from search.evaluate import EvaluatorSpec, Protocol
 from search.models import ModelSpec
+from search.nsga2 import Nsga2
+from search.objectives import Objectives
+from search.plan import SearchPlan
 from search.space import SearchSpace
+from search.steady import SteadyNsga2
+from search.surrogate import Surrogate
+from search.warm import read_given
 
 CONF = Path(conf.__file__).parent
 _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
 """Keys that change where and how fast a search runs, and not what it finds: no part of its identity."""
+
+
+_PLAN_KEYS = (
+    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "stalled", "promoted_ranks", "winner_speedup",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -45,6 +56,20 @@ class SearchConfig:
     space: SearchSpace
     plan: SearchPlan
     folder: Path
+
+    def algorithm(self) -> Nsga2:
+        """The algorithm in its first state. Raises where the strategies to begin with cannot be read."""
+        s = self.raw["search"]
+        kind = SteadyNsga2 if self.plan.mode == "steady" else Nsga2
+        return kind(
+            space=self.space,
+            population=self.plan.population,
+            seed=self.raw["seed"],
+            operators=s["operators"],
+            objectives=self.plan.objectives.count,
+            given=read_given(s["warm_start"], self.plan.population),
+            screen=Surrogate(seed=self.raw["seed"]) if s["surrogate"] else None,
+        )
 
     @property
     def ledger_path(self) -> Path:
@@ -72,6 +97,26 @@ def _explain(error: Exception) -> str:
     return "; ".join(lines[:4])
 
 
+def _space(steps: int, raw: dict[str, Any]) -> SearchSpace:
+    given = dict(raw)
+    if given["fixed_depths"] is not None:
+        given["fixed_depths"] = [step.cache_depth for step in _fitted(given["fixed_depths"], steps)]
+    ratios = given["fixed_ratios"]
+    if ratios is not None:
+        number = isinstance(ratios, int | float) and not isinstance(ratios, bool)
+        given["fixed_ratios"] = [ratios] * steps if number else [step.prune_ratio for step in _fitted(ratios, steps)]
+    try:
+        given["frozen"] = {int(i): Step(int(pair[0]), float(pair[1])) for i, pair in given["frozen"].items()}
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ConfigError(f"space.frozen is {raw['frozen']!r} ({error}); write {{step: [depth, ratio]}}, such as {{0: [12, 0.0]}}") from None
+    return SearchSpace(steps=steps, **given)
+
+
+def _fitted(source: str, steps: int) -> Strategy:
+    strategy = Strategy.load(source)
+    return strategy if len(strategy) == steps else strategy.resample(steps)
+
+
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
     identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
@@ -79,9 +124,10 @@ def build(raw: dict[str, Any]) -> SearchConfig:
     try:
         model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
         protocol = Protocol(**raw["protocol"])
-        space = SearchSpace(steps=model.steps, **raw["space"])
+        space = _space(model.steps, raw["space"])
         s = raw["search"]
-        plan = SearchPlan(generations=s["generations"], population=s["population"], min_speedup=s["min_speedup"])
+        objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup")})
+        plan = SearchPlan(objectives=objectives, **{k: s[k] for k in _PLAN_KEYS})
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None

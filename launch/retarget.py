@@ -15,12 +15,12 @@ from dato.strategy import Strategy
 from launch.arguments import ArgumentError, parse, search_folder
 from launch.config import build
 from search.data import Data
-from search.driver import UNACCELERATED, choose_winners
 from search.evaluate import device_name
-from search.latency import CostTable, Timings, calibration
+from search.latency import CostTable, calibration, measure_costs
 from search.ledger import read_ledger
 from search.models import load_pipeline
-from search.records import Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.winners import choose_winners
 
 TAKES = {
     "folder": "<search folder>",
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ArgumentError(f"search {record.search_id} has no measured strategies to choose from; run the same dato search command to its end")
     table = _read_table(Path(given["table"])) if "table" in given else _measure(record, _rounds(given))
     priced = priced_record(record, table)
-    chosen = choose_winners(priced, record.config["search"]["min_speedup"])
+    chosen = choose_winners(priced, build(record.config).plan.winner_speedup)
     target = Path(given.get("target") or folder / "retargeted")
     target.mkdir(parents=True, exist_ok=True)
     (target / "costs.json").write_text(json.dumps(table.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -60,8 +60,10 @@ def priced_record(record: SearchRecord, table: CostTable) -> SearchRecord:
         return replace(m, latency_ms=ms, latency_low_ms=ms, latency_high_ms=ms, parts_ms={}, device=table.device, batch=table.batch)
 
     results = {n: price(record.candidates[n].strategy, m) for n, m in record.results.items()}
+    promotions = {n: {k: price(record.candidates[n].strategy, m) for k, m in more.items()} for n, more in record.promotions.items()}
     baselines = {name: (c, price(c.strategy, m)) for name, (c, m) in record.baselines.items()}
-    return replace(record, results=results, baselines=baselines, winners={}, hypervolumes=[])
+    at = {name: {k: price(baselines[name][0].strategy, m) for k, m in more.items()} for name, more in record.baselines_at.items()}
+    return replace(record, results=results, promotions=promotions, baselines=baselines, baselines_at=at, winners={}, hypervolumes=[])
 
 
 def _rounds(given: dict[str, str]) -> int:
@@ -85,24 +87,20 @@ def _measure(record: SearchRecord, rounds: int) -> CostTable:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     pipe = load_pipeline(spec.model)
-    timings = Timings(pipe, spec.model, Data(spec.data), spec.protocol.batches()[0])
     # Every ratio that was evaluated, and those of the baselines.
     strategies = [c.strategy for c, _ in (*record.evaluated(), *record.baselines.values())]
     depths, ratios = ({getattr(s, key) for strategy in strategies for s in strategy} for key in ("cache_depth", "prune_ratio"))
     runs = calibration(spec.model.steps, sorted(depths), sorted(ratios))
-    timings.run(runs[-1])
-    timings.works.clear()
-    timings.fixed.clear()
-    for turn in range(rounds):
-        for i, strategy in enumerate(runs):
-            print(f"\rmeasuring {device_name(pipe.device)}: run {turn * len(runs) + i + 1} of {rounds * len(runs)}", end="", flush=True)
-            timings.run(strategy)
-    print()
-    return timings.table(device_name(pipe.device))
+    device = device_name(pipe.device)
+
+    def tick(done: int, of: int) -> None:
+        print(f"\rmeasuring {device}: run {done} of {of}", end="" if done < of else "\n", flush=True)
+
+    return measure_costs(pipe, spec.model, Data(spec.data), spec.protocol.batches()[0], runs, device, rounds, tick)
 
 
 def _with_provenance(priced: SearchRecord, alias: str, candidate: Candidate, table: CostTable) -> Strategy:
-    m, (_, plain) = priced.results[candidate.number], priced.baselines[UNACCELERATED]
+    m, plain = dict((c.number, m) for c, m in priced.front())[candidate.number], priced.plain(priced.images)
     return candidate.strategy.with_provenance(
         search_id=priced.search_id,
         alias=alias,
@@ -116,9 +114,10 @@ def _print(record: SearchRecord, priced: SearchRecord, chosen: dict[str, Candida
     shown = Table(title=f"winners on {table.device}; latencies are predicted, FIDs are those of the search", title_justify="left")
     for heading in ("winner", "speedup", "ms per image", "FID", "speedup where it was searched", "strategy"):
         shown.add_column(heading, justify="left" if heading in ("winner", "strategy") else "right")
-    plain, before = priced.baselines[UNACCELERATED][1], record.baselines[UNACCELERATED][1]
+    plain, before = priced.plain(priced.images), record.plain(record.images)
+    on_front = {c.number: m for c, m in priced.front()}
     for alias, candidate in chosen.items():
-        m, searched = priced.results[candidate.number], record.results[candidate.number]
+        m, searched = on_front[candidate.number], record.results[candidate.number]
         shown.add_row(
             alias, f"{plain.latency_ms / m.latency_ms:.2f}x", f"{m.latency_ms:.1f}", f"{m.fid:.2f}", f"{before.latency_ms / searched.latency_ms:.2f}x", str(candidate.strategy)
         )

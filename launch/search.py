@@ -20,18 +20,20 @@ from PIL import Image
 from analysis.progress import progress
 from analysis.report import front_page, write_report
 from dato.card import write_card
-from dato.strategy import Strategy
+from dato.strategy import Step, Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.view import SearchView
 from search.data import FRESH_OFFSET, Data
-from search.driver import UNACCELERATED, Driver
+from search.driver import Driver
 from search.evaluate import measure, reference_features
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
+from search.kept import KeptShards
+from search.latency import calibration
 from search.ledger import Ledger, read_ledger
 from search.models import check_model
 from search.nsga2 import Nsga2
 from search.quality import Fid
-from search.records import SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 from search.workers import Job, RayPool
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
@@ -46,9 +48,7 @@ def run(overrides: Sequence[str]) -> int:
     if config.raw["restart"] and config.folder.exists():
         config.folder.rename(config.folder.with_name(f"{config.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
     latencies = _recorded_latencies(config.raw["replay_latency"])
-    algorithm = Nsga2(
-        space=config.space, population=config.plan.population, seed=config.raw["seed"], operators=config.raw["search"]["operators"]
-    )
+    algorithm = config.algorithm()
     Data(config.evaluator.data)
     view = SearchView(config.plan.population * config.plan.generations, config.plan.generations)
     ledger = Ledger(config.ledger_path, config.search_id, config.raw, environment())
@@ -83,6 +83,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
                 baselines=_baselines(config),
                 watchers=[view, tracker] if tracker else [view],
                 latencies=latencies,
+                kept=KeptShards(config.folder / "kept"),
+                calibration=_calibration(config),
             )
             _note_model(pool, config.folder)
             view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
@@ -107,6 +109,16 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
 def _baselines(config: SearchConfig) -> dict[str, Strategy]:
     steps, interval = config.evaluator.model.steps, config.raw["search"]["deepcache_interval"]
     return {UNACCELERATED: Strategy.full(steps), f"DeepCache-like, every {interval}": Strategy.uniform(steps, interval)}
+
+
+def _calibration(config: SearchConfig) -> list[Strategy]:
+    """What a cost table is measured with: every kind of call of the space and of the baselines."""
+    steps, space = config.evaluator.model.steps, config.space
+    own = [Step(d, r) for d in space.depths for r in space.ratios]
+    entries = [*own, *space.frozen.values(), *(step for s in _baselines(config).values() for step in s)]
+    depths = {e.cache_depth for e in entries} | {d for d in space.fixed_depths or ()}
+    ratios = {e.prune_ratio for e in entries} | {r for r in space.fixed_ratios or ()}
+    return calibration(steps, sorted(depths), sorted(ratios))
 
 
 def _make_tracker(config: SearchConfig) -> Any:

@@ -10,8 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from analysis.progress import progress
-from search.driver import UNACCELERATED
-from search.records import Candidate, SearchRecord
+from search.records import UNACCELERATED, Candidate, SearchRecord
 
 
 class SearchView:
@@ -54,8 +53,10 @@ class SearchView:
             _, m = record.baselines[candidate.origin]
             self.say(f"{candidate.origin}: FID {m.fid:.2f} (+- {m.fid_high - m.fid:.2f}), {m.latency_ms:.0f} ms per image")
         elif not self.console.is_terminal:
-            m = record.results[candidate.number]
+            more = record.promotions.get(candidate.number)
+            m = list(more.values())[-1] if more else record.results[candidate.number]
             what = f"FID {m.fid:.2f}, {m.latency_ms:.0f} ms" if m.ok else f"failed: {m.error}"
+            what += f", on {m.images} images" if more else ""
             self.say(f"candidate {len(record.results)}/{self._total}  {candidate.strategy}  {what}")
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:

@@ -1,4 +1,4 @@
-"""The search: ask, dispatch, record, tell, generation by generation; then winners on fresh images.
+"""The search: ask, dispatch, record, tell, by generations or without; promotion to more images; winners on fresh images.
 
 Every ask and every result is in the ledger before the next step depends on it. A search that is started again with the
 same configuration replays its ledger through the same algorithm and goes on where it was.
@@ -6,19 +6,24 @@ same configuration replays its ledger through the same algorithm and goes on whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from dato.strategy import Strategy
 from search.evaluate import Protocol as EvaluationProtocol
 from search.evaluate import Shard
+from search.kept import KeptShards
+from search.latency import CostTable
 from search.ledger import Ledger, LedgerError
 from search.nsga2 import Nsga2, hypervolume
-from search.records import Candidate, Measurement, SearchRecord, Winner
+from search.plan import STALLED, SearchPlan
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
+from search.steady import SteadyNsga2
+from search.winners import SearchFailed, choose_winners, reference_point
 from search.workers import Job
-
-UNACCELERATED = "unaccelerated"
 
 
 class Pool(Protocol):
@@ -26,8 +31,8 @@ class Pool(Protocol):
 
     size: int
 
-    def map(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-        """Each job with its result as it finishes."""
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        """Each job with its result as it finishes; jobs are taken one at a time, when there is a worker for them."""
         ...
 
 
@@ -47,37 +52,21 @@ class Watcher(Protocol):
         ...
 
 
-class SearchFailed(RuntimeError):
-    """Every candidate of the first generation failed: the message holds the first error."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchPlan:
-    """What a search runs."""
-
-    generations: int
-    population: int
-    min_speedup: float = 3.0
-    """The `fastest` winner is the fastest whose FID is within the unaccelerated interval, `quality` the best FID at this speedup."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.generations, int) or self.generations < 1:
-            raise ValueError(f"search.generations is {self.generations!r}; give at least 1")
-
-
 class Driver:
     """Runs a search to its end, from wherever its ledger stands.
 
     Args:
         ledger: Open for writing.
-        algorithm: Asks for strategies; fresh, it is brought up to date from the ledger.
-        plan: How long.
+        algorithm: Asks for strategies; fresh, it is brought up to date from the ledger. A `SteadyNsga2` for a steady-state plan.
+        plan: How long, and what for.
         protocol: How a candidate is measured.
         pool: Where jobs run.
         measure: Shards of one strategy to its measurement.
         baselines: Named strategies measured first; "unaccelerated" is one.
         watchers: Told of everything.
         latencies: Recorded latencies in ms by strategy digest, used in place of measured ones: repeats a search exactly.
+        kept: Where shards of candidates that may be promoted are kept; needed where the protocol has fidelities.
+        calibration: Strategies that a cost table is measured with; needed for predicted latencies.
     """
 
     def __init__(
@@ -92,10 +81,15 @@ class Driver:
         baselines: Mapping[str, Strategy],
         watchers: Sequence[Watcher] = (),
         latencies: Mapping[str, float] | None = None,
+        kept: KeptShards | None = None,
+        calibration: Sequence[Strategy] = (),
     ) -> None:
         self.ledger, self.algorithm, self.plan, self.protocol, self.pool = ledger, algorithm, plan, protocol, pool
         self._measure, self.baselines, self.watchers = measure, dict(baselines), watchers
-        self.latencies = latencies or {}
+        self.latencies, self._kept, self._calibration = latencies or {}, kept, calibration
+        if protocol.fidelities and kept is None:
+            raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
+        self._began = time.monotonic()
 
     @property
     def record(self) -> SearchRecord:
@@ -103,148 +97,264 @@ class Driver:
         return self.ledger.record
 
     def run(self) -> SearchRecord:
-        """Search, then validate winners. Raises `SearchFailed` when a whole first generation fails."""
+        """Search, then validate winners. Raises `SearchFailed` when every candidate of a first generation fails."""
         for watcher in self.watchers:
             watcher.started(self.record)
+        self._began = time.monotonic()
+        self._price()
         self._run_baselines()
-        for generation in range(self.plan.generations):
-            if not self._run_generation(generation):
-                break
+        self._search()
+        self._promote()
         if len(self.record.winners) < 3:
             self._validate_winners()
         if not self.record.finished:
             self.ledger.append("finished")
+        if self._kept:
+            self._kept.clear()
         return self.record
 
+    def _search(self) -> None:
+        if isinstance(self.algorithm, SteadyNsga2):
+            self._run_steady(self.algorithm)
+            return
+        for generation in range(self.plan.generations):
+            if self._ended(generation * self.plan.population) or not self._run_generation(generation):
+                break
+
+    def _ended(self, asked: int) -> bool:
+        """Whether a limit of the plan is reached after so many candidates. Only time makes it differ when replayed."""
+        plan, known = self.plan, self.record
+        if asked < len(known.candidates):
+            return False  # was asked for before: the limits allowed it then
+        if asked >= min(plan.generations * plan.population, plan.max_candidates or asked + 1):
+            return True
+        if plan.max_minutes and time.monotonic() - self._began >= 60 * plan.max_minutes:
+            return True
+        if plan.max_device_hours and device_seconds(known) >= 3600 * plan.max_device_hours:
+            return True
+        grown = known.hypervolumes
+        return bool(plan.stalled and len(grown) > plan.stalled and grown[-1] <= grown[-1 - plan.stalled] * (1 + STALLED))
+
+    def _price(self) -> None:
+        """Measure the cost table once, where latencies are predicted."""
+        if self.plan.latency != "predicted" or self.record.costs is not None:
+            return
+        for job, table in self.pool.map([Job("costs", self._calibration, self.protocol.batches()[:1], method="costs")]):
+            if table is None:
+                raise SearchFailed(f"the cost table cannot be measured: {job.errors[0]}")
+            self.ledger.append("costs", table=table)
+
     def _run_baselines(self) -> None:
-        missing = {name: s for name, s in self.baselines.items() if name not in self.record.baselines}
+        missing = {name: s for name, s in self.baselines.items() if self.protocol.images not in self.record.baselines_at.get(name, {})}
         if not missing:
             return
-        for name, measurement in self._compare(missing, fresh=False).items():
-            if not measurement.ok and name == UNACCELERATED:
-                raise SearchFailed(f"the unaccelerated pipeline itself fails: {measurement.error}")
-            candidate = Candidate(number=-1, generation=-1, strategy=missing[name], origin=name)
-            self.ledger.baseline(candidate, self._with_recorded_latency(missing[name], measurement))
-            for watcher in self.watchers:
-                watcher.measured(self.record, candidate)
+        earlier: dict[str, list[Shard]] = {name: [] for name in missing}
+        for first, last in itertools.pairwise((0, *self.protocol.counts)):
+            shards, error = self._compare(missing, self.protocol.batches(first=first, last=last))
+            for name in missing:
+                if error is not None:
+                    if name == UNACCELERATED:
+                        raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
+                    measurement = Measurement(error=error)
+                else:
+                    earlier[name] += shards[name]
+                    measurement = self._with_latency(missing[name], self._measure(earlier[name]))
+                candidate = Candidate(number=-1, generation=-1, strategy=missing[name], origin=name)
+                self.ledger.baseline(candidate, measurement)
+                if last == self.protocol.images:
+                    for watcher in self.watchers:
+                        watcher.measured(self.record, candidate)
 
-    def _compare(self, strategies: Mapping[str, Strategy], *, fresh: bool) -> dict[str, Measurement]:
-        """Run strategies in turn on the same batches, spread over the workers: their latencies compare fairly."""
-        batches = self.protocol.batches(fresh)
+    def _compare(self, strategies: Mapping[str, Strategy], batches: Sequence[Sequence[int]]) -> tuple[dict[str, list[Shard]], str | None]:
+        """Run strategies in turn on the same batches, spread over the workers: their latencies compare fairly. Shards, or an error."""
         share = min(self.pool.size, len(batches))
         jobs = [Job(i, list(strategies.values()), batches[i::share]) for i in range(share)]
         results = {job.key: (job, shards) for job, shards in self.pool.map(jobs)}
         failed = [job for job, shards in results.values() if shards is None]
         if failed:
-            return dict.fromkeys(strategies, Measurement(error=failed[0].errors[0]))
+            return {}, failed[0].errors[0]
         # By shard number, not by finish: sums of floats depend on their order.
         ordered = [results[i][1] for i in range(share)]
-        return {name: self._measure([shards[k] for shards in ordered]) for k, name in enumerate(strategies)}
+        return {name: [shards[k] for shards in ordered] for k, name in enumerate(strategies)}, None
 
     def _run_generation(self, generation: int) -> bool:
         asked = self.algorithm.ask()
         if not asked:
             return False
-        first = generation * self.plan.population
-        candidates = [
-            Candidate(number=first + i, generation=generation, strategy=s, origin="initial" if generation == 0 else "offspring")
-            for i, s in enumerate(asked)
-        ]
-        for candidate in candidates:
-            known = self.record.candidates.get(candidate.number)
-            if known is None:
-                self.ledger.ask(candidate)
-            elif known.strategy != candidate.strategy:
-                raise LedgerError(
-                    f"{self.ledger.path}: candidate {candidate.number} was {known.strategy.digest} and is now {candidate.strategy.digest}; "
-                    "the ledger was made by another version of dato or its libraries: set another output"
-                )
+        candidates = [self._note(generation * self.plan.population + i, s) for i, s in enumerate(asked)]
         todo = [c for c in candidates if c.number not in self.record.results]
-        by_number = {c.number: c for c in todo}
-        jobs = [Job(c.number, [c.strategy], self.protocol.batches()) for c in todo]
         # The longest first, so that little is left to wait for at a generation's end.
-        jobs.sort(key=lambda job: -sum(step.cache_depth for step in job.strategies[0]))
-        for job, shards in self.pool.map(jobs):
-            candidate = by_number[job.key]
-            self.ledger.result(candidate.number, self._to_measurement(candidate.strategy, job, shards))
-            for watcher in self.watchers:
-                watcher.measured(self.record, candidate)
+        todo.sort(key=lambda c: -sum(step.cache_depth for step in c.strategy))
+        for job, shards in self.pool.map([self._job(c) for c in todo]):
+            self._take(job, shards)
         results = [self.record.results[c.number] for c in candidates]
         if generation == 0 and not any(r.ok for r in results):
             raise SearchFailed(f"all {len(results)} candidates of the first generation failed; the first error: {results[0].error}")
-        self.algorithm.tell([(r.fid, r.latency_ms) if r.ok else None for r in results])
-        if len(self.record.hypervolumes) <= generation:
-            self.ledger.append("generation", generation=generation, hypervolume=self._hypervolume())
-            for watcher in self.watchers:
-                watcher.generation_done(self.record, generation)
+        self.algorithm.tell([self._objectives(r) for r in results], [self._violation(r) for r in results])
+        self._close_generation(generation)
         return True
+
+    def _run_steady(self, algorithm: SteadyNsga2) -> None:
+        open_ones: dict[int, Candidate] = {}
+        for event, number in list(self.record.events):
+            candidate = self.record.candidates[number]
+            if event == "ask":
+                self._note(number, algorithm.ask_one())
+                open_ones[number] = candidate
+            else:
+                del open_ones[number]
+                self._tell_one(algorithm, candidate)
+
+        def jobs() -> Iterator[Job]:
+            for candidate in list(open_ones.values()):
+                yield self._job(candidate)
+            while not self._ended(len(self.record.candidates)):
+                strategy = algorithm.ask_one()
+                if strategy is None:
+                    return
+                yield self._job(self._note(len(self.record.candidates), strategy))
+
+        population = self.plan.population
+        for job, shards in self.pool.map(jobs()):
+            self._take(job, shards)
+            self._tell_one(algorithm, self.record.candidates[job.key])
+            done = len(self.record.results)
+            if done == population and not any(r.ok for r in self.record.results.values()):
+                raise SearchFailed(f"all of the first {done} candidates failed; the first error: {self.record.results[0].error}")
+            if done % population == 0:
+                self._close_generation(done // population - 1)
+
+    def _note(self, number: int, strategy: Strategy | None) -> Candidate:
+        """A candidate asked for, written down; the same as before where it was asked for before."""
+        generation = number // self.plan.population
+        known = self.record.candidates.get(number)
+        if known is not None:
+            if strategy is None or known.strategy != strategy:
+                raise LedgerError(
+                    f"{self.ledger.path}: candidate {number} was {known.strategy.digest} and is now {strategy.digest if strategy else 'none'}; "
+                    "the ledger was made by another version of dato or its libraries: set another output"
+                )
+            return known
+        assert strategy is not None
+        candidate = Candidate(number=number, generation=generation, strategy=strategy, origin="initial" if generation == 0 else "offspring")
+        self.ledger.ask(candidate)
+        return candidate
+
+    def _job(self, candidate: Candidate) -> Job:
+        return Job(candidate.number, [candidate.strategy], self.protocol.batches(last=self.protocol.counts[0]))
+
+    def _take(self, job: Job, shards: Sequence[Shard] | None) -> None:
+        """A candidate's shards into the ledger."""
+        candidate = self.record.candidates[job.key]
+        measurement = self._to_measurement(candidate.strategy, job, [shards[0]] if shards else None)
+        if self._kept and shards and measurement.ok:
+            self._kept.put(candidate.number, measurement.images, [shards[0]])
+        self.ledger.result(candidate.number, measurement)
+        if self._kept:
+            self._kept.keep_only(self._promising(self.protocol.counts[0]))
+        for watcher in self.watchers:
+            watcher.measured(self.record, candidate)
+
+    def _promising(self, images: int) -> list[Candidate]:
+        """The candidates of the first ranks among those measured on so many images. One that left them never comes back."""
+        left = self.record.evaluated(images)
+        chosen: list[Candidate] = []
+        for _ in range(self.plan.promoted_ranks):
+            best, lowest = [], float("inf")
+            for candidate, m in sorted(left, key=lambda p: (p[1].latency_ms, p[1].fid)):
+                if m.fid < lowest:
+                    best.append(candidate)
+                    lowest = m.fid
+            taken = {c.number for c in best}
+            left = [p for p in left if p[0].number not in taken]
+            chosen += best
+        return chosen
+
+    def _promote(self) -> None:
+        """Measure the best at each number of images on more, paying for the new images only."""
+        for low, high in itertools.pairwise(self.protocol.counts):
+            assert self._kept is not None
+            due = [c for c in self._promising(low) if high not in self.record.promotions.get(c.number, {})]
+            earlier = {c.number: self._kept.get(c.number, low) for c in due}
+            jobs = [Job(c.number, [c.strategy], self.protocol.batches(first=low if earlier[c.number] else 0, last=high)) for c in due]
+            for job, shards in self.pool.map(jobs):
+                candidate = self.record.candidates[job.key]
+                whole = [*(earlier[job.key] or []), shards[0]] if shards else None
+                measurement = self._to_measurement(candidate.strategy, job, whole)
+                if whole and measurement.ok:
+                    self._kept.put(candidate.number, high, whole)
+                self.ledger.promotion(candidate.number, high, measurement)
+                for watcher in self.watchers:
+                    watcher.measured(self.record, candidate)
+
+    def _close_generation(self, generation: int) -> None:
+        if len(self.record.hypervolumes) > generation:
+            return
+        self.ledger.append("generation", generation=generation, hypervolume=self._hypervolume())
+        for watcher in self.watchers:
+            watcher.generation_done(self.record, generation)
+
+    def _objectives(self, m: Measurement) -> tuple[float, ...] | None:
+        return self.plan.objectives.values(m) if m.ok else None
+
+    def _violation(self, m: Measurement) -> float:
+        return self.plan.objectives.violation(m, self.record.plain(m.images)) if m.ok else 0.0
+
+    def _tell_one(self, algorithm: SteadyNsga2, candidate: Candidate) -> None:
+        m = self.record.results[candidate.number]
+        algorithm.tell_one(candidate.strategy, self._objectives(m), self._violation(m))
 
     def _to_measurement(self, strategy: Strategy, job: Job, shards: Sequence[Shard] | None) -> Measurement:
         if shards is None:
             return Measurement(error="; then ".join(dict.fromkeys(job.errors)))
         try:
-            measurement = self._measure([shards[0]])
+            measurement = self._measure(shards)
         except ValueError as error:  # NaN features: the candidate is infeasible
             return Measurement(error=str(error))
-        return self._with_recorded_latency(strategy, measurement)
+        return self._with_latency(strategy, measurement)
 
-    def _with_recorded_latency(self, strategy: Strategy, measurement: Measurement) -> Measurement:
-        if not self.latencies or not measurement.ok:
+    def _with_latency(self, strategy: Strategy, measurement: Measurement) -> Measurement:
+        """The measurement with a recorded or predicted latency, where one of these is asked for."""
+        if not measurement.ok:
             return measurement
-        recorded = self.latencies.get(strategy.digest)
-        if recorded is None:
-            raise LedgerError(f"no latency is recorded for strategy {strategy.digest}: replay_latency names a ledger of another search")
-        return Measurement.from_dict({**measurement.to_dict(), "latency_ms": recorded})
+        if self.latencies:
+            recorded = self.latencies.get(strategy.digest)
+            if recorded is None:
+                raise LedgerError(f"no latency is recorded for strategy {strategy.digest}: replay_latency names a ledger of another search")
+            return replace(measurement, latency_ms=recorded)
+        if self.record.costs is not None:
+            predicted = CostTable.from_dict(self.record.costs).predict(strategy)
+            return replace(measurement, latency_ms=predicted, measured_ms=measurement.latency_ms)
+        return measurement
 
     def _hypervolume(self) -> float:
         reference = reference_point(self.record)
         return hypervolume([(m.fid, m.latency_ms) for _, m in self.record.evaluated()], reference)
 
     def _validate_winners(self) -> None:
-        chosen = choose_winners(self.record, self.plan.min_speedup)
+        chosen = choose_winners(self.record, self.plan.winner_speedup, self.plan.objectives)
         # By digest: one candidate may win several aliases, and is measured once.
         strategies = {UNACCELERATED: self.baselines[UNACCELERATED], **{c.strategy.digest: c.strategy for c in chosen.values()}}
-        fresh = self._compare(strategies, fresh=True)
+        shards, error = self._compare(strategies, self.protocol.batches(fresh=True))
+        if error is not None:
+            raise SearchFailed(f"the winners fail on fresh images: {error}; run the same command again")
+        fresh = {name: self._measure(parts) for name, parts in shards.items()}
+        searched = {c.number: m for c, m in self.record.front()}
         for alias, candidate in chosen.items():
-            measurement = fresh[candidate.strategy.digest]
-            if not measurement.ok:
-                raise SearchFailed(f"the winner {alias!r} fails on fresh images: {measurement.error}; run the same command again")
             self.ledger.winner(
                 Winner(
                     alias=alias,
                     candidate=candidate,
-                    searched=self.record.results[candidate.number],
-                    fresh=measurement,
+                    searched=searched[candidate.number],
+                    fresh=fresh[candidate.strategy.digest],
                     fresh_baseline=fresh[UNACCELERATED],
                 )
             )
 
 
-def reference_point(record: SearchRecord) -> tuple[float, float]:
-    """Where a hypervolume is measured from: twice the unaccelerated FID, and its latency."""
-    _, plain = record.baselines[UNACCELERATED]
-    return 2 * plain.fid, plain.latency_ms
-
-
-def choose_winners(record: SearchRecord, min_speedup: float) -> dict[str, Candidate]:
-    """`quality`, `balanced` and `fastest` from the front.
-
-    fastest: the fastest whose FID is no worse than the unaccelerated one's by more than its interval.
-    quality: the lowest FID among those at least `min_speedup` times faster, or of all where none is.
-    balanced: the best of the weighted score FID + w x latency (Algorithm 1), w such that both objectives' ranges
-    between those two weigh the same. One candidate may win more than once.
-    """
-    _, plain = record.baselines[UNACCELERATED]
-    points = record.front()
-    if not points:
-        raise SearchFailed("no candidate could be measured, so there is no winner")
-    spread = plain.fid_high - plain.fid if plain.fid_high == plain.fid_high else 0.0
-    good = [(c, m) for c, m in points if m.fid <= plain.fid + spread]
-    fastest = min(good or points, key=lambda p: p[1].latency_ms if good else p[1].fid)
-    quick = [(c, m) for c, m in points if plain.latency_ms / m.latency_ms >= min_speedup]
-    quality = min(quick or points, key=lambda p: p[1].fid)
-    between = [p for p in points if min(fastest[1].latency_ms, quality[1].latency_ms) <= p[1].latency_ms <= max(fastest[1].latency_ms, quality[1].latency_ms)]
-    fids, times = [m.fid for _, m in between], [m.latency_ms for _, m in between]
-    weight = (max(fids) - min(fids)) / (max(times) - min(times)) if max(times) > min(times) else 0.0
-    balanced = min(between, key=lambda p: p[1].fid + weight * p[1].latency_ms)
-    return {"quality": quality[0], "balanced": balanced[0], "fastest": fastest[0]}
+def device_seconds(record: SearchRecord) -> float:
+    """Time that devices spent evaluating; a promotion counts its new images only."""
+    total = sum(m.seconds for _, m in record.baselines.values())
+    for number, m in record.results.items():
+        total += max([m.seconds, *(p.seconds for p in record.promotions.get(number, {}).values())])
+    return total

@@ -16,6 +16,7 @@ from dato.provenance import describe
 from dato.strategy import Strategy
 from search.data import FRESH_OFFSET, Data, DataSpec
 from search.generate import generate
+from search.latency import measure_costs
 from search.models import ModelSpec, load_pipeline
 from search.quality import Fid, extract, load_features
 from search.records import Measurement
@@ -35,18 +36,31 @@ class Protocol:
     """Resamples behind an interval; 0 for none (with Inception features one takes seconds)."""
     offset: int = 0
     """Index of the first image."""
+    fidelities: Sequence[int] = ()
+    """Smaller numbers of images, ascending: every candidate is measured on the first, and the best on the next, up to `images`."""
 
     def __post_init__(self) -> None:
         for name, least in (("images", 2), ("batch", 1), ("bootstrap", 0), ("offset", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
+        counts = [*self.fidelities, self.images]
+        if any(not isinstance(c, int) or c < 2 for c in counts) or counts != sorted(set(counts)):
+            raise ValueError(
+                f"protocol.fidelities is {list(self.fidelities)!r}; give ascending numbers of images, from 2 to less than protocol.images ({self.images})"
+            )
+        object.__setattr__(self, "fidelities", tuple(self.fidelities))
 
-    def batches(self, fresh: bool = False) -> list[list[int]]:
-        """Image indices by batch; fresh ones are used by no search."""
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of images that candidates are compared at, ascending."""
+        return (*self.fidelities, self.images)
+
+    def batches(self, fresh: bool = False, first: int = 0, last: int | None = None) -> list[list[int]]:
+        """Indices of images `first` to before `last` (all by default), by batch; fresh ones are used by no search."""
         start = self.offset + (FRESH_OFFSET if fresh else 0)
-        indices = list(range(start, start + self.images))
-        return [indices[i : i + self.batch] for i in range(0, self.images, self.batch)]
+        end = self.images if last is None else last
+        return [list(range(start + i, start + min(i + self.batch, end))) for i in range(first, end, self.batch)]
 
 
 @dataclass
@@ -125,6 +139,9 @@ class PipelineEvaluator:
                 pictures.append(generate(self.pipe, self.spec.model, self.data, indices).images)
         return pictures
 
+    def costs(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]], rounds: int = 3) -> dict[str, Any]:
+        """This device's cost table, from so many runs of each calibration strategy on the first batch."""
+        return measure_costs(self.pipe, self.spec.model, self.data, batches[0], strategies, self.device, rounds).to_dict()
 
     def facts(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> dict[str, Any]:
         """What this pipeline is, for the provenance of what is measured on it."""

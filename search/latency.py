@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,3 +136,36 @@ class Timings:
     def _synchronize(self) -> None:
         if self.pipe.device.type == "cuda":
             torch.cuda.synchronize(self.pipe.device)
+
+
+def measure_costs(
+    pipe: Any,
+    model: ModelSpec,
+    data: Data,
+    indices: Sequence[int],
+    strategies: Sequence[Strategy],
+    device: str,
+    rounds: int = 3,
+    tick: Callable[[int, int], None] = lambda done, of: None,
+) -> CostTable:
+    """A device's cost table from runs of calibration strategies, in turn, so that a drifting machine slows all of them alike.
+
+    Args:
+        pipe: Loaded.
+        model: What it is.
+        data: Prompts.
+        indices: Images of one call.
+        strategies: As `calibration` gives them.
+        device: Its name.
+        rounds: Runs of each.
+        tick: Told how many runs are done, and of how many.
+    """
+    timings = Timings(pipe, model, data, indices)
+    timings.run(strategies[-1])
+    timings.works.clear()
+    timings.fixed.clear()
+    for turn in range(rounds):
+        for i, strategy in enumerate(strategies):
+            timings.run(strategy)
+            tick(turn * len(strategies) + i + 1, rounds * len(strategies))
+    return timings.table(device)

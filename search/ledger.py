@@ -71,6 +71,10 @@ class Ledger:
         """Note a candidate's measurement."""
         self.append("result", number=number, measurement=measurement.to_dict())
 
+    def promotion(self, number: int, images: int, measurement: Measurement) -> None:
+        """Note a candidate's measurement on more images."""
+        self.append("promotion", number=number, images=images, measurement=measurement.to_dict())
+
     def baseline(self, candidate: Candidate, measurement: Measurement) -> None:
         """Note the measurement of a named strategy that the search is compared with."""
         self.append("baseline", candidate=_candidate_row(candidate), measurement=measurement.to_dict())
@@ -81,6 +85,7 @@ class Ledger:
             "winner",
             alias=winner.alias,
             number=winner.candidate.number,
+            images=winner.searched.images,
             fresh=winner.fresh.to_dict(),
             fresh_baseline=winner.fresh_baseline.to_dict(),
         )
@@ -131,11 +136,19 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
         case "ask":
             candidate = _candidate(row["candidate"])
             record.candidates[candidate.number] = candidate
+            record.events.append(("ask", candidate.number))
         case "result":
             record.results[row["number"]] = Measurement.from_dict(row["measurement"])
+            record.events.append(("result", row["number"]))
+        case "promotion":
+            record.promotions.setdefault(row["number"], {})[row["images"]] = Measurement.from_dict(row["measurement"])
         case "baseline":
-            candidate = _candidate(row["candidate"])
-            record.baselines[candidate.origin] = (candidate, Measurement.from_dict(row["measurement"]))
+            candidate, measurement = _candidate(row["candidate"]), Measurement.from_dict(row["measurement"])
+            record.baselines_at.setdefault(candidate.origin, {})[measurement.images] = measurement
+            if candidate.origin not in record.baselines or measurement.images >= record.baselines[candidate.origin][1].images:
+                record.baselines[candidate.origin] = (candidate, measurement)
+        case "costs":
+            record.costs = row["table"]
         case "generation":
             record.hypervolumes.append(row["hypervolume"])
         case "winner":
@@ -143,7 +156,7 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
             record.winners[row["alias"]] = Winner(
                 alias=row["alias"],
                 candidate=record.candidates[n],
-                searched=record.results[n],
+                searched=record.promotions.get(n, {}).get(row.get("images", 0), record.results[n]),
                 fresh=Measurement.from_dict(row["fresh"]),
                 fresh_baseline=Measurement.from_dict(row["fresh_baseline"]),
             )

@@ -7,7 +7,7 @@ uniform and random strategies first, crossover and random-choice mutation that t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -24,6 +24,7 @@ from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.operators.sampling.rnd import IntegerRandomSampling
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.problems.static import StaticProblem
 
 from dato.strategy import Strategy
@@ -33,32 +34,57 @@ Operators = Literal["stepwise", "paper"]
 _INFEASIBLE = 1e9
 
 
-class UniformAndRandom(Sampling):
-    """Half uniform strategies (a full call every 2, 3, ... steps, ratios in turn), half random ones.
+class Screen(Protocol):
+    """Predicts objectives, so that only the most promising of many offspring are evaluated; see `search.surrogate`."""
+
+    surplus: int
+    """Offspring made for each one evaluated."""
+
+    def predict(self, strategies: Sequence[Strategy]) -> np.ndarray | None:
+        """(N, objectives) predicted values, or None while too little is known."""
+        ...
+
+    def learn(self, told: Sequence[tuple[Strategy, tuple[float, ...]]]) -> None:
+        """Take in results."""
+        ...
+
+
+class InitialMix(Sampling):
+    """Given strategies first; of the rest, half uniform ones (a full call every 2, 3, ... steps, ratios in turn), half random ones.
 
     A random strategy first draws its own shares of the depths, so that slow and fast ones appear alike.
+
+    Args:
+        space: What a step may be.
+        given: Taken as the nearest genomes, each once, before all others.
+        structured: False for nothing but the given and pymoo's random integers.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, given: Sequence[Strategy] = (), *, structured: bool = True) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.given, self.structured = space, given, structured
 
     def _do(self, problem: Problem, n_samples: int, *args: Any, random_state: np.random.Generator, **kwargs: Any) -> np.ndarray:
-        space, n = self.space, self.space.steps
-        full, shallow = len(space.depths) - 1, max(len(space.depths) - 2, 0)
-        rows = []
-        for i in range(n_samples // 2):
+        space, n, top = self.space, self.space.groups, self.space.upper
+        known = {space.decode(g).digest: g for g in map(space.nearest, self.given)}
+        rows = list(known.values())[:n_samples]
+        if not self.structured:
+            count = n_samples - len(rows)
+            random = IntegerRandomSampling()._do(problem, count, random_state=random_state) if count else []
+            return np.array([*rows, *random], dtype=int)
+        full, shallow = top[0], max(top[0] - 1, 0)
+        for i in range((n_samples - len(rows)) // 2):
             depth = np.where(np.arange(n) % (i + 2) == 0, full, shallow)
-            rows.append(np.concatenate([depth, np.full(n, (2 * i) % len(space.ratios))]))
+            rows.append(np.concatenate([depth, np.full(n, (2 * i) % (top[-1] + 1))]))
         while len(rows) < n_samples:
-            shares = random_state.dirichlet(np.ones(len(space.depths)))
-            depth = random_state.choice(len(space.depths), size=n, p=shares)
-            rows.append(np.concatenate([depth, random_state.integers(len(space.ratios), size=n)]))
+            shares = random_state.dirichlet(np.ones(top[0] + 1))
+            depth = random_state.choice(top[0] + 1, size=n, p=shares)
+            rows.append(np.concatenate([depth, random_state.integers(top[-1] + 1, size=n)]))
         return np.array(rows, dtype=int)
 
 
 class StepCrossover(Crossover):
-    """Two-point crossover over steps: both genes of the steps between the points change places."""
+    """One- or two-point crossover over steps: both genes of the steps between the points change places."""
 
     def __init__(self) -> None:
         super().__init__(2, 2)
@@ -102,23 +128,42 @@ class Nsga2:
     """Asks for strategies and is told their objectives, a generation at a time.
 
     The sequence of asks depends only on the seed and on what was told, so replaying recorded values repeats a search.
+
+    Args:
+        space: What a step may be.
+        population: Strategies in a generation.
+        seed: Of every random choice.
+        operators: "stepwise" or "paper".
+        objectives: How many values a strategy is told with.
+        given: Strategies to begin with, at most a population of them.
+        screen: Picks which of many offspring are evaluated; None makes no more than are evaluated.
     """
 
-    def __init__(self, *, space: SearchSpace, population: int, seed: int, operators: Operators = "stepwise") -> None:
-        if population < 4:
-            raise ValueError(f"population is {population}; NSGA-II needs at least 4")
-        self.space, self._duplicates = space, NotSeen(space)
-        self._problem = Problem(n_var=2 * space.steps, n_obj=2, n_ieq_constr=1, xl=0, xu=space.upper, vtype=int)
+    def __init__(
+        self,
+        *,
+        space: SearchSpace,
+        population: int,
+        seed: int,
+        operators: Operators = "stepwise",
+        objectives: int = 2,
+        given: Sequence[Strategy] = (),
+        screen: Screen | None = None,
+    ) -> None:
+        if not isinstance(population, int) or population < 4:
+            raise ValueError(f"search.population is {population!r}; NSGA-II needs at least 4")
+        self.space, self.population, self._duplicates, self._screen = space, population, NotSeen(space), screen
+        self._problem = Problem(n_var=2 * space.groups, n_obj=objectives, n_ieq_constr=1, xl=0, xu=space.upper, vtype=int)
         if operators == "stepwise":
-            chosen = {"sampling": UniformAndRandom(space), "crossover": StepCrossover(), "mutation": StepMutation()}
+            chosen = {"sampling": InitialMix(space, given), "crossover": StepCrossover(), "mutation": StepMutation()}
         elif operators == "paper":
             chosen = {
-                "sampling": IntegerRandomSampling(),
+                "sampling": InitialMix(space, given, structured=False),
                 "crossover": SBX(prob=0.7, eta=7, vtype=float, repair=RoundingRepair()),
                 "mutation": PM(prob=0.4, eta=15, vtype=float, repair=RoundingRepair()),
             }
         else:
-            raise ValueError(f"operators is {operators!r}; allowed are 'stepwise' and 'paper'")
+            raise ValueError(f"search.operators is {operators!r}; allowed are 'stepwise' and 'paper'")
         self._algorithm = NSGA2(pop_size=population, eliminate_duplicates=self._duplicates, **chosen)
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
         self._asked: Population | None = None
@@ -127,23 +172,50 @@ class Nsga2:
         """The next generation's strategies, none of them asked before; fewer than the population when few are left."""
         if self._asked is not None:
             raise RuntimeError("ask was called twice without a tell in between")
+        begun = self._algorithm.is_initialized
+        self._algorithm.n_offsprings = self.population * (self._screen.surplus if self._screen and begun else 1)
         asked = self._algorithm.ask()
         if asked is None or len(asked) == 0:
             return []
-        self._asked = asked
+        asked = self._screened(asked)
         strategies = [self.space.decode(individual.X) for individual in asked]
+        self._asked = asked
         self._duplicates.seen.update(s.digest for s in strategies)
         return strategies
 
-    def tell(self, objectives: Sequence[tuple[float, float] | None]) -> None:
-        """Objectives of the strategies last asked for, in their order, lower is better; None where one failed."""
+    def tell(self, objectives: Sequence[tuple[float, ...] | None], violations: Sequence[float] | None = None) -> None:
+        """Take in what the strategies last asked for gave, in their order.
+
+        Args:
+            objectives: Lower is better; None where one failed.
+            violations: By how much each exceeds its constraints, 0 for not at all; None for no constraints.
+        """
         if self._asked is None or len(objectives) != len(self._asked):
             raise RuntimeError(f"tell got {len(objectives)} objectives for {0 if self._asked is None else len(self._asked)} asked strategies")
-        values = np.array([(_INFEASIBLE,) * 2 if o is None else o for o in objectives], dtype=float)
-        violation = np.array([[1.0 if o is None else -1.0] for o in objectives])
-        Evaluator().eval(StaticProblem(self._problem, F=values, G=violation), self._asked)
+        self._evaluate(self._asked, objectives, violations)
         self._algorithm.tell(infills=self._asked)
+        if self._screen:
+            told = [self.space.decode(individual.X) for individual in self._asked]
+            self._screen.learn([(s, o) for s, o in zip(told, objectives, strict=True) if o is not None])
         self._asked = None
+
+    def _screened(self, made: Population) -> Population:
+        """The `population` of them that the screen predicts to be best, by rank and crowding; in the order in which they were made."""
+        if self._screen is None or len(made) <= self.population:
+            return made
+        predicted = self._screen.predict([self.space.decode(individual.X) for individual in made])
+        if predicted is None:
+            return made[: self.population]
+        rivals = Population.new(F=predicted, CV=np.zeros((len(made), 1)), index=np.arange(len(made)))
+        best = RankAndCrowding().do(self._problem, rivals, n_survive=self.population, random_state=np.random.default_rng(0))
+        return made[np.sort(best.get("index"))]
+
+    def _evaluate(self, asked: Population, objectives: Sequence[tuple[float, ...] | None], violations: Sequence[float] | None) -> None:
+        """Objectives into pymoo's individuals. A failure violates its constraint by more than any measured candidate."""
+        values = np.array([(_INFEASIBLE,) * self._problem.n_obj if o is None else o for o in objectives], dtype=float)
+        exceeded = violations or [0.0] * len(objectives)
+        violation = np.array([[_INFEASIBLE if o is None else v] for o, v in zip(objectives, exceeded, strict=True)])
+        Evaluator().eval(StaticProblem(self._problem, F=values, G=violation), asked)
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:

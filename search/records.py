@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dato.strategy import Strategy
 
 SCHEMA = "dato.search/1"
+UNACCELERATED = "unaccelerated"
+"""Name of the baseline that every search measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Measurement:
         fid_low: Lower end of the 95 % bootstrap interval over the generated images.
         fid_high: Upper end.
         images: How many images it was measured on; FIDs of different counts do not compare.
-        latency_ms: Milliseconds per image of the whole pipeline, median over batches.
+        latency_ms: Milliseconds per image of the whole pipeline, median over batches; or what the cost table predicts.
         latency_low_ms: Fastest batch.
         latency_high_ms: Slowest batch.
         parts_ms: Milliseconds per image of text_encoder, unet and vae.
@@ -45,6 +47,7 @@ class Measurement:
         seconds: Wall time of the evaluation.
         device: Where it ran.
         batch: Images per batch.
+        measured_ms: The measured latency, where `latency_ms` is predicted.
         error: Why it failed, or None.
     """
 
@@ -60,6 +63,7 @@ class Measurement:
     seconds: float = 0.0
     device: str = ""
     batch: int = 0
+    measured_ms: float = float("nan")
     error: str | None = None
 
     @property
@@ -116,8 +120,12 @@ class SearchRecord:
         config: The resolved configuration.
         environment: Versions and hardware.
         candidates: Every candidate asked for, by number.
-        results: Their measurements, by candidate number; missing where not finished.
-        baselines: Measurements of named strategies under the search's protocol; "unaccelerated" is always one.
+        results: Their measurements, by candidate number, all at the least number of images; missing where not finished.
+        promotions: Measurements on more images, by candidate number and images.
+        baselines: Measurements of named strategies on all images of the protocol; "unaccelerated" is always one.
+        baselines_at: The same and those on fewer images, by name and images.
+        events: ("ask" | "result", candidate number) in the order in which they were written.
+        costs: The cost table that latencies are predicted with, or None.
         hypervolumes: After each generation.
         winners: By alias, once validated.
         finished: Whether the search came to its end.
@@ -128,19 +136,46 @@ class SearchRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     candidates: dict[int, Candidate] = field(default_factory=dict)
     results: dict[int, Measurement] = field(default_factory=dict)
+    promotions: dict[int, dict[int, Measurement]] = field(default_factory=dict)
     baselines: dict[str, tuple[Candidate, Measurement]] = field(default_factory=dict)
+    baselines_at: dict[str, dict[int, Measurement]] = field(default_factory=dict)
+    events: list[tuple[str, int]] = field(default_factory=list)
+    costs: dict[str, Any] | None = None
     hypervolumes: list[float] = field(default_factory=list)
     winners: dict[str, Winner] = field(default_factory=dict)
     finished: bool = False
 
-    def evaluated(self) -> list[tuple[Candidate, Measurement]]:
-        """The candidates that were measured without failing, in the order of asking."""
-        return [(self.candidates[n], self.results[n]) for n in sorted(self.results) if self.results[n].ok]
+    def plain(self, images: int) -> Measurement:
+        """The unaccelerated pipeline on so many images; on all of them where the search never measured it on fewer."""
+        return self.baselines_at.get(UNACCELERATED, {}).get(images) or self.baselines[UNACCELERATED][1]
 
-    def front(self) -> list[tuple[Candidate, Measurement]]:
-        """The measured candidates that none beats in both FID and latency, fastest first; of equal ones the first asked."""
+    def evaluated(self, images: int | None = None) -> list[tuple[Candidate, Measurement]]:
+        """The candidates measured without failing on so many images, in the order of asking; None for the least, which all have."""
+        found = []
+        for n in sorted(self.results):
+            m = self.results[n] if images is None or self.results[n].images == images else self.promotions.get(n, {}).get(images)
+            if m and m.ok:
+                found.append((self.candidates[n], m))
+        return found
+
+    @property
+    def images(self) -> int:
+        """The largest number of images that candidates were measured on: what fronts and winners are compared at."""
+        return max((m.images for _, m in self._measured()), default=0)
+
+    def _measured(self) -> Iterator[tuple[int, Measurement]]:
+        for n, m in self.results.items():
+            yield n, m
+            yield from ((n, p) for p in self.promotions.get(n, {}).values())
+
+    def front(self, images: int | None = None) -> list[tuple[Candidate, Measurement]]:
+        """The measured candidates that none beats in both FID and latency, fastest first; of equal ones the first asked.
+
+        Args:
+            images: Compare those measured on so many images; None for the most that any was.
+        """
         found: list[tuple[Candidate, Measurement]] = []
-        for candidate, m in sorted(self.evaluated(), key=lambda p: (p[1].latency_ms, p[1].fid)):
+        for candidate, m in sorted(self.evaluated(images or self.images), key=lambda p: (p[1].latency_ms, p[1].fid)):
             if not found or m.fid < found[-1][1].fid:
                 found.append((candidate, m))
         return found

@@ -1,9 +1,9 @@
-"""The search space: a genome of two integers per step, and the strategy it stands for."""
+"""The search space: a genome of two integers per group of steps, and the strategy it stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from dato.strategy import FULL, Step, Strategy, StrategyError
 class SearchSpace:
     """Which cache depths and prune ratios a step may take.
 
-    A genome is an int array of 2 * steps: each step's index into `depths`, then each step's index into `ratios`.
+    A genome is an int array of 2 * groups: each group's index into `depths`, then each group's index into `ratios`.
     """
 
     steps: int
@@ -25,6 +25,14 @@ class SearchSpace:
     """Allowed prune ratios, ascending."""
     inert: Sequence[int] = (0,)
     """Cache depths at which a ratio has no effect: genomes that differ only there are one strategy."""
+    group: int = 1
+    """Consecutive steps that share their genes; the last group may be shorter."""
+    fixed_depths: Sequence[int] | None = None
+    """Cache depth of every step, where only ratios are searched."""
+    fixed_ratios: Sequence[float] | None = None
+    """Prune ratio of every step, where only depths are searched."""
+    frozen: Mapping[int, Step] = field(default_factory=dict)
+    """Steps that are not searched, with what they are."""
 
     def __post_init__(self) -> None:
         for name in ("depths", "ratios", "inert"):
@@ -39,26 +47,72 @@ class SearchSpace:
         Strategy.full(self.steps)
         if FULL not in self.depths:
             raise StrategyError(f"search space: depths is {list(self.depths)}; it must hold {FULL}, the full call, which the first call needs")
+        if not isinstance(self.group, int) or not 1 <= self.group <= self.steps:
+            raise StrategyError(f"search space: group is {self.group!r}; give 1 to {self.steps} steps that share their genes")
+        for name in ("fixed_depths", "fixed_ratios"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, tuple(given))
+                if len(given) != self.steps:
+                    raise StrategyError(f"search space: {name} has {len(given)} values for {self.steps} steps; give one for each step")
+        for i in range(self.steps):
+            Step(self.fixed_depths[i] if self.fixed_depths else FULL, self.fixed_ratios[i] if self.fixed_ratios else 0.0)
+        outside = [i for i in self.frozen if not isinstance(i, int) or not 0 <= i < self.steps]
+        if outside:
+            raise StrategyError(f"search space: frozen names step {outside[0]!r}; steps are 0 to {self.steps - 1}")
+
+    @property
+    def groups(self) -> int:
+        """Genes of each kind."""
+        return -(-self.steps // self.group)
 
     @property
     def upper(self) -> np.ndarray:
-        """Largest allowed value of each gene; the smallest is 0."""
-        return np.repeat([len(self.depths) - 1, len(self.ratios) - 1], self.steps)
+        """Largest allowed value of each gene; the smallest is 0. A kind of gene that is fixed has only the value 0."""
+        depths = 0 if self.fixed_depths else len(self.depths) - 1
+        ratios = 0 if self.fixed_ratios else len(self.ratios) - 1
+        return np.repeat([depths, ratios], self.groups)
 
     def decode(self, genome: np.ndarray) -> Strategy:
         """The strategy of a genome, in canonical form."""
-        depth, ratio = np.asarray(genome, dtype=int).reshape(2, self.steps)
-        steps = tuple(Step(self.depths[d], self.ratios[r]) for d, r in zip(depth, ratio, strict=True))
-        return Strategy(steps).canonical(self.inert)
+        depth, ratio = np.asarray(genome, dtype=int).reshape(2, self.groups)
+        steps = []
+        for i in range(self.steps):
+            g = i // self.group
+            free = Step(
+                self.fixed_depths[i] if self.fixed_depths else self.depths[depth[g]],
+                self.fixed_ratios[i] if self.fixed_ratios else self.ratios[ratio[g]],
+            )
+            steps.append(self.frozen.get(i, free))
+        return Strategy(tuple(steps)).canonical(self.inert)
 
     def encode(self, strategy: Strategy) -> np.ndarray:
-        """A genome of the strategy; a ratio where none has an effect becomes the first allowed one."""
+        """A genome of the strategy; a ratio where none has an effect becomes the first allowed one. Raises `StrategyError`."""
         if len(strategy) != self.steps:
             raise StrategyError(f"the strategy has {len(strategy)} steps and the search space {self.steps}; use strategy.resample({self.steps})")
+        genome = self.nearest(strategy)
+        # A first call is full whatever its entry, and an inert ratio is none: compare what the two do.
+        for i, (given, own) in enumerate(zip(strategy.canonical(self.inert), self.decode(genome), strict=True)):
+            if given != own:
+                raise StrategyError(
+                    f"step {i} is {strategy[i]}, outside the search space: depths {list(self.depths)}, ratios {list(self.ratios)}"
+                    + (f", {self.group} steps a group" if self.group > 1 else "")
+                    + (f", frozen to {self.frozen[i]}" if i in self.frozen else "")
+                )
+        return genome
+
+    def nearest(self, strategy: Strategy) -> np.ndarray:
+        """The genome closest to a strategy of any length: each group takes what the strategy does at its first step.
+
+        Between two allowed depths the deeper one is taken, which is never worse; between two ratios, the closer.
+        """
+        fitted = strategy if len(strategy) == self.steps else strategy.resample(self.steps)
         depth, ratio = [], []
-        for i, step in enumerate(strategy):
-            if step.cache_depth not in self.depths or (step.cache_depth not in self.inert and step.prune_ratio not in self.ratios):
-                raise StrategyError(f"step {i} is {step}, outside the search space: depths {list(self.depths)}, ratios {list(self.ratios)}")
-            depth.append(self.depths.index(step.cache_depth))
-            ratio.append(self.ratios.index(step.prune_ratio) if step.cache_depth not in self.inert else 0)
+        for g in range(self.groups):
+            free = [i for i in range(g * self.group, min((g + 1) * self.group, self.steps)) if i not in self.frozen]
+            step = fitted[free[0] if free else g * self.group]
+            deeper = [k for k, d in enumerate(self.depths) if d >= step.cache_depth]
+            depth.append(0 if self.fixed_depths else deeper[0])
+            inert = step.cache_depth in self.inert or self.fixed_ratios is not None
+            ratio.append(0 if inert else int(np.argmin([abs(r - step.prune_ratio) for r in self.ratios])))
         return np.array(depth + ratio)

@@ -20,12 +20,11 @@ from mlflow.tracking import MlflowClient
 
 from dato.sources import without_credentials
 from search.effect import fid_difference
-from search.records import Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 
 _log = logging.getLogger(__name__)
 _PARENT = "mlflow.parentRunId"
 _SEARCH = "dato.search_id"
-_PLAIN = "unaccelerated"
 CHILDREN = ("all", "front", "none")
 
 
@@ -62,9 +61,11 @@ class Tracker:
         self._guard(self._start, record)
 
     def measured(self, record: SearchRecord, candidate: Candidate) -> None:
-        """Log a candidate's child run, where every candidate has one."""
+        """Log a candidate's child run, where every candidate has one; and what more images gave, into the same run."""
         if candidate.number >= 0 and self.children == "all":
             self._guard(self._log_child, record, candidate)
+            if candidate.number in record.promotions:
+                self._guard(self._log_promotions, record, candidate)
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """Log hypervolume, counts, speedup, and the front as a figure and as a table."""
@@ -110,6 +111,8 @@ class Tracker:
         if self.children == "all":
             for number in record.results:
                 self._log_child(record, record.candidates[number])
+            for number in record.promotions:
+                self._log_promotions(record, record.candidates[number])
 
     def _pages(self, query: str) -> list[Any]:
         runs: list[Any] = []
@@ -146,6 +149,11 @@ class Tracker:
         self._log_strategy(run.info.artifact_uri, candidate)
         self._client.set_terminated(run.info.run_id, "FINISHED" if measurement.ok else "FAILED")
         self._logged[number] = run.info.run_id
+
+    def _log_promotions(self, record: SearchRecord, candidate: Candidate) -> None:
+        for images, m in record.promotions[candidate.number].items():
+            values = {f"at_{images}_images/{k}": v for k, v in child_metrics(record, candidate, m).items() if k in ("fid", "fid_difference", "with/fid_low", "with/fid_high")}
+            self._client.log_batch(self._logged[str(candidate.number)], metrics=_metrics(values, 0))
 
     def _log_strategy(self, artifact_uri: str, candidate: Candidate) -> None:
         # Not client.log_text, which reads the whole run again to find out where its artifacts are.
@@ -188,7 +196,7 @@ class Tracker:
 
 def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) -> dict[str, float]:
     """A candidate's metrics. MLflow shows columns by name, so what nobody sorts by is named ``with/...`` and comes last."""
-    plain = record.baselines[_PLAIN][1] if _PLAIN in record.baselines else None
+    plain = record.plain(m.images) if UNACCELERATED in record.baselines else None
     return {
         "fid": m.fid,
         "fid_difference": m.fid - plain.fid if plain else math.nan,

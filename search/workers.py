@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class InProcessPool:
     def __init__(self, factory: EvaluatorFactory) -> None:
         self._evaluator = factory.build()
 
-    def map(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         """Each job with its result, or with None and its errors."""
         for job in jobs:
             try:
@@ -152,22 +152,32 @@ class RayPool:
             cause = getattr(error, "cause", None) or error
             raise WorkerError(f"a worker cannot load its model: {_first_line(cause)}") from None
 
-    def map(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-        """Each job with its result as it finishes, or with None and its errors."""
-        waiting = deque(jobs)
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        """Each job with its result as it finishes, or with None and its errors.
+
+        Jobs are taken one at a time, when a worker is free: a generator may decide what comes next from the results so far.
+        """
+        source, again = iter(jobs), deque[Job]()
         idle = deque(self._actors)
         running: dict[Any, tuple[Job, Any, float]] = {}
         finished: list[tuple[Job, Any]] = []
-        while waiting or running or finished:
-            while waiting and idle:
-                job, actor = waiting.popleft(), idle.popleft()
+        while True:
+            while idle:
+                job = again.popleft() if again else next(source, None)
+                if job is None:
+                    break
+                actor = idle.popleft()
                 job.tries += 1
                 ref = actor.do.remote(job.method, list(job.strategies), list(job.batches))
                 running[ref] = (job, actor, time.monotonic() + self._deadline)
             # Handed on after the next jobs have begun: the caller takes its time, and no worker waits for it.
             yield from finished
             finished = []
-            if not running:
+            if not running and not again:
+                job = next(source, None)
+                if job is None:
+                    return
+                again.append(job)
                 continue
             done, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             late = [ref for ref, (_, _, end) in running.items() if ref not in done and time.monotonic() > end]
@@ -187,7 +197,7 @@ class RayPool:
                         actor = self._replace(actor)
                 idle.append(actor)  # at the end: a retry goes to another worker where there is one
                 if result is None and job.tries < self._tries:
-                    waiting.append(job)
+                    again.append(job)
                 else:
                     finished.append((job, result))
 

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from dato.strategy import Strategy
-from search.driver import UNACCELERATED, Driver, SearchFailed, SearchPlan, choose_winners
+from search.driver import Driver
 from search.evaluate import Protocol
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.nsga2 import Nsga2
-from search.records import Measurement, SearchRecord
+from search.plan import SearchPlan
+from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.space import SearchSpace
+from search.winners import SearchFailed, choose_winners
 from search.workers import InProcessPool
 
 COST = {0: 0.01, 1: 0.1, 12: 1.0}
@@ -155,7 +157,7 @@ def _size(folder: Path) -> int:
 def test_winners_obey_their_definitions(tmp_path: Path) -> None:
     record = search(tmp_path, Toy(), generations=6)
     _, plain = record.baselines[UNACCELERATED]
-    chosen = choose_winners(record, min_speedup=2.0)
+    chosen = choose_winners(record, winner_speedup=2.0)
     points = {c.number: m for c, m in record.front()}
     fastest, quality = points[chosen["fastest"].number], points[chosen["quality"].number]
     good = [m for m in points.values() if m.fid <= plain.fid_high]

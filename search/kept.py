@@ -1,0 +1,60 @@
+"""Shards of the candidates that may be promoted to more images, so that promotion pays for the new images only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from search.evaluate import Shard
+from search.records import Candidate
+
+
+class KeptShards:
+    """A folder of safetensors, one file for a candidate at one number of images.
+
+    A file that is missing or torn is no loss but the time to generate its images again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _path(self, number: int, images: int) -> Path:
+        return self.folder / f"{number}-{images}.safetensors"
+
+    def put(self, number: int, images: int, shards: Sequence[Shard]) -> None:
+        """Keep a candidate's shards."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"features_{i}": shard.features.contiguous() for i, shard in enumerate(shards)}
+        notes = [{k: v for k, v in vars(shard).items() if k != "features"} for shard in shards]
+        path = self._path(number, images)
+        torn = path.with_suffix(".part")
+        save_file(tensors, torn, metadata={"shards": json.dumps(notes)})
+        torn.replace(path)
+
+    def get(self, number: int, images: int) -> list[Shard] | None:
+        """A candidate's shards, or None where they are not there."""
+        try:
+            with safe_open(self._path(number, images), framework="pt") as file:
+                notes = json.loads(file.metadata()["shards"])
+                return [Shard(features=torch.as_tensor(file.get_tensor(f"features_{i}")), **note) for i, note in enumerate(notes)]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+    def keep_only(self, candidates: Collection[Candidate]) -> None:
+        """Delete the shards of all others."""
+        wanted = {c.number for c in candidates}
+        for path in self.folder.glob("*-*.safetensors"):
+            if int(path.stem.split("-")[0]) not in wanted:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Delete everything."""
+        for path in [*self.folder.glob("*-*.safetensors"), *self.folder.glob("*.part")]:
+            path.unlink()
+        if self.folder.is_dir():
+            self.folder.rmdir()

@@ -1,0 +1,50 @@
+"""What a search minimises, and what it may not exceed: a measurement to objectives and constraint violation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from search.records import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objectives:
+    """FID and latency as two objectives, or Algorithm 1's weighted score of both as one, and limits.
+
+    A candidate beyond a limit is infeasible: it loses against every candidate within, and the less it exceeds, the better.
+    """
+
+    score_weight: float | None = None
+    """w_m of Algorithm 1 (arXiv 2501.00375), FID points per ms: the only objective is FID + w_m x latency in ms. None for a front."""
+    max_fid: float | None = None
+    """Largest FID, at whatever number of images a candidate is compared."""
+    max_latency_ms: float | None = None
+    """Largest latency, ms per image."""
+    min_speedup: float | None = None
+    """Least speedup over the unaccelerated pipeline."""
+
+    def __post_init__(self) -> None:
+        for name in ("score_weight", "max_fid", "max_latency_ms", "min_speedup"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value > 0):
+                raise ValueError(f"search.{name} is {value!r}; give a number above 0, or null for none")
+
+    @property
+    def count(self) -> int:
+        """How many objectives."""
+        return 2 if self.score_weight is None else 1
+
+    def values(self, m: Measurement) -> tuple[float, ...]:
+        """Objectives, lower is better, in FID points and ms."""
+        return (m.fid, m.latency_ms) if self.score_weight is None else (m.fid + self.score_weight * m.latency_ms,)
+
+    def violation(self, m: Measurement, plain: Measurement) -> float:
+        """By how much the limits are exceeded, as a sum of shares of each; 0 where all are kept."""
+        excess = [0.0]
+        if self.max_fid is not None:
+            excess.append(m.fid / self.max_fid - 1)
+        if self.max_latency_ms is not None:
+            excess.append(m.latency_ms / self.max_latency_ms - 1)
+        if self.min_speedup is not None:
+            excess.append(self.min_speedup * m.latency_ms / plain.latency_ms - 1)
+        return sum(max(0.0, e) for e in excess)
