@@ -111,6 +111,7 @@ def _make_version(client: MlflowClient, name: str, alias: str, strategy: Strateg
 def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
     with warnings.catch_warnings():
         # MLflow would load the whole pipeline to try an example.
+        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
         warnings.filterwarnings("ignore", message=".*An input example was not provided")
         mlflow.pyfunc.save_model(
             target,
