@@ -46,5 +46,5 @@ def _read(source: str) -> list[Strategy]:
         except (OSError, ValueError) as error:
             raise StrategyError(f"{source} cannot be read as JSON ({error}); give a strategy file or a list of strategies") from None
         if isinstance(document, list):
-            return [Strategy.from_document(one, where=f"{source}, entry {i}") for i, one in enumerate(document)]
+            return [Strategy.from_json(json.dumps(one), where=f"{source}, entry {i}") for i, one in enumerate(document)]
     return [Strategy.load(source)]

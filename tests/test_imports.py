@@ -14,7 +14,8 @@ ONLY_IN = {
     "hydra": ("launch/",),
     "omegaconf": ("launch/",),
     "ray": ("search/workers.py", "search/tune.py", "launch/"),
-    "pymoo": ("search/nsga2.py", "search/steady.py"),
+    "pymoo": ("search/nsga2.py", "search/steady.py", "launch/bench/rivals.py"),
+    "optuna": ("launch/bench/",),
     "mlflow": ("search/tracking.py", "search/registry.py", "search/served.py", "analysis/load.py", "launch/search.py", "launch/bench/tracking.py", "dato/sources.py"),
     "torchvision": (),
 }

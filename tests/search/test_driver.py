@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -10,17 +11,22 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from dato.strategy import Strategy
 from search.driver import Driver
-from search.evaluate import Protocol
+from search.evaluate import Protocol, Shard
+from search.kept import KeptShards
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.nsga2 import Nsga2
+from search.objectives import Objectives
 from search.plan import SearchPlan
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.space import SearchSpace
+from search.steady import SteadyNsga2
 from search.winners import SearchFailed, choose_winners
 from search.workers import InProcessPool
 
@@ -49,13 +55,17 @@ class Toy:
         return found
 
 
-def search(folder: Path, evaluator: Toy, generations: int = 4, seed: int = 0, latencies: dict[str, float] | None = None) -> SearchRecord:
+def search(
+    folder: Path, evaluator: Toy, generations: int = 4, seed: int = 0, latencies: dict[str, float] | None = None, **plan: Any
+) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", {"seed": seed}, {})
+    chosen = SearchPlan(generations=generations, population=6, **plan)
+    algorithm = SteadyNsga2 if chosen.mode == "steady" else Nsga2
     try:
         return Driver(
             ledger=ledger,
-            algorithm=Nsga2(space=SearchSpace(steps=8), population=6, seed=seed),
-            plan=SearchPlan(generations=generations, population=6),
+            algorithm=algorithm(space=SearchSpace(steps=8), population=6, seed=seed, objectives=chosen.objectives.count),
+            plan=chosen,
             protocol=Protocol(images=4, batch=4),
             pool=InProcessPool(evaluator),
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
@@ -116,25 +126,173 @@ def test_when_everything_fails_the_first_error_is_shown(tmp_path: Path) -> None:
         search(tmp_path, Broken())
 
 
+def test_limits_end_a_search(tmp_path: Path) -> None:
+    assert len(search(tmp_path / "a", Toy(), max_candidates=10).results) == 12, "no generation begins after 10 candidates"
+    assert len(search(tmp_path / "b", Toy(), max_candidates=10, mode="steady").results) == 10
+    assert len(search(tmp_path / "c", Toy(pause=0.05), generations=500, max_minutes=0.01).results) < 60
+    stalled = search(tmp_path / "d", Toy(), generations=500, stalled=3)
+    assert stalled.hypervolumes[-1] <= stalled.hypervolumes[-4] * 1.001
+    assert stalled.finished
+
+
+def test_candidates_beyond_a_limit_never_win(tmp_path: Path) -> None:
+    record = search(tmp_path, Toy(), objectives=Objectives(max_latency_ms=4.0))
+    assert all(w.searched.latency_ms <= 4.0 for w in record.winners.values())
+    with pytest.raises(SearchFailed, match="no candidate keeps the limits"):
+        search(tmp_path / "b", Toy(), objectives=Objectives(max_fid=1.0))
+
+
+def test_a_single_score_picks_its_best(tmp_path: Path) -> None:
+    scored = Objectives(score_weight=3.0)
+    record = search(tmp_path, Toy(), generations=8, objectives=scored)
+    best = min(scored.values(m) for _, m in record.evaluated())
+    assert scored.values(record.winners["balanced"].searched) == best
+
+
+def test_a_steady_search_continues_in_the_order_of_its_ledger(tmp_path: Path) -> None:
+    whole = outcome(search(tmp_path / "a", Toy(), mode="steady"))
+
+    class Stops(Toy):
+        def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Measurement]:
+            if len(self.evaluated) > 12:
+                raise KeyboardInterrupt
+            return super().run(strategies, batches)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "b", Stops(), mode="steady")
+    assert outcome(search(tmp_path / "b", Toy(), mode="steady")) == whole
+
+
+class Images:
+    """Gives each image one feature, the strategy's quality with some noise of the image's own."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, int] = {}
+
+    def build(self) -> Images:
+        return self
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
+        shards = []
+        for s in strategies:
+            indices = [i for batch in batches for i in batch]
+            self.made[s.digest] = self.made.get(s.digest, 0) + len(indices)
+            noise = torch.tensor([random.Random(f"{s.digest}{i}").gauss(0, 0.5) for i in indices])
+            quality = 10 + sum(1 - COST[x.cache_depth] for x in s) ** 2 / 10
+            time_ms = sum(COST[x.cache_depth] * (1 - 0.3 * x.prune_ratio) for x in s)
+            shards.append(Shard((quality + noise)[:, None], batch_ms=[time_ms] * len(batches), seconds=len(indices) / 100, batch=4))
+        return shards
+
+
+def of_shards(shards: Sequence[Shard]) -> Measurement:
+    features = torch.cat([s.features for s in shards])
+    return Measurement(
+        fid=float(features.mean()) + 10 / len(features), images=len(features), latency_ms=shards[0].batch_ms[0], seconds=sum(s.seconds for s in shards)
+    )
+
+
+def search_in_steps(folder: Path, evaluator: Images, **plan: Any) -> SearchRecord:
+    ledger = Ledger(folder / "ledger.jsonl", "steps", {}, {})
+    chosen = SearchPlan(generations=5, population=8, **plan)
+    try:
+        return Driver(
+            ledger=ledger,
+            algorithm=(SteadyNsga2 if chosen.mode == "steady" else Nsga2)(space=SearchSpace(steps=8), population=8, seed=0),
+            plan=chosen,
+            protocol=Protocol(images=40, fidelities=[8, 20], batch=4),
+            pool=InProcessPool(evaluator),
+            measure=of_shards,
+            baselines={UNACCELERATED: Strategy.full(8)},
+            kept=KeptShards(folder / "kept"),
+        ).run()
+    finally:
+        ledger.close()
+
+
+@pytest.mark.parametrize("mode", ["generational", "steady"])
+def test_promotion_pays_for_new_images_only_and_compares_equal_counts(tmp_path: Path, mode: str) -> None:
+    evaluator = Images()
+    record = search_in_steps(tmp_path, evaluator, mode=mode)
+    assert len(record.results) == 40
+    assert {m.images for m in record.results.values()} == {8}
+    assert record.images == 40
+    low, middle, high = (record.front(images) for images in (8, 20, 40))
+    assert {c.number for c, _ in middle} <= {c.number for c, _ in low} == {n for n, more in record.promotions.items() if 20 in more}
+    assert {n for n, more in record.promotions.items() if 40 in more} == {c.number for c, _ in middle}
+    assert record.front() == high
+    won = {w.candidate.strategy.digest for w in record.winners.values()}
+    for n, candidate in record.candidates.items():
+        wanted = max([8, *record.promotions.get(n, {})]) + (40 if candidate.strategy.digest in won else 0)
+        assert evaluator.made[candidate.strategy.digest] == wanted
+        if n in record.promotions:
+            # In one piece or in three, the same numbers.
+            whole = of_shards(Images().run([candidate.strategy], Protocol(images=40, batch=4).batches(last=20)))
+            assert record.promotions[n][20].fid == whole.fid
+    assert all(w.searched.images == 40 for w in record.winners.values())
+    assert not (tmp_path / "kept").exists(), "nothing is left behind"
+
+
+def test_lost_shards_cost_time_and_nothing_else(tmp_path: Path) -> None:
+    undisturbed = search_in_steps(tmp_path / "a", Images())
+
+    class Forgets(KeptShards):
+        def get(self, number: int, images: int) -> None:
+            path = self._path(number, images)
+            path.write_bytes(path.read_bytes()[:40])
+            assert super().get(number, images) is None
+
+    folder = tmp_path / "b"
+    ledger = Ledger(folder / "ledger.jsonl", "steps", {}, {})
+    record = Driver(
+        ledger=ledger,
+        algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0),
+        plan=SearchPlan(generations=5, population=8),
+        protocol=Protocol(images=40, fidelities=[8, 20], batch=4),
+        pool=InProcessPool(Images()),
+        measure=of_shards,
+        baselines={UNACCELERATED: Strategy.full(8)},
+        kept=Forgets(folder / "kept"),
+    ).run()
+    ledger.close()
+    assert outcome(record) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"generations": 0}, "search.generations is 0; give at least 1"),
+        ({"mode": "async"}, "search.mode is 'async'; allowed are generational and steady"),
+        ({"latency": "guessed"}, "search.latency is 'guessed'; allowed are measured and predicted"),
+        ({"max_candidates": 1.5}, "search.max_candidates is 1.5; give an integer above 0"),
+        ({"max_minutes": -1}, "search.max_minutes is -1; give a number above 0"),
+    ],
+)
+def test_bad_plans_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchPlan(**{"generations": 4, "population": 6, **wrong})
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_driver import Toy, search
-search(Path(sys.argv[1]), Toy(pause=0.02))
+search(Path(sys.argv[1]), Toy(pause=0.02), generations=8, mode=sys.argv[2])
 """
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_front(tmp_path: Path) -> None:
-    undisturbed = outcome(search(tmp_path / "calm", Toy()))
+@pytest.mark.parametrize("mode", ["generational", "steady"])
+def test_killed_at_random_points_it_ends_with_the_same_front(tmp_path: Path, mode: str) -> None:
+    """20 kills in all, over both modes."""
+    undisturbed = outcome(search(tmp_path / "calm", Toy(), generations=8, mode=mode))
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     folder, chance = tmp_path / "killed", random.Random(0)
-    for _ in range(6):
-        process = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, str(script), str(folder), mode], env=environment)
         before = _size(folder)
         deadline = time.monotonic() + 60
         while process.poll() is None and _size(folder) == before and time.monotonic() < deadline:
@@ -142,11 +300,12 @@ def test_killed_anywhere_it_ends_with_the_same_front(tmp_path: Path) -> None:
         time.sleep(chance.uniform(0, 0.12))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    record = search(folder, Toy())
+    assert not read_ledger(folder / "ledger.jsonl").finished, "the kills came too late to show anything"
+    record = search(folder, Toy(), generations=8, mode=mode)
     assert outcome(record) == undisturbed
-    lines = (folder / "ledger.jsonl").read_text().splitlines()
-    results = [line for line in lines if '"event":"result"' in line]
-    assert len(results) == 24
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    results = [row["number"] for row in rows if row["event"] == "result"]
+    assert sorted(results) == list(range(48)), "no evaluation is recorded twice"
 
 
 def _size(folder: Path) -> int:

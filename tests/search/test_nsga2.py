@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 
 from dato.strategy import Strategy
 from search.nsga2 import Nsga2, hypervolume
 from search.space import SearchSpace
+from search.steady import SteadyNsga2
+from search.surrogate import Surrogate
 
 SPACE = SearchSpace(steps=10)
 
@@ -88,3 +91,85 @@ def test_hypervolume_against_counting() -> None:
     cells = sum(any(x >= p[0] and y >= p[1] for p in points) for x in range(6) for y in range(6))
     assert hypervolume(points, (6.0, 6.0)) == pytest.approx(cells / 36)
     assert hypervolume([(7.0, 1.0)], (6.0, 6.0)) == 0.0
+
+
+def test_given_strategies_come_first_and_once() -> None:
+    given = [Strategy.preset("paper-b1"), Strategy.uniform(10, 4, prune_ratio=0.5), Strategy.uniform(10, 4, prune_ratio=0.5)]
+    for operators in ("stepwise", "paper"):
+        first = Nsga2(space=SPACE, population=8, seed=0, operators=operators, given=given).ask()  # type: ignore[arg-type]
+        assert len(first) == 8
+        assert first[1] == Strategy.uniform(10, 4, prune_ratio=0.5)
+        assert [s.cache_depth for s in first[0]] == [s.cache_depth for s in given[0].resample(10)]
+        assert len({s.digest for s in first}) == 8
+
+
+def test_candidates_beyond_a_limit_lose_against_all_within() -> None:
+    """With times above 4 forbidden, the parents of later generations are all below it."""
+    algorithm = Nsga2(space=SPACE, population=12, seed=0)
+    for _ in range(15):
+        strategies = algorithm.ask()
+        values = [toy(s) for s in strategies]
+        algorithm.tell(values, [max(0.0, time / 4 - 1) for _, time in values])
+    assert all(time <= 4 for _, time in (tuple(i.F) for i in algorithm._algorithm.pop))
+
+
+def test_one_objective() -> None:
+    algorithm = Nsga2(space=SPACE, population=12, seed=0, objectives=1)
+    scores: list[list[float]] = []
+    for _ in range(15):
+        strategies = algorithm.ask()
+        scores.append([loss + 5 * time for loss, time in map(toy, strategies)])
+        algorithm.tell([(score,) for score in scores[-1]])
+    assert min(scores[-1]) < min(scores[0])
+
+
+def test_a_screened_search_evaluates_what_is_predicted_to_be_best() -> None:
+    surrogate = Surrogate(surplus=4, least=12)
+    algorithm = Nsga2(space=SPACE, population=12, seed=0, screen=surrogate)
+    plain = Nsga2(space=SPACE, population=12, seed=0)
+    for _ in range(4):
+        for each in (algorithm, plain):
+            strategies = each.ask()
+            assert len(strategies) == 12
+            each.tell([toy(s) for s in strategies])
+    made = [SPACE.decode(np.random.default_rng(1).integers(0, SPACE.upper + 1)) for _ in range(200)]
+    predicted = surrogate.predict(made)
+    assert predicted is not None
+    real = np.array([toy(s) for s in made])
+    for k in range(2):
+        assert np.corrcoef(np.argsort(np.argsort(predicted[:, k])), np.argsort(np.argsort(real[:, k])))[0, 1] > 0.6
+
+
+class TestSteady:
+    def test_results_may_come_in_any_order(self) -> None:
+        algorithm = SteadyNsga2(space=SPACE, population=8, seed=0)
+        out, seen = [], set()
+        generator = np.random.default_rng(0)
+        for _ in range(100):
+            while len(out) < 5:
+                strategy = algorithm.ask_one()
+                assert strategy is not None
+                assert strategy.digest not in seen
+                seen.add(strategy.digest)
+                out.append(strategy)
+            done = out.pop(int(generator.integers(5)))
+            algorithm.tell_one(done, toy(done))
+
+    def test_more_workers_than_the_population_are_all_busy(self) -> None:
+        algorithm = SteadyNsga2(space=SPACE, population=8, seed=0)
+        assert len({s.digest for _ in range(30) if (s := algorithm.ask_one())}) == 30
+
+    def test_what_was_not_asked_for_cannot_be_told(self) -> None:
+        algorithm = SteadyNsga2(space=SPACE, population=8, seed=0)
+        with pytest.raises(RuntimeError, match="never asked for"):
+            algorithm.tell_one(Strategy.full(10), (1.0, 1.0))
+
+    def test_it_gets_better(self) -> None:
+        algorithm = SteadyNsga2(space=SPACE, population=12, seed=0)
+        told = []
+        for _ in range(240):
+            strategy = algorithm.ask_one()
+            assert strategy is not None
+            told.append(toy(strategy))
+            algorithm.tell_one(strategy, told[-1])
+        assert hypervolume(told, (100.0, 10.0)) > hypervolume(told[:24], (100.0, 10.0))
