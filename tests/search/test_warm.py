@@ -12,7 +12,7 @@ from search.warm import read_given
 def test_presets_files_and_lists(tmp_path: Path) -> None:
     one, other = Strategy.uniform(10, 3), Strategy.uniform(10, 5, prune_ratio=0.4)
     one.save(tmp_path / "one.json")
-    (tmp_path / "both.json").write_text(json.dumps([one.document(), other.document()]))
+    (tmp_path / "both.json").write_text(json.dumps([json.loads(s.to_json()) for s in (one, other)]))
     found = read_given(["paper-b1", str(tmp_path / "one.json"), str(tmp_path / "both.json")], most=10)
     assert found == [Strategy.preset("paper-b1"), one, one, other]
 
