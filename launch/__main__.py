@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",
+    "doctor": "takes the keys of search: what that search needs of every machine, what is missing and what to do",
+    "sync": "folder=<search folder>: complete MLflow's view of a search that ran while MLflow was away",
     "report": "folder=<search folder>: write the HTML report of a search, finished or not",
     "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
@@ -36,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # A tracking server that is away holds a search up for seconds, not for the minutes of MLflow's own defaults.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])

@@ -72,6 +72,21 @@ def _explain(error: Exception) -> str:
     return "; ".join(lines[:4])
 
 
+def _check_cluster(cluster: dict[str, Any]) -> None:
+    workers, least = cluster["workers"], cluster["min_workers"]
+    if workers is None and cluster["address"] is None:
+        raise ConfigError("cluster.workers is null, which only a running cluster allows (cluster.address); give at least 1")
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise ConfigError(f"cluster.workers is {workers!r}; give at least 1" + (", or null for as many as there is room for" if cluster["address"] else ""))
+    if least is not None and (not isinstance(least, int) or least < 1 or least > (workers or least)):
+        raise ConfigError(f"cluster.min_workers is {least!r}; give 1 to {workers or 'any number'}, or null for all workers")
+    for key in ("cpus", "gpus", "join_s"):
+        if not isinstance(cluster[key], int | float) or cluster[key] < 0:
+            raise ConfigError(f"cluster.{key} is {cluster[key]!r}; give a number of at least 0")
+    if cluster["code"] not in ("installed", "ship"):
+        raise ConfigError(f"cluster.code is {cluster['code']!r}; allowed are installed and ship")
+
+
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
     identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
@@ -85,9 +100,7 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
-    workers = raw["cluster"]["workers"]
-    if not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"cluster.workers is {workers!r}; give at least 1")
+    _check_cluster(raw["cluster"])
     search_id = f"{model.name}-{data.name}-{digest}"
     return SearchConfig(
         raw=raw, search_id=search_id, evaluator=evaluator, space=space, plan=plan, folder=Path(raw["output"]).absolute() / search_id

@@ -9,10 +9,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from PIL import Image
 
@@ -20,7 +21,9 @@ from analysis.figures import front_figure
 from analysis.report import write_report
 from dato.strategy import Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.preflight import require
 from launch.view import SearchView
+from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import UNACCELERATED, Driver
 from search.evaluate import measure, reference_features
@@ -29,6 +32,7 @@ from search.models import check_model, weights_digest
 from search.nsga2 import Nsga2
 from search.quality import Fid
 from search.records import SearchRecord, Winner
+from search.shards import make_join
 from search.workers import Job, RayPool
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
@@ -63,12 +67,9 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
     tracker = _make_tracker(config)
     if not ledger.record.finished:
-        spec, cluster = config.evaluator, config.raw["cluster"]
+        spec = config.evaluator
         fid = Fid(reference_features(spec))
-        view.say(f"starting {cluster['workers']} workers; each loads the pipeline once")
-        pool = RayPool(
-            spec, **{k: cluster[k] for k in ("workers", "cpus", "gpus", "address", "tries", "deadline_s", "start_s")}
-        )
+        pool = start_workers(config, view.say)
         try:
             driver = Driver(
                 ledger=ledger,
@@ -94,10 +95,29 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             return 130
         finally:
             pool.close()
+            ray.shutdown()
         _write_samples(config.folder / "samples", samples)
     _deliver(config, ledger.record, tracker, view)
     view.say(f"took {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
+
+
+def start_workers(config: SearchConfig, say: Callable[[str], None]) -> RayPool:
+    """Join or start Ray, look at every node, and load the workers. Raises where one of these cannot be, naming the fix."""
+    cluster = config.raw["cluster"]
+    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"])
+    try:
+        workers = require(config)
+        say(f"starting {workers} workers; each loads the pipeline once")
+        keys = ("min_workers", "cpus", "gpus", "code", "latency_device", "tries", "deadline_s", "start_s")
+        pool = RayPool(config.evaluator, workers=workers, join=make_join(cluster["latency_device"]), **{k: cluster[k] for k in keys})
+    except BaseException:
+        ray.shutdown()
+        raise
+    kinds = sorted(set(pool.devices))
+    if len(kinds) > 1 and cluster["latency_device"] is None:
+        say(f"warning: the workers' devices differ ({'; '.join(kinds)}), so latencies do not compare; set cluster.latency_device to one of them")
+    return pool
 
 
 def _baselines(config: SearchConfig) -> dict[str, Strategy]:
