@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -101,6 +102,8 @@ def build(raw: dict[str, Any]) -> SearchConfig:
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
     _check_cluster(raw["cluster"])
+    if urlsplit(raw["mlflow"]["uri"] or "").password:
+        raise ConfigError("mlflow.uri holds a password, which would be written into the ledger; leave mlflow.uri null and set the environment variable MLFLOW_TRACKING_URI")
     search_id = f"{model.name}-{data.name}-{digest}"
     return SearchConfig(
         raw=raw, search_id=search_id, evaluator=evaluator, space=space, plan=plan, folder=Path(raw["output"]).absolute() / search_id

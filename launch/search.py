@@ -65,7 +65,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
         view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
-    tracker = _make_tracker(config)
+    tracker = make_tracker(config)
     if not ledger.record.finished:
         spec = config.evaluator
         fid = Fid(reference_features(spec))
@@ -125,7 +125,8 @@ def _baselines(config: SearchConfig) -> dict[str, Strategy]:
     return {UNACCELERATED: Strategy.full(steps), f"DeepCache-like, every {interval}": Strategy.uniform(steps, interval)}
 
 
-def _make_tracker(config: SearchConfig) -> Any:
+def make_tracker(config: SearchConfig) -> Any:
+    """The tracker that a configuration asks for, or None."""
     if not config.raw["mlflow"]["enabled"]:
         return None
     from search.tracking import Tracker  # MLflow takes seconds to import

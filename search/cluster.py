@@ -32,6 +32,7 @@ def connect(address: str | None, *, cpus: float = 1) -> None:
     try:
         if address is None:
             ray.init(
+                address="local",  # without it, Ray would join whatever cluster was last started on this machine
                 num_cpus=max(1, round(cpus)),
                 include_dashboard=False,
                 log_to_driver=False,

@@ -6,6 +6,8 @@ most left. So 64 workers are busy with 20 candidates, and the end of a generatio
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +94,14 @@ class Dispatcher:
         self._jobs: Iterator[Job] = iter(jobs)
         self._join, self._tries, self._mixed, self._ahead = join, tries, mixed, ahead
         self._open: dict[int, _Open] = {}
+        self._mine: dict[Hashable, _Open] = {}
+        self._orphans: deque[_Open] = deque()
+        """Jobs without a worker of their own: refused so far, or cut off."""
+        self._kept: dict[int, _Open] = {}
+        """Jobs whose last batch only a worker whose latency counts may run."""
+        self._longest: list[tuple[int, int, _Open]] = []
+        """Heap of jobs by batches left; entries that are no longer true are skipped."""
+        self._order = itertools.count()
         self._exhausted = False
 
     @property
@@ -111,28 +121,44 @@ class Dispatcher:
             worker: Its name.
             timed: Whether latency counts there.
         """
-        for taken in self._open.values():
-            if taken.worker == worker and (piece := self._take(taken, worker, timed)):
-                return piece
-        unstarted = next((o for o in self._open.values() if o.worker is None and o.todo), None)
-        if unstarted and (piece := self._take(unstarted, worker, timed)):
+        mine = self._mine.get(worker)
+        if mine and (piece := self._take(mine, worker, timed)):
             return piece
-        if self._mixed and timed:
+        for _ in range(len(self._orphans)):
+            orphan = self._orphans.popleft()
+            if piece := self._take(orphan, worker, timed):
+                return piece
+            if orphan.todo and id(orphan.job) in self._open:
+                self._orphans.append(orphan)
+        if timed:
             # Batches that only such a worker may run come before new jobs, or they would pile up.
-            for waiting in self._open.values():
-                if waiting.timed == 0 and len(waiting.todo) == 1 and (piece := self._take(waiting, worker, timed)):
+            for kept in list(self._kept.values()):
+                if piece := self._take(kept, worker, timed):
                     return piece
         while not self._exhausted and len(self._open) < self._ahead:
             job = next(self._jobs, None)
             if job is None:
                 self._exhausted = True
                 break
-            if piece := self._take(self._begin(job), worker, timed):
+            begun = self._begin(job)
+            if piece := self._take(begun, worker, timed):
                 return piece
-        for taken in sorted(self._open.values(), key=lambda o: -len(o.todo)):
-            if piece := self._take(taken, worker, timed):
-                return piece
-        return None
+            self._orphans.append(begun)
+        return self._help(worker, timed)
+
+    def _help(self, worker: Hashable, timed: bool) -> Piece | None:
+        """A batch of the job with the most left."""
+        refused = []
+        found = None
+        while self._longest and not found:
+            entry = heapq.heappop(self._longest)
+            taken = entry[2]
+            if -entry[0] == len(taken.todo) and not (found := self._take(taken, worker, timed)):
+                refused.append(entry)
+        for entry in refused:
+            if id(entry[2].job) in self._open:
+                heapq.heappush(self._longest, entry)
+        return found
 
     def _begin(self, job: Job) -> _Open:
         whole = self._join is None or job.method != "run" or len(job.batches) < 2
@@ -144,7 +170,7 @@ class Dispatcher:
         return opened
 
     def _take(self, taken: _Open, worker: Hashable, timed: bool) -> Piece | None:
-        if not taken.todo:
+        if not taken.todo or id(taken.job) not in self._open:
             return None
         if self._mixed and not timed and taken.timed == 0 and len(taken.todo) == 1:
             return None  # the last batch is kept for a worker whose latency counts
@@ -153,8 +179,21 @@ class Dispatcher:
         taken.timed += piece.timed
         if taken.worker is None:
             taken.worker = worker
+            self._mine[worker] = taken
+        if taken.todo:
+            heapq.heappush(self._longest, (-len(taken.todo), next(self._order), taken))
+        if self._mixed and taken.timed == 0 and len(taken.todo) == 1:
+            self._kept[id(taken.job)] = taken
+        else:
+            self._kept.pop(id(taken.job), None)
         piece.job.tries = max(piece.job.tries, piece.failures + 1)
         return piece
+
+    def _close(self, job: Job) -> None:
+        closed = self._open.pop(id(job))
+        self._kept.pop(id(job), None)
+        if self._mine.get(closed.worker) is closed:
+            del self._mine[closed.worker]
 
     def succeed(self, piece: Piece, result: Any) -> tuple[Job, Any] | None:
         """Note a piece's result; the job with its result when that was its last piece."""
@@ -165,7 +204,7 @@ class Dispatcher:
         taken.left -= 1
         if taken.left:
             return None
-        del self._open[id(piece.job)]
+        self._close(piece.job)
         ordered = [taken.results[i] for i in sorted(taken.results)]
         return piece.job, ordered[0] if len(ordered) == 1 or self._join is None else self._join(ordered)
 
@@ -182,11 +221,14 @@ class Dispatcher:
             return None
         piece.job.errors.append(error)
         taken.timed -= piece.timed
+        if self._mine.get(taken.worker) is taken:
+            del self._mine[taken.worker]
         taken.worker = None
         piece.losses += lost
         piece.failures += not lost
         if piece.failures < self._tries and piece.losses < LOSSES:
             taken.todo.append(piece)
+            self._orphans.append(taken)
             return None
-        del self._open[id(piece.job)]
+        self._close(piece.job)
         return piece.job, None

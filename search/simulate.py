@@ -1,6 +1,6 @@
 """Simulated evaluators and machines: what a search costs on a cluster that is not here.
 
-`SleepingEvaluator` sleeps as long as a candidate would take, on real Ray workers. `SimulatedPool` is a pool on a clock of its
+`sleeper` makes evaluators that sleep as long as a candidate would take, on real Ray workers. `SimulatedPool` is a pool on a clock of its
 own, under the same `Dispatcher`: a thousand workers that fail, join and are taken away, and the search's real driver.
 """
 
@@ -25,27 +25,26 @@ SIGMA = 0.5
 """Spread of a candidate's duration: the standard deviation of its logarithm."""
 
 
-@dataclass(frozen=True)
-class SleepingEvaluator:
-    """Sleeps a lognormal time of mean `mean_s` for each candidate, shared out evenly over its batches; its own factory.
+def sleeper(batches: int = 1) -> Any:
+    """A factory of evaluators that sleep: a job's "strategies" are the seconds that each takes, shared out over its batches.
 
-    The time depends on the strategy alone, so that every way of scheduling has the same work.
+    It is sent to workers by value, and they import nothing of ours: sixty-four of them fit on a small machine.
     """
 
-    mean_s: float
-    batches: int = 1
-    sigma: float = SIGMA
-    device: str = "simulated"
+    class Sleeper:
+        device = "simulated"
 
-    def build(self) -> SleepingEvaluator:
-        """Nothing to load."""
-        return self
+        def build(self) -> Sleeper:
+            return self
 
-    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> list[list[float]]:
-        """Seconds slept, by strategy and batch."""
-        slept = [[duration(s, self.mean_s, self.sigma) / self.batches for _ in batches] for s in strategies]
-        time.sleep(sum(map(sum, slept)))
-        return slept
+        def run(self, seconds: Sequence[float], mine: Sequence[Any]) -> list[list[float]]:
+            import time
+
+            slept = [[s / batches for _ in mine] for s in seconds]
+            time.sleep(sum(map(sum, slept)))
+            return slept
+
+    return Sleeper()
 
 
 def duration(strategy: Strategy, mean_s: float, sigma: float = SIGMA) -> float:
@@ -61,6 +60,21 @@ def toy_measurement(strategy: Strategy) -> Measurement:
     latency = sum(c * (1 - 0.3 * s.prune_ratio) for c, s in zip(share, strategy, strict=True))
     fid = 10 + sum(1 - c for c in share) ** 2 / 10 + sum(abs(s.prune_ratio - 0.5) for s in strategy)
     return Measurement(fid=fid, fid_low=fid - 1, fid_high=fid + 1, images=100, latency_ms=latency, device="simulated")
+
+
+@dataclass(frozen=True)
+class ToyEvaluator:
+    """Measures strategies by `toy_measurement`, without a pipeline; its own factory."""
+
+    device: str = "simulated"
+
+    def build(self) -> ToyEvaluator:
+        """Nothing to load."""
+        return self
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> list[Measurement]:
+        """A measurement of each strategy."""
+        return [toy_measurement(s) for s in strategies]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +102,7 @@ class Tally:
         busy_s: Worker-seconds spent on results that were used.
         wasted_s: Worker-seconds spent on what a failure or preemption cut off, all of it repeated.
         offered_s: Worker-seconds during which a worker was there and loaded.
-        driver_s: Real seconds that the driver spent between two events.
+        pool_s: Real seconds that simulating took; the rest of a run's time is the driver's.
         losses: Pieces that were cut off.
         pieces: Pieces that finished.
     """
@@ -97,7 +111,7 @@ class Tally:
     busy_s: float = 0.0
     wasted_s: float = 0.0
     offered_s: float = 0.0
-    driver_s: float = 0.0
+    pool_s: float = 0.0
     losses: int = 0
     pieces: int = 0
 
@@ -160,7 +174,7 @@ class SimulatedPool:
 
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         """As `RayPool.map`, on the simulated clock."""
-        dispatcher = Dispatcher(self._timed(jobs), join=self._join)
+        dispatcher = Dispatcher(self._taken(jobs), join=self._join)
         real = time.perf_counter()
         while True:
             for _ in range(len(self._idle)):
@@ -172,15 +186,25 @@ class SimulatedPool:
                     machine.piece, machine.since = piece, self.tally.clock_s
                     share = len(piece.batches) / max(len(piece.job.batches), 1)
                     self._schedule(share * sum(map(self._cost, piece.job.strategies)) + self._overhead, "done", machine)
-            if dispatcher.done:
-                self.tally.driver_s += time.perf_counter() - real
-                return
-            finished = self._next(dispatcher)
-            if finished:
+            over = dispatcher.done
+            finished = None if over else self._next(dispatcher)
+            if over or finished:
+                self.tally.pool_s += time.perf_counter() - real
+                if finished is None:
+                    return
                 yield finished
+                real = time.perf_counter()
 
-    def _timed(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        yield from jobs
+    def _taken(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """The jobs; the time that the caller needs to make one is not the pool's."""
+        jobs = iter(jobs)
+        while True:
+            before = time.perf_counter()
+            job = next(jobs, None)
+            self.tally.pool_s -= time.perf_counter() - before
+            if job is None:
+                return
+            yield job
 
     def _next(self, dispatcher: Dispatcher) -> tuple[Job, Any] | None:
         at, _, what, machine, epoch = heapq.heappop(self._events)
