@@ -14,7 +14,7 @@ ONLY_IN = {
     "hydra": ("launch/",),
     "omegaconf": ("launch/",),
     "ray": ("search/cluster.py", "search/workers.py", "search/tune.py", "launch/"),
-    "pymoo": ("search/nsga2.py",),
+    "pymoo": ("search/nsga2.py", "search/steady.py"),
     "mlflow": ("search/tracking.py", "search/registry.py", "analysis/load.py", "launch/search.py", "dato/sources.py"),
     "torchvision": (),
 }

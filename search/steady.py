@@ -1,0 +1,80 @@
+"""NSGA-II without generations: one strategy asked for at a time, told in any order, so that no worker waits for another.
+
+Deb's NSGA-II with one offspring (mu + 1), as in "steady-state NSGA-II" (Durillo et al., EMO 2009), over the same pymoo parts as
+`search.nsga2`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.individual import Individual
+from pymoo.core.population import Population
+from pymoo.problems.static import StaticProblem
+
+from dato.strategy import Strategy
+from search.nsga2 import Nsga2, Operators
+from search.space import SearchSpace
+
+_INFEASIBLE = 1e9
+
+
+class SteadyNsga2(Nsga2):
+    """Asks for one strategy at a time.
+
+    The first `population` strategies are the generational algorithm's own. When these are out and fewer than two results are
+    in, more are drawn at random; after that, each is an offspring of whatever results there are.
+    The sequence depends only on the seed and on the order of asks and tells.
+    """
+
+    def __init__(self, *, space: SearchSpace, population: int, seed: int, operators: Operators = "stepwise") -> None:
+        super().__init__(space=space, population=population, seed=seed, operators=operators)
+        self._algorithm.n_offsprings = 1
+        self._chance = np.random.default_rng(seed)
+        self._initial: deque[Individual] | None = None
+        self._out: dict[str, Individual] = {}
+        self._first: list[Individual] = []
+        self._begun = False
+
+    def ask_one(self) -> Strategy | None:
+        """The next strategy, never asked before; None when there is no other."""
+        if self._initial is None:
+            self._initial = deque(self._algorithm.ask())
+        if self._initial:
+            return self._hand_out(self._initial.popleft())
+        if not self._begun and len(self._first) < 2:
+            return self._random()
+        if not self._begun:
+            self._algorithm.tell(infills=Population.create(*self._first))
+            self._begun = True
+        made = self._algorithm.ask()
+        return self._hand_out(made[0]) if made is not None and len(made) else None
+
+    def tell_one(self, strategy: Strategy, objectives: tuple[float, float] | None) -> None:
+        """Objectives of a strategy that was asked for, lower is better; None where it failed."""
+        individual = self._out.pop(strategy.digest, None)
+        if individual is None:
+            raise RuntimeError(f"strategy {strategy.digest} was told and is not out: it was never asked for, or told before")
+        infills = Population.create(individual)
+        values = np.array([(_INFEASIBLE,) * 2 if objectives is None else objectives], dtype=float)
+        violation = np.array([[1.0 if objectives is None else -1.0]])
+        Evaluator().eval(StaticProblem(self._problem, F=values, G=violation), infills)
+        if self._begun:
+            self._algorithm.tell(infills=infills)
+        else:
+            self._first.append(individual)
+
+    def _hand_out(self, individual: Individual) -> Strategy:
+        strategy = self.space.decode(individual.X)
+        self._duplicates.seen.add(strategy.digest)
+        self._out[strategy.digest] = individual
+        return strategy
+
+    def _random(self) -> Strategy | None:
+        for _ in range(1000):
+            genome = self._chance.integers(0, self.space.upper + 1)
+            if self.space.decode(genome).digest not in self._duplicates.seen:
+                return self._hand_out(Individual(X=genome))
+        return None

@@ -1,0 +1,319 @@
+"""The same search as a Ray Tune experiment: a `Searcher` and a `Trainable` for those who run Tune, and `TuneDriver`.
+
+Steady-state: a suggestion never waits for a generation, and `reuse_actors=True` keeps a loaded pipeline from trial to trial.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from dato.strategy import Strategy
+from search.driver import Driver
+from search.ledger import LedgerError
+from search.nsga2 import Operators
+from search.records import Candidate, Measurement, SearchRecord
+from search.space import SearchSpace
+from search.steady import SteadyNsga2
+
+STRATEGY = "strategy"
+"""The key of a trial's config that holds its strategy as JSON."""
+
+
+class NSGA2Search(Searcher):
+    """Suggests strategies by steady-state NSGA-II on two metrics, both lower is better.
+
+    A trial's config is ``{"strategy": <strategy JSON>}``. Give it to ``tune.TuneConfig(search_alg=..., max_concurrent_trials=...,
+    reuse_actors=True)``. Its state is the list of what it suggested and was told, which `restore` goes through again.
+
+    Args:
+        space: What a step may be.
+        population: Strategies that a new one has its parents among.
+        seed: Of the search.
+        operators: "stepwise" or "paper".
+        metrics: Names of the two metrics in a trial's last result.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        population: int = 20,
+        seed: int = 0,
+        operators: Operators = "stepwise",
+        metrics: tuple[str, str] = ("fid", "latency_ms"),
+    ) -> None:
+        super().__init__(metric=list(metrics), mode=["min", "min"])
+        self.metrics = metrics
+        self._arguments: dict[str, Any] = {"space": space, "population": population, "seed": seed, "operators": operators}
+        self._algorithm = SteadyNsga2(**self._arguments)
+        self._events: list[tuple[str, Any]] = []
+        self._strategies: dict[str, Strategy] = {}
+        self.pending: list[Strategy] = []
+        """Asked for before, without a result: suggested again first."""
+        self.asked: Callable[[Strategy, str], None] | None = None
+        """Told of every suggestion, with its trial, before the trial exists."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """A config, or FINISHED when every strategy of the space has been asked for."""
+        again = bool(self.pending)
+        strategy = self.pending.pop(0) if again else self._algorithm.ask_one()
+        if strategy is None:
+            return Searcher.FINISHED
+        self._events.append(("again" if again else "ask", [trial_id, strategy.to_json()]))
+        self._strategies[trial_id] = strategy
+        if self.asked:
+            self.asked(strategy, trial_id)
+        return {STRATEGY: strategy.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """A result without finite metrics counts as failed, as does an error."""
+        strategy = self._strategies.pop(trial_id, None)
+        if strategy is None:
+            return
+        values = [float((result or {}).get(m, math.nan)) for m in self.metrics]
+        objectives = None if error or not all(map(math.isfinite, values)) else (values[0], values[1])
+        self.tell(strategy, objectives, trial_id)
+
+    def tell(self, strategy: Strategy, objectives: tuple[float, float] | None, trial_id: str = "") -> None:
+        """Take in a result."""
+        self._events.append(("tell", [trial_id, strategy.to_json(), objectives]))
+        self._algorithm.tell_one(strategy, objectives)
+
+    def recall(self, strategy: Strategy) -> None:
+        """Go through an earlier ask again: it must be what the algorithm asks for now. It is pending until it is told."""
+        now = self._algorithm.ask_one()
+        if now != strategy:
+            raise LedgerError(
+                f"strategy {strategy.digest} was asked for before and is now {now.digest if now else 'none'}; "
+                "the record was made by another version of dato or its libraries, or another engine: start a search of its own"
+            )
+        self._events.append(("ask", ["", strategy.to_json()]))
+        self.pending.append(strategy)
+
+    def recall_result(self, strategy: Strategy, objectives: tuple[float, float] | None) -> None:
+        """Go through an earlier result again."""
+        self.pending.remove(strategy)
+        self.tell(strategy, objectives)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write what was suggested and told, as JSON."""
+        Path(checkpoint_path).write_text(json.dumps({"schema": "dato.nsga2search/1", "events": self._events}), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go through a saved search again, on a searcher made with the same arguments."""
+        self._replay(json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))["events"])
+
+    def _replay(self, events: Sequence[tuple[str, Any]]) -> None:
+        self._algorithm, self._events, self._strategies, self.pending = SteadyNsga2(**self._arguments), [], {}, []
+        for kind, (trial_id, text, *objectives) in events:
+            strategy = Strategy.from_json(text)
+            if kind == "ask":
+                self.recall(strategy)
+                self._events[-1] = ("ask", [trial_id, text])
+            if kind in ("ask", "again") and trial_id:
+                self._strategies[trial_id] = strategy
+                self.pending.remove(strategy)
+                if kind == "again":
+                    self._events.append(("again", [trial_id, text]))
+            if kind == "tell":
+                self._strategies.pop(trial_id, None)
+                if strategy in self.pending:
+                    self.pending.remove(strategy)
+                self.tell(strategy, tuple(objectives[0]) if objectives[0] else None, trial_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arguments": self._arguments, "metrics": self.metrics, "events": self._events}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        NSGA2Search.__init__(self, metrics=state["metrics"], **state["arguments"])
+        self._replay(state["events"])
+
+
+class Measurer(Protocol):
+    """Measures a strategy."""
+
+    def measure(self, strategy: Strategy) -> Measurement:
+        """Its measurement; raises where it fails."""
+        ...
+
+
+class MeasurerFactory(Protocol):
+    """Picklable; builds a measurer inside the trial's actor."""
+
+    def build(self) -> Measurer:
+        """Load everything once."""
+        ...
+
+
+class StrategyTrainable(tune.Trainable):
+    """Measures one strategy in one step, and keeps what it loaded for the next trial (`reset_config`).
+
+    ``tune.with_parameters(StrategyTrainable, factory=...)``; a result holds `fid`, `latency_ms` and the whole `measurement`.
+    """
+
+    def setup(self, config: dict[str, Any], factory: MeasurerFactory) -> None:
+        """Load once."""
+        self._measurer = factory.build()
+        self.reset_config(config)
+
+    def step(self) -> dict[str, Any]:
+        """Measure."""
+        measurement = self._measurer.measure(self._strategy)
+        return {"fid": measurement.fid, "latency_ms": measurement.latency_ms, "measurement": json.dumps(measurement.to_dict()), "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next strategy; the pipeline stays loaded."""
+        self._strategy = Strategy.from_json(new_config[STRATEGY], where="the trial's config")
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """There is nothing between steps."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """There is nothing between steps."""
+
+
+class _Recorder(tune.Callback):
+    """Writes a trial's end into the ledger. Never pickled with its driver: a restored experiment has another ledger's hands."""
+
+    def __init__(self, driver: TuneDriver | None = None) -> None:
+        self._driver = driver
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_driver": None}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._driver and "measurement" in (trial.last_result or {}):
+            self._driver.record_result(trial.trial_id, Measurement.from_dict(json.loads(trial.last_result["measurement"])))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._driver:
+            error = trial.get_pickled_error()
+            said = [line for line in str(getattr(error, "cause", None) or error).strip().splitlines() if line.strip()]
+            self._driver.record_result(trial.trial_id, Measurement(error=said[-1] if said else "the trial failed"))
+
+
+class TuneDriver(Driver):
+    """Runs a search's candidates as a Tune experiment; baselines and winners as any other driver.
+
+    The ledger stays the truth: a search that is started again goes through it, then on, in a new experiment.
+
+    Args:
+        make_pool: Opens the pool for baselines and winners; closed while Tune has the machines.
+        factory: Builds a measurer in each trial's actor.
+        workers: Trials at once.
+        resources: CPUs and GPUs of each, as Tune takes them.
+        storage: Folder of Tune's own files.
+        tries: How often a failing trial is started at most.
+        seed: Of the search.
+        operators: As for `NSGA2Search`.
+        callbacks: More Tune callbacks.
+        **settings: As for `Driver`, whose `pool` is made here and whose `algorithm` only lends its space.
+    """
+
+    def __init__(
+        self,
+        *,
+        make_pool: Callable[[], Any],
+        factory: MeasurerFactory,
+        workers: int,
+        resources: Mapping[str, float],
+        storage: Path,
+        tries: int = 3,
+        seed: int = 0,
+        operators: Operators = "stepwise",
+        callbacks: Sequence[tune.Callback] = (),
+        **settings: Any,
+    ) -> None:
+        super().__init__(pool=None, **settings)  # type: ignore[arg-type]
+        self._make_pool, self._factory, self._workers, self._resources = make_pool, factory, workers, dict(resources)
+        self._storage, self._tries, self._callbacks = storage, tries, list(callbacks)
+        self._searcher = NSGA2Search(self.algorithm.space, population=self.plan.population, seed=seed, operators=operators)
+        self._searcher.asked = self._note_ask
+        self._numbers: dict[str, int] = {}
+
+    def run(self) -> SearchRecord:
+        """Search, then validate winners."""
+        for watcher in self.watchers:
+            watcher.started(self.record)
+        if len(self.record.baselines) < len(self.baselines):
+            self._with_pool(self._run_baselines)
+        self._replay_ledger()
+        missing = self.plan.generations * self.plan.population - len(self.record.results)
+        if missing > 0:
+            self._tune(missing)
+        if len(self.record.winners) < 3:
+            self._with_pool(self._validate_winners)
+        if not self.record.finished:
+            self.ledger.append("finished")
+        return self.record
+
+    def _with_pool(self, action: Callable[[], None]) -> None:
+        self.pool = self._make_pool()
+        try:
+            action()
+        finally:
+            self.pool.close()
+
+    def _replay_ledger(self) -> None:
+        """Bring the searcher to where the ledger stands: asks and results in the order in which they were written."""
+        for line in self.ledger.path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["event"] == "ask":
+                self._searcher.recall(self.record.candidates[row["candidate"]["number"]].strategy)
+            elif row["event"] == "result":
+                m = self.record.results[row["number"]]
+                self._searcher.recall_result(self.record.candidates[row["number"]].strategy, (m.fid, m.latency_ms) if m.ok else None)
+
+    def _tune(self, trials: int) -> None:
+        trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=self._factory), self._resources)
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=self._searcher,
+                num_samples=trials,
+                max_concurrent_trials=self._workers,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                trial_name_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"from-{len(self.record.results)}",
+                storage_path=str(self._storage),
+                failure_config=tune.FailureConfig(max_failures=self._tries - 1),
+                callbacks=[_Recorder(self), *self._callbacks],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        if not any(m.ok for m in self.record.results.values()):
+            first = next((m.error for m in self.record.results.values()), "no trial ended")
+            raise RuntimeError(f"all {len(self.record.results)} candidates failed; the first error: {first}")
+
+    def _note_ask(self, strategy: Strategy, trial_id: str) -> None:
+        known = {c.strategy: c.number for c in self.record.candidates.values() if c.number not in self.record.results}
+        number = known.get(strategy)
+        if number is None:
+            number = len(self.record.candidates)
+            generation = number // self.plan.population
+            self.ledger.ask(Candidate(number=number, generation=generation, strategy=strategy, origin="initial" if generation == 0 else "offspring"))
+        self._numbers[trial_id] = number
+
+    def record_result(self, trial_id: str, measurement: Measurement) -> None:
+        """Write down a trial's measurement, and each generation's worth of them."""
+        candidate = self.record.candidates[self._numbers[trial_id]]
+        self.ledger.result(candidate.number, measurement)
+        for watcher in self.watchers:
+            watcher.measured(self.record, candidate)
+        generation = len(self.record.results) // self.plan.population - 1
+        if len(self.record.results) % self.plan.population == 0 and len(self.record.hypervolumes) <= generation:
+            self.ledger.append("generation", generation=generation, hypervolume=self._hypervolume())
+            for watcher in self.watchers:
+                watcher.generation_done(self.record, generation)
