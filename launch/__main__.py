@@ -20,6 +20,8 @@ COMMANDS = {
     "export": "folder=<search folder> [to=folder|file|registry ...]: winners and their cards for another team",
     "import": "source=<file, card, https or models:/...> name=<name> [to=folder|file|registry]: a strategy handed over",
     "retarget": "folder=<search folder>: measure this device's cost table and choose winners anew from everything evaluated",
+    "doctor": "takes the keys of search: what that search needs of every machine, what is missing and what to do",
+    "sync": "folder=<search folder>: complete MLflow's view of a search that ran while MLflow was away",
     "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
 }
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A tracking server that is away holds a search up for seconds, not for the minutes of MLflow's own defaults.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -117,6 +118,21 @@ def _fitted(source: str, steps: int) -> Strategy:
     return strategy if len(strategy) == steps else strategy.resample(steps)
 
 
+def _check_cluster(cluster: dict[str, Any]) -> None:
+    workers, least = cluster["workers"], cluster["min_workers"]
+    if workers is None and cluster["address"] is None:
+        raise ConfigError("cluster.workers is null, which only a running cluster allows (cluster.address); give at least 1")
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise ConfigError(f"cluster.workers is {workers!r}; give at least 1" + (", or null for as many as there is room for" if cluster["address"] else ""))
+    if least is not None and (not isinstance(least, int) or least < 1 or least > (workers or least)):
+        raise ConfigError(f"cluster.min_workers is {least!r}; give 1 to {workers or 'any number'}, or null for all workers")
+    for key in ("cpus", "gpus", "join_s"):
+        if not isinstance(cluster[key], int | float) or cluster[key] < 0:
+            raise ConfigError(f"cluster.{key} is {cluster[key]!r}; give a number of at least 0")
+    if cluster["code"] not in ("installed", "ship"):
+        raise ConfigError(f"cluster.code is {cluster['code']!r}; allowed are installed and ship")
+
+
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
     identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
@@ -133,9 +149,15 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
     if raw["mlflow"]["children"] not in ("all", "front", "none"):
         raise ConfigError(f"mlflow.children is {raw['mlflow']['children']!r}; allowed are all, front and none")
-    workers = raw["cluster"]["workers"]
-    if not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"cluster.workers is {workers!r}; give at least 1")
+    if s["engine"] not in ("ray", "tune"):
+        raise ConfigError(f"search.engine is {s['engine']!r}; allowed are ray and tune")
+    if s["engine"] == "tune" and (plan.mode != "steady" or s["surrogate"]):
+        raise ConfigError("search.engine=tune searches without generations or a surrogate; set search.mode=steady and search.surrogate=false")
+    if plan.mode == "steady" and s["surrogate"]:
+        raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
+    _check_cluster(raw["cluster"])
+    if urlsplit(raw["mlflow"]["uri"] or "").password:
+        raise ConfigError("mlflow.uri holds a password, which would be written into the ledger; leave mlflow.uri null and set the environment variable MLFLOW_TRACKING_URI")
     search_id = f"{model.name}-{data.name}-{digest}"
     return SearchConfig(
         raw=raw, search_id=search_id, evaluator=evaluator, space=space, plan=plan, folder=Path(raw["output"]).absolute() / search_id

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from PIL import Image
 
@@ -22,10 +23,12 @@ from analysis.report import front_page, write_report
 from dato.card import write_card
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.preflight import require
 from launch.view import SearchView
+from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
-from search.driver import Driver
-from search.evaluate import measure, reference_features
+from search.driver import Driver, Pool
+from search.evaluate import MeasurerSpec, measure, reference_features
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
@@ -34,6 +37,7 @@ from search.models import check_model
 from search.nsga2 import Nsga2
 from search.quality import Fid
 from search.records import UNACCELERATED, SearchRecord
+from search.shards import make_join
 from search.workers import Job, RayPool
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
@@ -64,34 +68,42 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
         view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
-    tracker = _make_tracker(config)
+    tracker = make_tracker(config)
     if not ledger.record.finished:
-        spec, cluster = config.evaluator, config.raw["cluster"]
+        spec = config.evaluator
         fid = Fid(reference_features(spec))
-        view.say(f"starting {cluster['workers']} workers; each loads the pipeline once")
-        pool = RayPool(
-            spec, **{k: cluster[k] for k in ("workers", "cpus", "gpus", "address", "tries", "deadline_s", "start_s")}
-        )
-        try:
-            driver = Driver(
-                ledger=ledger,
-                algorithm=algorithm,
-                plan=config.plan,
-                protocol=spec.protocol,
-                pool=pool,
-                measure=lambda shards: measure(shards, fid, spec.protocol.bootstrap),
-                baselines=_baselines(config),
-                watchers=[view, tracker] if tracker else [view],
-                latencies=latencies,
-                kept=KeptShards(config.folder / "kept"),
-                calibration=_calibration(config),
-            )
-            _note_model(pool, config.folder)
-            view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
-            record = driver.run()
+        workers = connect_cluster(config)
+        pool: RayPool | None = None
+
+        def after(pool: Pool, record: SearchRecord) -> None:
             view.stop()
             view.say("drawing samples")
-            samples = _samples(pool, record, config.evaluator.model.steps)
+            _write_samples(config.folder / "samples", _samples(pool, record, spec.model.steps))
+
+        def before(pool: Pool) -> None:
+            _note_model(pool, config.folder)
+            view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
+
+        settings: dict[str, Any] = {
+            "ledger": ledger,
+            "algorithm": algorithm,
+            "plan": config.plan,
+            "protocol": spec.protocol,
+            "measure": lambda shards: measure(shards, fid, spec.protocol.bootstrap),
+            "baselines": _baselines(config),
+            "watchers": [view, tracker] if tracker else [view],
+            "latencies": latencies,
+            "kept": KeptShards(config.folder / "kept"),
+            "calibration": _calibration(config),
+            "before": before,
+            "after": after,
+        }
+        try:
+            if config.raw["search"]["engine"] == "tune":
+                _tune_driver(config, workers, view.say, settings).run()
+            else:
+                pool = start_workers(config, workers, view.say)
+                Driver(pool=pool, **settings).run()
         except KeyboardInterrupt:
             view.stop()
             if tracker:
@@ -99,11 +111,50 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             view.say(f"\nstopped; {len(ledger.record.results)} results are safe in {ledger.path}. The same command continues")
             return 130
         finally:
-            pool.close()
-        _write_samples(config.folder / "samples", samples)
+            if pool:
+                pool.close()
+            ray.shutdown()
     _deliver(config, ledger.record, tracker, view)
     view.say(f"took {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
+
+
+def connect_cluster(config: SearchConfig) -> int:
+    """Join or start Ray and look at every node; how many workers there is room for. Raises where one of these cannot be, naming the fix."""
+    cluster = config.raw["cluster"]
+    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"])
+    try:
+        return require(config)
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def start_workers(config: SearchConfig, workers: int, say: Callable[[str], None]) -> RayPool:
+    """Load the pipeline in every worker."""
+    cluster = config.raw["cluster"]
+    say(f"starting {workers} workers; each loads the pipeline once")
+    keys = ("min_workers", "cpus", "gpus", "code", "latency_device", "tries", "deadline_s", "start_s")
+    pool = RayPool(config.evaluator, workers=workers, join=make_join(cluster["latency_device"]), **{k: cluster[k] for k in keys})
+    kinds = sorted(set(pool.devices))
+    if len(kinds) > 1 and cluster["latency_device"] is None:
+        say(f"warning: the workers' devices differ ({'; '.join(kinds)}), so latencies do not compare; set cluster.latency_device to one of them")
+    return pool
+
+
+def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], settings: dict[str, Any]) -> Driver:
+    from search.tune import TuneDriver  # Ray Tune takes seconds to import
+
+    cluster = config.raw["cluster"]
+    return TuneDriver(
+        make_pool=lambda: start_workers(config, workers, say),
+        factory=MeasurerSpec(config.evaluator),
+        workers=workers,
+        resources={"cpu": cluster["cpus"], "gpu": cluster["gpus"]},
+        storage=config.folder / "tune",
+        tries=cluster["tries"],
+        **settings,
+    )
 
 
 def _baselines(config: SearchConfig) -> dict[str, Strategy]:
@@ -121,7 +172,8 @@ def _calibration(config: SearchConfig) -> list[Strategy]:
     return calibration(steps, sorted(depths), sorted(ratios))
 
 
-def _make_tracker(config: SearchConfig) -> Any:
+def make_tracker(config: SearchConfig) -> Any:
+    """The tracker that a configuration asks for, or None."""
     if not config.raw["mlflow"]["enabled"]:
         return None
     from search.tracking import Tracker  # MLflow takes seconds to import
@@ -183,7 +235,7 @@ def _mlflow_command() -> str:
     return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {mlflow.get_tracking_uri()}"
 
 
-def _note_model(pool: RayPool, folder: Path) -> None:
+def _note_model(pool: Pool, folder: Path) -> None:
     """Write down which pipeline the workers hold; its winners' provenance tells it to whoever uses them."""
     if not (folder / MODEL_FILE).exists():
         for _, facts in pool.map([Job("facts", [], [], method="facts")]):
@@ -226,7 +278,7 @@ def _recorded_latencies(folder: str | None) -> dict[str, float]:
     return found | {c.strategy.digest: m.latency_ms for c, m in record.evaluated()}
 
 
-def _samples(pool: RayPool, record: SearchRecord, steps: int) -> dict[str, torch.Tensor]:
+def _samples(pool: Pool, record: SearchRecord, steps: int) -> dict[str, torch.Tensor]:
     """Ten images of the unaccelerated pipeline and of each winner, same prompts and seeds."""
     strategies = {UNACCELERATED: Strategy.full(steps), **{alias: w.candidate.strategy for alias, w in record.winners.items()}}
     indices = list(range(FRESH_OFFSET, FRESH_OFFSET + 10))

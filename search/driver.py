@@ -35,6 +35,10 @@ class Pool(Protocol):
         """Each job with its result as it finishes; jobs are taken one at a time, when there is a worker for them."""
         ...
 
+    def close(self) -> None:
+        """Stop the workers."""
+        ...
+
 
 class Watcher(Protocol):
     """Is told what happens: the terminal view and MLflow."""
@@ -67,6 +71,8 @@ class Driver:
         latencies: Recorded latencies in ms by strategy digest, used in place of measured ones: repeats a search exactly.
         kept: Where shards of candidates that may be promoted are kept; needed where the protocol has fidelities.
         calibration: Strategies that a cost table is measured with; needed for predicted latencies.
+        before: Given the pool before anything is measured.
+        after: Given the pool and the record once the winners are known: to draw samples.
     """
 
     def __init__(
@@ -83,10 +89,12 @@ class Driver:
         latencies: Mapping[str, float] | None = None,
         kept: KeptShards | None = None,
         calibration: Sequence[Strategy] = (),
+        before: Callable[[Pool], None] | None = None,
+        after: Callable[[Pool, SearchRecord], None] | None = None,
     ) -> None:
         self.ledger, self.algorithm, self.plan, self.protocol, self.pool = ledger, algorithm, plan, protocol, pool
         self._measure, self.baselines, self.watchers = measure, dict(baselines), watchers
-        self.latencies, self._kept, self._calibration = latencies or {}, kept, calibration
+        self.latencies, self._kept, self._calibration, self._before, self._after = latencies or {}, kept, calibration, before, after
         if protocol.fidelities and kept is None:
             raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
         self._began = time.monotonic()
@@ -101,17 +109,27 @@ class Driver:
         for watcher in self.watchers:
             watcher.started(self.record)
         self._began = time.monotonic()
+        self._prepare()
+        self._search()
+        self._finish()
+        return self.record
+
+    def _prepare(self) -> None:
+        if self._before and not self.record.finished:
+            self._before(self.pool)
         self._price()
         self._run_baselines()
-        self._search()
+
+    def _finish(self) -> None:
         self._promote()
         if len(self.record.winners) < 3:
             self._validate_winners()
         if not self.record.finished:
+            if self._after:
+                self._after(self.pool, self.record)
             self.ledger.append("finished")
         if self._kept:
             self._kept.clear()
-        return self.record
 
     def _search(self) -> None:
         if isinstance(self.algorithm, SteadyNsga2):

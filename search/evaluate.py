@@ -148,6 +148,30 @@ class PipelineEvaluator:
         return describe(self.pipe)
 
 
+@dataclass(frozen=True)
+class MeasurerSpec:
+    """What a Tune trial needs to measure strategies by itself; small, and sent to it as it is."""
+
+    evaluator: EvaluatorSpec
+
+    def build(self) -> Measurer:
+        """Load everything once."""
+        return Measurer(self.evaluator)
+
+
+class Measurer:
+    """An evaluator with its reference: strategy to measurement, where no driver puts shards together."""
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        self._evaluator, self._protocol = spec.build(), spec.protocol
+        self._fid = Fid(reference_features(spec))
+
+    def measure(self, strategy: Strategy) -> Measurement:
+        """On the protocol's least number of images. Raises where the images or their features are no good."""
+        shards = self._evaluator.run([strategy], self._protocol.batches(last=self._protocol.counts[0]))
+        return measure(shards, self._fid, self._protocol.bootstrap)
+
+
 def reference_features(spec: EvaluatorSpec) -> torch.Tensor:
     """(N, num_features) features of the real images."""
     return extract(load_features(spec.protocol.features), Data(spec.data).reference())

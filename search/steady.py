@@ -27,6 +27,7 @@ class SteadyNsga2(Nsga2):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.arguments = arguments
         self._algorithm.n_offsprings = 1
         self._chance = np.random.default_rng(arguments["seed"])
         self._initial: deque[Individual] | None = None

@@ -80,6 +80,12 @@ class Tracker:
         if self.run_id:
             self._guard(self._client.set_terminated, self.run_id, "KILLED")
 
+    def logged_generations(self) -> set[int]:
+        """The generations that the parent run has already."""
+        if self.run_id is None:
+            return set()
+        return {m.step for m in self._client.get_metric_history(self.run_id, "hypervolume")}
+
     def _guard(self, action: Callable[..., None], *args: Any) -> None:
         try:
             action(*args)

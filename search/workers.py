@@ -1,24 +1,30 @@
 """Where jobs run: Ray actors that hold a loaded evaluator each, or this process.
 
 A job that fails is tried on another worker, then handed back with its error; a worker that dies or passes its deadline is
-replaced. Results come back as they finish.
+replaced, as soon as a machine has room for it. Results come back as they finish.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 
 from dato.strategy import Strategy
+from search.cluster import ClusterError, connect, own_packages, worker_class
+from search.dispatch import Dispatcher, Job, Piece
+
+__all__ = ["Evaluator", "EvaluatorFactory", "InProcessPool", "Job", "RayPool", "WorkerError"]
+_log = logging.getLogger(__name__)
 
 
 class Evaluator(Protocol):
-    """What a worker holds: runs strategies on batches of image indices."""
+    """What a worker holds: runs strategies on batches of image indices. May have a `device` in words."""
 
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> Any:
         """The result of one job."""
@@ -33,29 +39,8 @@ class EvaluatorFactory(Protocol):
         ...
 
 
-@dataclass
-class Job:
-    """Strategies to run on batches of images.
-
-    Attributes:
-        key: The caller's name for it.
-        strategies: What to run.
-        batches: Image indices by batch.
-        method: The evaluator's method: "run", or "samples" for pictures.
-        tries: How often it was started.
-        errors: What each failed try said.
-    """
-
-    key: Any
-    strategies: Sequence[Strategy]
-    batches: Sequence[Any]
-    method: str = "run"
-    tries: int = 0
-    errors: list[str] = field(default_factory=list)
-
-
 class WorkerError(RuntimeError):
-    """Workers cannot be started: the message says why and what to do."""
+    """Workers cannot be started or are all gone: the message says why and what to do."""
 
 
 class InProcessPool:
@@ -67,29 +52,33 @@ class InProcessPool:
         self._evaluator = factory.build()
 
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
-        """Each job with its result, or with None and its errors."""
+        """Each job with its result, or with None and its errors. The next job is taken when the last one is handed back."""
         for job in jobs:
+            job.tries += 1
             try:
-                yield job, getattr(self._evaluator, job.method)(job.strategies, job.batches)
+                result = getattr(self._evaluator, job.method)(job.strategies, job.batches)
             except Exception as error:  # a failing candidate is data: its error is recorded by the caller
                 job.errors.append(f"{type(error).__name__}: {error}")
                 yield job, None
+            else:
+                yield job, result
 
     def close(self) -> None:
         """Nothing to stop."""
 
 
-class _Worker:
-    """A Ray actor around an evaluator."""
+@dataclass(eq=False)
+class _Slot:
+    """A worker's place: its actor changes when it dies."""
 
-    def __init__(self, factory: EvaluatorFactory) -> None:
-        self._evaluator = factory.build()
-
-    def ready(self) -> bool:
-        return True
-
-    def do(self, method: str, strategies: Sequence[Strategy], batches: Sequence[Any]) -> Any:
-        return getattr(self._evaluator, method)(strategies, batches)
+    number: int
+    actor: Any = None
+    device: str = ""
+    node: str = ""
+    host: str = ""
+    timed: bool = True
+    starts: int = 0
+    errors: list[str] = field(default_factory=list)
 
 
 class RayPool:
@@ -98,12 +87,17 @@ class RayPool:
     Args:
         factory: Builds the evaluator in each actor.
         workers: How many actors.
+        min_workers: So many must be loaded before work begins; the others join as machines have room. None for all.
         cpus: CPUs reserved for each.
         gpus: GPUs reserved for each, may be a fraction.
-        address: Of a running cluster; None starts Ray on this machine, reachable from it alone.
-        tries: How often a job is started at most.
-        deadline_s: Seconds after which a job's worker is replaced and the job tried again.
-        start_s: Seconds that the actors may take to load.
+        address: Of a running cluster; None starts Ray on this machine, reachable from it alone. Unused where this process
+            is connected already.
+        code: "installed": workers import what is installed on their machine; "ship": they are sent this process's packages.
+        join: Puts the results of a job's batches together, so that idle workers help with others' jobs; None for whole jobs.
+        latency_device: Part of the names of the devices whose latency counts; None for all.
+        tries: How often a job's batch is started at most.
+        deadline_s: Seconds after which a batch's worker is replaced and the batch tried again.
+        start_s: Seconds that the actors may take to load, and that a search waits for a worker when all are gone.
 
     Raises:
         WorkerError: Fewer than one worker, or Ray or the actors do not start.
@@ -114,104 +108,210 @@ class RayPool:
         factory: EvaluatorFactory,
         *,
         workers: int,
+        min_workers: int | None = None,
         cpus: float = 1,
         gpus: float = 0,
         address: str | None = None,
+        code: str = "installed",
+        join: Callable[[Sequence[Any]], Any] | None = None,
+        latency_device: str | None = None,
         tries: int = 3,
         deadline_s: float = 3600,
         start_s: float = 600,
     ) -> None:
         if not isinstance(workers, int) or workers < 1:
             raise WorkerError(f"cluster.workers is {workers!r}; give at least 1")
-        self.size, self._tries, self._deadline = workers, tries, deadline_s
+        self._least = workers if min_workers is None else min_workers
+        if not isinstance(self._least, int) or not 1 <= self._least <= workers:
+            raise WorkerError(f"cluster.min_workers is {min_workers!r}; give 1 to {workers} (cluster.workers), or null for all of them")
+        self.size, self._tries, self._deadline, self._start = workers, tries, deadline_s, start_s
+        self._join, self._latency_device = join, latency_device
+        self._connected_here = not ray.is_initialized()
+        if self._connected_here:
+            try:
+                connect(address, cpus=workers * cpus)
+            except ClusterError as error:
+                raise WorkerError(str(error)) from None
+        arrange, environment = own_packages(code)
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
+        if environment:
+            options["runtime_env"] = environment
+        self._remote = ray.remote(worker_class()).options(**options)
+        self._arguments = (arrange, ray.put(ray.cloudpickle.dumps(factory)))
+        self._need = f"{cpus:g} CPUs, {gpus:g} GPUs"
+        self._slots = [_Slot(i) for i in range(workers)]
+        self._idle: deque[_Slot] = deque()
+        self._starting: dict[Any, _Slot] = {}
+        self._running: dict[Any, tuple[Dispatcher, Piece, _Slot, float]] = {}
+        for slot in self._slots:
+            self._launch(slot)
         try:
-            if address is None:
-                # Loopback only: nothing outside this machine can reach the head.
-                ray.init(
-                    num_cpus=max(1, round(workers * cpus)),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    object_store_memory=200 * 2**20,
-                    _node_ip_address="127.0.0.1",
+            self._await_workers()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def devices(self) -> list[str]:
+        """The loaded workers' devices, one for each worker."""
+        return [slot.device for slot in self._slots if slot.device]
+
+    def _launch(self, slot: _Slot) -> None:
+        slot.actor, slot.device = self._remote.remote(*self._arguments), ""
+        slot.starts += 1
+        self._starting[slot.actor.ready.remote()] = slot
+
+    def _await_workers(self) -> None:
+        end = time.monotonic() + self._start
+        while len(self._idle) < self._least:
+            if time.monotonic() > end:
+                raise WorkerError(
+                    f"{len(self._idle)} of {self._least} workers loaded within {self._start:.0f} s; is there room for {self.size} x ({self._need})? "
+                    "Lower cluster.workers or raise cluster.start_s"
                 )
-            else:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise WorkerError(f"Ray does not start at {address or 'this machine'}: {error}; check cluster.address and that no other Ray is in the way") from None
-        self._remote = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
-        self._factory = ray.put(factory)
-        self._actors = [self._remote.remote(self._factory) for _ in range(workers)]
+            done, _ = ray.wait(list(self._starting), num_returns=1, timeout=1.0)
+            for ref in done:
+                error = self._started(ref)
+                if error:
+                    raise WorkerError(f"a worker cannot load its model: {error}")
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        if self._latency_device and not any(s.timed for s in self._slots if s.device):
+            there = ", ".join(sorted(set(self.devices)))
+            raise WorkerError(f"cluster.latency_device is {self._latency_device!r}, and no worker has such a device; there are: {there}")
+
+    def _started(self, ref: Any) -> str | None:
+        """Take in a worker that loaded, or what kept it from loading."""
+        slot = self._starting.pop(ref)
         try:
-            ray.get([actor.ready.remote() for actor in self._actors], timeout=start_s)
-        except ray.exceptions.GetTimeoutError:
-            self.close()
-            raise WorkerError(f"the {workers} workers did not load within {start_s:.0f} s; are {workers} x ({cpus} CPUs, {gpus} GPUs) there?") from None
+            about = ray.get(ref)
         except ray.exceptions.RayError as error:
-            self.close()
             cause = getattr(error, "cause", None) or error
-            raise WorkerError(f"a worker cannot load its model: {_first_line(cause)}") from None
+            where = f" on node {slot.host}" if slot.host else ""
+            slot.errors.append(_summary(cause) + where)
+            return slot.errors[-1]
+        slot.device, slot.node, slot.host = about["device"], about["node"], about["host"]
+        if about["error"]:
+            fix = "; install dato-search on that node, or set cluster.code=ship" if "ModuleNotFoundError" in about["error"] else ""
+            slot.errors.append(f"{about['error']} (node {slot.host}{fix})")
+            slot.device = ""
+            ray.kill(slot.actor)
+            return slot.errors[-1]
+        slot.starts = 0
+        slot.timed = self._latency_device is None or self._latency_device.lower() in slot.device.lower()
+        self._idle.append(slot)
+        return None
 
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         """Each job with its result as it finishes, or with None and its errors.
 
         Jobs are taken one at a time, when a worker is free: a generator may decide what comes next from the results so far.
         """
-        source, again = iter(jobs), deque[Job]()
-        idle = deque(self._actors)
-        running: dict[Any, tuple[Job, Any, float]] = {}
+        mixed = self._latency_device is not None
+        dispatcher = Dispatcher(jobs, join=self._join, tries=self._tries, mixed=mixed, ahead=2 * self.size if mixed else 1_000_000)
+        alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
-            while idle:
-                job = again.popleft() if again else next(source, None)
-                if job is None:
-                    break
-                actor = idle.popleft()
-                job.tries += 1
-                ref = actor.do.remote(job.method, list(job.strategies), list(job.batches))
-                running[ref] = (job, actor, time.monotonic() + self._deadline)
-            # Handed on after the next jobs have begun: the caller takes its time, and no worker waits for it.
+            for _ in range(len(self._idle)):
+                slot = self._idle.popleft()
+                piece = dispatcher.assign(slot.number, slot.timed)
+                if piece is None:
+                    self._idle.append(slot)
+                else:
+                    self._begin(dispatcher, piece, slot)
+            # Handed on after the next pieces have begun: the caller takes its time, and no worker waits for it.
             yield from finished
             finished = []
-            if not running and not again:
-                job = next(source, None)
-                if job is None:
-                    return
-                again.append(job)
-                continue
-            done, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-            late = [ref for ref, (_, _, end) in running.items() if ref not in done and time.monotonic() > end]
-            for ref in [*done, *late]:
-                job, actor, _ = running.pop(ref)
-                result = None
-                if ref in late:
-                    job.errors.append(f"no result within {self._deadline:.0f} s")
-                    actor = self._replace(actor)
-                else:
-                    try:
-                        result = ray.get(ref)
-                    except ray.exceptions.RayTaskError as error:
-                        job.errors.append(_first_line(error.cause))
-                    except ray.exceptions.RayError as error:
-                        job.errors.append(f"the worker died: {_first_line(error)}")
-                        actor = self._replace(actor)
-                idle.append(actor)  # at the end: a retry goes to another worker where there is one
-                if result is None and job.tries < self._tries:
-                    again.append(job)
-                else:
-                    finished.append((job, result))
+            if dispatcher.done:
+                return
+            if self._running:
+                alone_since = time.monotonic()
+            elif not self._starting or time.monotonic() - alone_since > self._start:
+                raise WorkerError(self._all_gone())
+            for ref, late in self._wait():
+                if ref in self._starting:
+                    self._restarted(ref)
+                    continue
+                mine = self._running[ref][0] is dispatcher
+                result = self._finish(ref, late)
+                if result and mine:  # else a batch of a job that has failed already, or of an abandoned map
+                    finished.append(result)
 
-    def _replace(self, actor: Any) -> Any:
-        ray.kill(actor)
-        fresh = self._remote.remote(self._factory)
-        self._actors[self._actors.index(actor)] = fresh
-        return fresh
+    def _wait(self) -> list[tuple[Any, bool]]:
+        """What finished, or is too late (True)."""
+        watched = [*self._running, *self._starting]
+        ray.wait(watched, num_returns=1, timeout=1.0)
+        done = set(ray.wait(watched, num_returns=len(watched), timeout=0)[0])
+        now = time.monotonic()
+        late = [ref for ref, (_, _, _, end) in self._running.items() if ref not in done and now > end]
+        return [*((ref, False) for ref in watched if ref in done), *((ref, True) for ref in late)]
+
+    def _begin(self, dispatcher: Dispatcher, piece: Piece, slot: _Slot) -> None:
+        job = piece.job
+        ref = slot.actor.do.remote(job.method, list(job.strategies), [job.batches[i] for i in piece.batches])
+        self._running[ref] = (dispatcher, piece, slot, time.monotonic() + self._deadline)
+
+    def _finish(self, ref: Any, late: bool) -> tuple[Job, Any] | None:
+        dispatcher, piece, slot, _ = self._running.pop(ref)
+        if late:
+            self._replace(slot)
+            return dispatcher.fail(piece, f"no result within {self._deadline:.0f} s")
+        try:
+            result = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
+            return dispatcher.fail(piece, _summary(error.cause))
+        except ray.exceptions.RayError as error:
+            lost = _node_is_gone(slot.node, error)
+            what = f"node {slot.host} was lost" if lost else f"the worker died: {_summary(error)}"
+            self._replace(slot)
+            return dispatcher.fail(piece, what, lost=lost)
+        self._idle.append(slot)
+        return dispatcher.succeed(piece, result)
+
+    def _restarted(self, ref: Any) -> None:
+        slot = self._starting[ref]
+        error = self._started(ref)
+        if error is None:
+            return
+        if slot.starts < self._tries:
+            self._launch(slot)
+        else:
+            _log.warning("worker %d does not load any more and is left out: %s", slot.number, error)
+
+    def _replace(self, slot: _Slot) -> None:
+        ray.kill(slot.actor)
+        self._launch(slot)
+
+    def _all_gone(self) -> str:
+        last = next((s.errors[-1] for s in self._slots if s.errors), "their machines left the cluster")
+        return (
+            f"no worker is left and none came back within {self._start:.0f} s ({last}); "
+            "bring machines back, then run the same command again: the ledger holds every result"
+        )
 
     def close(self) -> None:
-        """Stop the actors, and Ray where it was started here."""
-        ray.shutdown()
+        """Stop the actors, and leave or stop Ray where this pool joined or started it."""
+        if ray.is_initialized():
+            for slot in self._slots:
+                ray.kill(slot.actor)
+        self._idle.clear()
+        if self._connected_here:
+            ray.shutdown()
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+def _node_is_gone(node: str, error: ray.exceptions.RayError) -> bool:
+    """Whether a worker's machine vanished, rather than the worker alone: the candidate is not to blame then."""
+    if isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False):
+        return True
+    return not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes())
+
+
+def _summary(error: BaseException) -> str:
+    """The kind of an error and the line that says most: Ray puts its own boilerplate first."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    chosen = lines[0] if lines else ""
+    if isinstance(error, ray.exceptions.RayError) and len(lines) > 1:
+        chosen = lines[-1]
+    return f"{type(error).__name__}: {chosen}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from launch.config import ConfigError
 
 BENCHES = {
+    "scale": "[workers=1,8,64] [mean_s=2] [simulated_workers=1000]: how busy a search keeps its workers, by way of scheduling",
     "unet": "[geometry=sd15] [batch=2] [dtype=float32]: one call of every action and whole schedules, against DeepCache and tomesd",
     "pipeline": "[model=embedded] [batch=20]: whole images, with text encoder, UNet and VAE apart",
     "cost": "[model=embedded] [strategies=20]: how well the cost table predicts the latency of strategies that it was not made from",

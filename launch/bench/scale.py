@@ -1,0 +1,196 @@
+"""``dato bench scale``: how busy a search keeps its workers, by way of scheduling, on this machine and on simulated ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from dato.strategy import Strategy
+from launch.bench.timing import parse, print_table, write_result
+from launch.config import ConfigError
+from search.cluster import connect
+from search.driver import Driver
+from search.evaluate import Protocol
+from search.ledger import Ledger
+from search.nsga2 import Nsga2
+from search.plan import SearchPlan
+from search.records import UNACCELERATED
+from search.simulate import SimulatedPool, Stopwatch, Weather, duration, sleeper, toy_measurement
+from search.space import SearchSpace
+from search.workers import Job, RayPool
+
+DEFAULTS = {
+    "workers": "1,8,64", "seconds": "20", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady",
+    "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "memory_candidates": "10000", "output": "analysis/results",
+}
+STEPS = 50
+STORM = Weather(fail_s=3600.0, preempt_s=6 * 3600.0, away_s=600.0, reload_s=60.0, late=0.1)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Measure, print and write the result file."""
+    if arguments[:1] == ["driver=alone"]:
+        print(json.dumps(_driver_alone(int(arguments[1].split("=")[1]))))
+        return 0
+    given = parse(list(arguments), DEFAULTS, "scale")
+    modes = [m for m in given["modes"].split(",") if m]
+    unknown = set(modes) - set(MODES)
+    if unknown:
+        raise ConfigError(f"modes holds {sorted(unknown)}; allowed are {', '.join(MODES)}")
+    result: dict[str, Any] = {"real": [], "simulated": [], "driver": None}
+    for workers in [int(w) for w in given["workers"].split(",") if w]:
+        result["real"] += _real(workers, modes, given)
+    rows = [[str(r["workers"]), r["mode"], str(r["candidates"]), f"{r['per_minute']:.0f}", f"{r['ideal_per_minute']:.0f}", _percent(r["utilisation"]), _percent(r["utilisation_until_last_dispatch"])] for r in result["real"]]
+    print_table(f"sleeping {given['mean_s']} s a candidate", ["workers", "mode", "candidates", "a minute", "ideal", "utilisation", "until the last dispatch"], rows)
+    if int(given["simulated_candidates"]):
+        result["simulated"] = _simulated(given)
+        rows = [[s["mode"], s["weather"], _percent(s["utilisation"]), f"{s['hours']:.2f}", _percent(s["repeated_share"]), f"{s['driver_ms_per_candidate']:.2f}"] for s in result["simulated"]]
+        title = f"{given['simulated_workers']} simulated workers, {given['simulated_candidates']} candidates of {given['simulated_mean_s']} s"
+        print_table(title, ["mode", "weather", "utilisation", "hours", "work done twice", "driver, ms a candidate"], rows)
+    if int(given["memory_candidates"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", "bench", "scale", "driver=alone", f"candidates={given['memory_candidates']}"], capture_output=True, text=True, check=True
+        )
+        result["driver"] = json.loads(done.stdout.splitlines()[-1])
+        print(f"driver of {given['memory_candidates']} candidates: {result['driver']['peak_mib']:.0f} MiB at most, {result['driver']['growth_mib']:.0f} MiB of it since it began")
+    print(write_result("scale", {**given, "geometry": "sleeping"}, torch.device("cpu"), result, given["output"]))
+    return 0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+class _Source:
+    """Strategies that nothing was learned from, or how long they take; and when the last one was handed out."""
+
+    def __init__(self, count: int, batches: int, seed: int, mean_s: float | None = None) -> None:
+        self._left, self._batches, self._mean = count, batches, mean_s
+        self._space, self._chance = SearchSpace(steps=STEPS), np.random.default_rng(seed)
+        self.last = 0.0
+
+    def jobs(self, limit: float = math.inf) -> Iterator[Job]:
+        """Up to `limit` jobs, made when they are taken."""
+        taken = 0
+        while self._left and taken < limit:
+            self._left, taken = self._left - 1, taken + 1
+            self.last = time.monotonic()
+            strategy = self._space.decode(self._chance.integers(0, self._space.upper + 1))
+            what: Any = strategy if self._mean is None else duration(strategy, self._mean)
+            yield Job(self._left, [what], list(range(self._batches)))
+
+
+def _sum_seconds(parts: Sequence[Any]) -> list[list[float]]:
+    return [[seconds for part in parts for seconds in part[0]]]
+
+
+def _generations(pool: Any, source: _Source, population: int) -> Iterator[tuple[Job, Any]]:
+    while jobs := list(source.jobs(population)):
+        yield from pool.map(jobs)
+
+
+def _steady(pool: Any, source: _Source, population: int) -> Iterable[tuple[Job, Any]]:
+    return pool.map(source.jobs())
+
+
+MODES = {"generational": (_generations, False), "sharded": (_generations, True), "steady": (_steady, False)}
+"""How candidates are handed out, and whether idle workers help with others' batches."""
+
+
+def _real(workers: int, modes: Sequence[str], given: dict[str, str]) -> list[dict[str, Any]]:
+    mean, seconds, population = float(given["mean_s"]), float(given["seconds"]), int(given["population"])
+    found = []
+    connect(None, cpus=workers)
+    try:
+        for mode in modes:
+            schedule, sharded = MODES[mode]
+            batches = int(given["batches"]) if sharded else 1
+            busy = workers if mode == "steady" or sharded else min(workers, population)
+            count = max(round(seconds * busy / mean), 2 * busy)
+            if mode != "steady":
+                count = max(2, round(count / population)) * population
+            pool = RayPool(sleeper(batches), workers=workers, cpus=1, join=_sum_seconds if sharded else None)
+            source, clock = _Source(count, batches, seed=workers, mean_s=mean), Stopwatch(workers)
+            begin = time.monotonic()
+            for _, slept in schedule(pool, source, population):
+                clock.slept.append((time.monotonic(), sum(slept[0])))
+            end = time.monotonic()
+            pool.close()
+            work = sum(s for _, s in clock.slept)
+            window = work - sum(max(0.0, min(s, f - source.last)) for f, s in clock.slept if f > source.last) if not sharded else math.nan
+            found.append(
+                {
+                    "workers": workers, "mode": mode, "candidates": count, "seconds": end - begin, "per_minute": 60 * count / (end - begin),
+                    "ideal_per_minute": 60 * count / (work / workers), "utilisation": work / (workers * (end - begin)),
+                    "utilisation_until_last_dispatch": window / (workers * (source.last - begin)) if source.last > begin else math.nan,
+                }
+            )  # fmt: skip
+    finally:
+        ray.shutdown()
+    return found
+
+
+def _simulated(given: dict[str, str]) -> list[dict[str, Any]]:
+    """The same scheduling, and the search's real driver, on a simulated clock."""
+    workers, count, mean = int(given["simulated_workers"]), int(given["simulated_candidates"]), float(given["simulated_mean_s"])
+    found = []
+    for mode, weather in (("generational", Weather()), ("sharded", Weather()), ("steady", Weather()), ("sharded", STORM), ("steady", STORM)):
+        sharded = mode == "sharded"
+        pool = SimulatedPool(
+            workers, lambda s: duration(s, mean), toy_measurement, weather=weather, join=(lambda parts: parts[0]) if sharded else None, overhead_s=0.005
+        )
+        begin = time.perf_counter()
+        if mode == "steady":
+            done = sum(1 for _, result in _steady(pool, _Source(count, 1, seed=1), 0) if result)
+        else:
+            done = len(_search(pool, count, population=workers, batches=int(given["batches"])).results)
+        real = time.perf_counter() - begin
+        tally = pool.settle()
+        found.append(
+            {
+                "mode": mode, "weather": "storm" if weather is STORM else "calm", "candidates": done, "utilisation": tally.utilisation,
+                "hours": tally.clock_s / 3600, "ideal_hours": tally.busy_s / workers / 3600, "lost_pieces": tally.losses,
+                "repeated_share": tally.wasted_s / tally.busy_s, "driver_ms_per_candidate": 1000 * (real - tally.pool_s) / done, "real_seconds": real,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", {}, {})
+        driver = Driver(
+            ledger=ledger,
+            algorithm=Nsga2(space=SearchSpace(steps=STEPS), population=population, seed=0),
+            plan=SearchPlan(generations=max(1, candidates // population), population=population),
+            protocol=Protocol(images=max(2, batches), batch=1),
+            pool=pool,
+            measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
+            baselines={UNACCELERATED: Strategy.full(STEPS)},
+        )
+        record = driver.run()
+        ledger.close()
+    return record
+
+
+def _driver_alone(candidates: int) -> dict[str, float]:
+    """Memory of a process that drives a search of so many candidates."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pool = SimulatedPool(64, lambda s: duration(s, 36.0), toy_measurement)
+    begin = time.perf_counter()
+    _search(pool, candidates, population=20, batches=2)
+    seconds = time.perf_counter() - begin - pool.tally.pool_s
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"candidates": candidates, "peak_mib": peak, "growth_mib": peak - before, "driver_ms_per_candidate": 1000 * seconds / candidates}

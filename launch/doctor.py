@@ -1,0 +1,111 @@
+"""``dato doctor``: whether a search of this configuration could run, before anything is spent on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from launch.config import SearchConfig, build, compose_config
+from launch.preflight import LEAST_GB, Finding, look
+from search.cluster import ClusterError, connect
+from search.models import ModelError, check_model
+
+MLFLOW_S = 5
+"""Seconds that a tracking server has to answer."""
+
+
+def run(overrides: Sequence[str]) -> int:
+    """Print what was found and what to fix; 0 where a search could start, 1 where it could not."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    config = build(compose_config("search", overrides))
+    findings = [*check_here(config), check_mlflow(config), *check_cluster(config)]
+    table = Table(title=f"search {config.search_id}", title_justify="left")
+    for name in ("what", "where", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    for f in findings:
+        table.add_row(f.what, f.where, f.found, f.fix, style="" if not f.fix else "red" if f.fatal else "yellow")
+    console = Console(highlight=False)
+    Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+    wrong = sum(1 for f in findings if f.fix and f.fatal)
+    print(f"{wrong} thing{'s' if wrong != 1 else ''} to fix" if wrong else "ready")
+    return 1 if wrong else 0
+
+
+def check_here(config: SearchConfig) -> list[Finding]:
+    """The model, the output folder and the driver's disk, on this machine."""
+    try:
+        check_model(config.evaluator.model)
+        path = config.evaluator.model.path
+        local = path == "embedded" or Path(path).expanduser().exists()
+        model = Finding("model.path", "here", path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache")
+    except ModelError as error:
+        message, _, fix = str(error).rpartition("; ")
+        model = Finding("model.path", "here", message, fix)
+    found = [model]
+    features = config.evaluator.protocol.features
+    if features == "inception":
+        there = importlib.util.find_spec("torch_fidelity") is not None
+        found.append(Finding("protocol.features", "here", "inception" if there else "torch-fidelity is missing", "" if there else "pip install 'dato-search[inception]'"))
+    folder = config.folder
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    found.append(Finding("output", "here", f"{folder}, {free:.0f} GB free", "" if free >= LEAST_GB else f"free at least {LEAST_GB:.0f} GB, or set output"))
+    if not os.access(folder, os.W_OK):
+        found.append(Finding("output", "here", f"{folder} cannot be written", "set output to a folder that you may write"))
+    return found
+
+
+def check_cluster(config: SearchConfig) -> list[Finding]:
+    """The cluster and each of its nodes."""
+    cluster = config.raw["cluster"]
+    try:
+        connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"])
+    except ClusterError as error:
+        message, _, fix = str(error).rpartition("; ")
+        return [Finding("cluster.address", "here", message, fix)]
+    try:
+        findings, _ = look(config)
+    finally:
+        ray.shutdown()
+    return [Finding("cluster.address", "here", str(cluster["address"] or "this machine alone")), *findings]
+
+
+def check_mlflow(config: SearchConfig) -> Finding:
+    """Whether the tracking server answers. A search runs without it, so nothing here is fatal."""
+    if not config.raw["mlflow"]["enabled"]:
+        return Finding("MLflow", "here", "off")
+    uri = config.raw["mlflow"]["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    parts = urlsplit(uri)
+    shown = uri.replace(f"{parts.username}:{parts.password}@", "") if parts.password else uri
+    fix = "start the server or correct mlflow.uri; a search goes on without it, and dato sync folder=... completes its view later"
+    if parts.scheme in ("http", "https"):
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=MLFLOW_S) as answer:
+                return Finding("MLflow", "here", f"{shown} answers" if answer.status == 200 else f"{shown}: status {answer.status}")
+        except (OSError, ValueError, urllib.error.URLError) as error:
+            return Finding("MLflow", "here", f"{shown} does not answer ({error})", fix, fatal=False)
+    if parts.scheme.startswith(("postgresql", "mysql", "mssql")):
+        if parts.scheme.startswith("postgresql") and importlib.util.find_spec("psycopg2") is None:
+            return Finding("MLflow", "here", f"{shown}: psycopg2 is missing", "pip install 'dato-search[postgres]'", fatal=False)
+        try:
+            with socket.create_connection((parts.hostname or "localhost", parts.port or 5432), timeout=MLFLOW_S):
+                return Finding("MLflow", "here", f"{shown}: the database answers")
+        except OSError as error:
+            return Finding("MLflow", "here", f"{shown}: no database answers ({error})", fix, fatal=False)
+    if parts.scheme == "sqlite":
+        folder = Path(parts.path.removeprefix("/") or ".").absolute().parent
+        writable = os.access(folder, os.W_OK)
+        return Finding("MLflow", "here", f"{shown} in {folder}" if writable else f"{folder} cannot be written", "" if writable else "set mlflow.uri", fatal=False)
+    return Finding("MLflow", "here", f"{shown}, which is not checked")

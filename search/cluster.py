@@ -1,0 +1,124 @@
+"""Joining Ray: a cluster of this machine alone or a running one, and whose code its workers run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+CONNECT_S = 10
+"""Seconds to reach an address."""
+CODE = ("installed", "ship")
+_PACKAGES = ("dato", "search")
+"""What a worker imports."""
+_ROOT = Path(__file__).parents[1]
+
+
+class ClusterError(RuntimeError):
+    """A cluster that cannot be joined: the message says why and what to do."""
+
+
+def connect(address: str | None, *, cpus: float = 1) -> None:
+    """Join the cluster at `address`, or start Ray on this machine alone with `cpus` CPUs where it is None.
+
+    Raises:
+        ClusterError: Within seconds, where nothing answers there, its Ray or Python is another version, or Ray does not start.
+    """
+    try:
+        if address is None:
+            ray.init(
+                address="local",  # without it, Ray would join whatever cluster was last started on this machine
+                num_cpus=max(1, round(cpus)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=200 * 2**20,
+                _node_ip_address="127.0.0.1",
+            )
+        else:
+            check_address(address)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        if isinstance(error, ClusterError):
+            raise
+        where = f"cluster.address is {address!r}, where" if address else "on this machine"
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ClusterError(
+            f"{where} Ray cannot be joined: {' '.join(lines[:3]) or type(error).__name__}; "
+            + ("check cluster.address and that every node runs the same Python and Ray" if address else "stop what is in the way, or set cluster.address")
+        ) from None
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that is no Ray address, or where nothing listens. Raises `ClusterError` within `CONNECT_S` seconds."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"cluster.address is {address!r}; give auto, host:6379 (a node of the cluster) or ray://host:10001 (from outside)")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+            pass
+    except OSError as error:
+        raise ClusterError(
+            f"cluster.address is {address!r}, where nothing answers ({error}); start Ray there (ray start --head --port={port}), or correct the address"
+        ) from None
+
+
+def own_packages(code: str) -> tuple[Callable[[], None], dict[str, Any]]:
+    """What a worker calls before it imports anything of ours, and the runtime environment it needs.
+
+    Ray puts the driver's script folder and working folder first on a worker's path, where a folder that happens to be called
+    `search` would win over ours: a worker moves these to the end, unless our packages are what is in them.
+    """
+    if code not in CODE:
+        raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'ship' (this machine's packages are sent)")
+    injected = {os.path.abspath(os.path.curdir), os.path.dirname(os.path.realpath(sys.argv[0]))} - {str(_ROOT)}
+    root = str(_ROOT) if code == "installed" else None
+    environment = {"py_modules": [str(_ROOT / name) for name in _PACKAGES]} if code == "ship" else {}
+
+    def arrange() -> None:  # a local function, so that Ray sends it by value
+        import os
+        import sys
+
+        last = [p for p in sys.path if p in injected]
+        sys.path[:] = [p for p in sys.path if p not in injected] + last
+        if root and root not in sys.path and os.path.isfile(os.path.join(root, "search", "cluster.py")):
+            sys.path.insert(0, root)
+
+    return arrange, environment
+
+
+def worker_class() -> type:
+    """The actor around an evaluator, which Ray sends by value: it must work before any of our packages is imported."""
+
+    class Worker:
+        def __init__(self, arrange: Any, factory: bytes) -> None:
+            import pickle
+
+            arrange()
+            self.error, self.evaluator = "", None
+            try:
+                self.evaluator = pickle.loads(factory).build()
+            except Exception as error:
+                lines = str(error).strip().splitlines()
+                self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+        def ready(self) -> dict[str, str]:
+            import socket
+
+            import ray
+
+            node = ray.get_runtime_context().get_node_id()
+            host = f"{socket.gethostname()} at {ray.util.get_node_ip_address()}"
+            return {"device": getattr(self.evaluator, "device", "unnamed"), "node": node, "host": host, "error": self.error}
+
+        def do(self, method: str, strategies: Any, batches: Any) -> Any:
+            return getattr(self.evaluator, method)(strategies, batches)
+
+    return Worker

@@ -1,0 +1,234 @@
+"""Which worker does what next: jobs cut into batches, affinity, work stealing, retries. Pure: no Ray, no clock.
+
+A job stays with its worker while others have jobs of their own; a worker that would idle takes a batch of the job with the
+most left. So 64 workers are busy with 20 candidates, and the end of a generation waits for one batch, not for a candidate.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dato.strategy import Strategy
+
+LOSSES = 20
+"""How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
+
+
+@dataclass
+class Job:
+    """Strategies to run on batches of images.
+
+    Attributes:
+        key: The caller's name for it.
+        strategies: What to run.
+        batches: Image indices by batch.
+        method: The evaluator's method: "run", or "samples" for pictures.
+        tries: How often its unluckiest batch was started, machines that vanished not counted.
+        errors: What each failed try said.
+    """
+
+    key: Any
+    strategies: Sequence[Strategy]
+    batches: Sequence[Any]
+    method: str = "run"
+    tries: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Piece:
+    """Some batches of one job, for one worker.
+
+    Attributes:
+        job: Whose.
+        batches: Positions in the job's batches.
+        timed: Whether it must run where latency counts.
+    """
+
+    job: Job
+    batches: Sequence[int]
+    timed: bool = False
+    failures: int = 0
+    losses: int = 0
+
+
+@dataclass(eq=False)
+class _Open:
+    """A job that is not done."""
+
+    job: Job
+    todo: deque[Piece]
+    left: int
+    worker: Hashable = None
+    timed: int = 0
+    """Batches that ran, or run, where latency counts."""
+    results: dict[int, Any] = field(default_factory=dict)
+    failed: bool = False
+
+
+class Dispatcher:
+    """Hands out pieces of jobs and puts their results together.
+
+    Args:
+        jobs: Taken one at a time, only when a worker has nothing else to do: a generator may decide late.
+        join: Results of a job's batches, in their order, to the job's result; None runs every job in one piece.
+        tries: How often a piece is started at most.
+        mixed: Latency counts on some workers only: one batch of every job is kept for these.
+        ahead: How many jobs may be open at most.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        *,
+        join: Callable[[Sequence[Any]], Any] | None = None,
+        tries: int = 3,
+        mixed: bool = False,
+        ahead: int = 1_000_000,
+    ) -> None:
+        self._jobs: Iterator[Job] = iter(jobs)
+        self._join, self._tries, self._mixed, self._ahead = join, tries, mixed, ahead
+        self._open: dict[int, _Open] = {}
+        self._mine: dict[Hashable, _Open] = {}
+        self._orphans: deque[_Open] = deque()
+        """Jobs without a worker of their own: refused so far, or cut off."""
+        self._kept: dict[int, _Open] = {}
+        """Jobs whose last batch only a worker whose latency counts may run."""
+        self._longest: list[tuple[int, int, _Open]] = []
+        """Heap of jobs by batches left; entries that are no longer true are skipped."""
+        self._order = itertools.count()
+        self._exhausted = False
+
+    @property
+    def open(self) -> int:
+        """Jobs taken and not done."""
+        return len(self._open)
+
+    @property
+    def done(self) -> bool:
+        """Whether every job has been handed back. Only sure after a worker was refused a piece."""
+        return self._exhausted and not self._open
+
+    def assign(self, worker: Hashable, timed: bool = True) -> Piece | None:
+        """The next piece for a free worker, or None when there is nothing for it now.
+
+        Args:
+            worker: Its name.
+            timed: Whether latency counts there.
+        """
+        mine = self._mine.get(worker)
+        if mine and (piece := self._take(mine, worker, timed)):
+            return piece
+        for _ in range(len(self._orphans)):
+            orphan = self._orphans.popleft()
+            if piece := self._take(orphan, worker, timed):
+                return piece
+            if orphan.todo and id(orphan.job) in self._open:
+                self._orphans.append(orphan)
+        if timed:
+            # Batches that only such a worker may run come before new jobs, or they would pile up.
+            for kept in list(self._kept.values()):
+                if piece := self._take(kept, worker, timed):
+                    return piece
+        while not self._exhausted and len(self._open) < self._ahead:
+            job = next(self._jobs, None)
+            if job is None:
+                self._exhausted = True
+                break
+            begun = self._begin(job)
+            if piece := self._take(begun, worker, timed):
+                return piece
+            self._orphans.append(begun)
+        return self._help(worker, timed)
+
+    def _help(self, worker: Hashable, timed: bool) -> Piece | None:
+        """A batch of the job with the most left."""
+        refused = []
+        found = None
+        while self._longest and not found:
+            entry = heapq.heappop(self._longest)
+            taken = entry[2]
+            if -entry[0] == len(taken.todo) and not (found := self._take(taken, worker, timed)):
+                refused.append(entry)
+        for entry in refused:
+            if id(entry[2].job) in self._open:
+                heapq.heappush(self._longest, entry)
+        return found
+
+    def _begin(self, job: Job) -> _Open:
+        whole = self._join is None or job.method != "run" or len(job.batches) < 2
+        cuts: list[Sequence[int]] = [range(len(job.batches))] if whole else [[i] for i in range(len(job.batches))]
+        opened = _Open(job, deque(Piece(job, cut) for cut in cuts), left=len(cuts))
+        if self._mixed and job.method != "run":
+            opened.timed = 1  # pictures may be drawn anywhere
+        self._open[id(job)] = opened
+        return opened
+
+    def _take(self, taken: _Open, worker: Hashable, timed: bool) -> Piece | None:
+        if not taken.todo or id(taken.job) not in self._open:
+            return None
+        if self._mixed and not timed and taken.timed == 0 and len(taken.todo) == 1:
+            return None  # the last batch is kept for a worker whose latency counts
+        piece = taken.todo.popleft()
+        piece.timed = self._mixed and timed
+        taken.timed += piece.timed
+        if taken.worker is None:
+            taken.worker = worker
+            self._mine[worker] = taken
+        if taken.todo:
+            heapq.heappush(self._longest, (-len(taken.todo), next(self._order), taken))
+        if self._mixed and taken.timed == 0 and len(taken.todo) == 1:
+            self._kept[id(taken.job)] = taken
+        else:
+            self._kept.pop(id(taken.job), None)
+        piece.job.tries = max(piece.job.tries, piece.failures + 1)
+        return piece
+
+    def _close(self, job: Job) -> None:
+        closed = self._open.pop(id(job))
+        self._kept.pop(id(job), None)
+        if self._mine.get(closed.worker) is closed:
+            del self._mine[closed.worker]
+
+    def succeed(self, piece: Piece, result: Any) -> tuple[Job, Any] | None:
+        """Note a piece's result; the job with its result when that was its last piece."""
+        taken = self._open.get(id(piece.job))
+        if taken is None:
+            return None  # the job failed elsewhere
+        taken.results[piece.batches[0] if piece.batches else 0] = result
+        taken.left -= 1
+        if taken.left:
+            return None
+        self._close(piece.job)
+        ordered = [taken.results[i] for i in sorted(taken.results)]
+        return piece.job, ordered[0] if len(ordered) == 1 or self._join is None else self._join(ordered)
+
+    def fail(self, piece: Piece, error: str, *, lost: bool = False) -> tuple[Job, None] | None:
+        """Note that a piece failed; the job with None when its tries are used up.
+
+        Args:
+            piece: Which.
+            error: What it said.
+            lost: Its machine vanished: not counted as a try, up to `LOSSES` times.
+        """
+        taken = self._open.get(id(piece.job))
+        if taken is None:
+            return None
+        piece.job.errors.append(error)
+        taken.timed -= piece.timed
+        if self._mine.get(taken.worker) is taken:
+            del self._mine[taken.worker]
+        taken.worker = None
+        piece.losses += lost
+        piece.failures += not lost
+        if piece.failures < self._tries and piece.losses < LOSSES:
+            taken.todo.append(piece)
+            self._orphans.append(taken)
+            return None
+        self._close(piece.job)
+        return piece.job, None

@@ -1,0 +1,264 @@
+"""Simulated evaluators and machines: what a search costs on a cluster that is not here.
+
+`sleeper` makes evaluators that sleep as long as a candidate would take, on real Ray workers. `SimulatedPool` is a pool on a clock of its
+own, under the same `Dispatcher`: a thousand workers that fail, join and are taken away, and the search's real driver.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dato.strategy import Strategy
+from search.dispatch import Dispatcher, Job, Piece
+from search.records import Measurement
+
+SIGMA = 0.5
+"""Spread of a candidate's duration: the standard deviation of its logarithm."""
+
+
+def sleeper(batches: int = 1) -> Any:
+    """A factory of evaluators that sleep: a job's "strategies" are the seconds that each takes, shared out over its batches.
+
+    It is sent to workers by value, and they import nothing of ours: sixty-four of them fit on a small machine.
+    """
+
+    class Sleeper:
+        device = "simulated"
+
+        def build(self) -> Sleeper:
+            return self
+
+        def run(self, seconds: Sequence[float], mine: Sequence[Any]) -> list[list[float]]:
+            import time
+
+            slept = [[s / batches for _ in mine] for s in seconds]
+            time.sleep(sum(map(sum, slept)))
+            return slept
+
+    return Sleeper()
+
+
+def duration(strategy: Strategy, mean_s: float, sigma: float = SIGMA) -> float:
+    """Seconds that a strategy's evaluation takes: lognormal over strategies, always the same for one."""
+    chance = random.Random(zlib.crc32(strategy.digest.encode()))
+    return mean_s * math.exp(chance.gauss(-sigma * sigma / 2, sigma))
+
+
+def toy_measurement(strategy: Strategy) -> Measurement:
+    """A deterministic trade-off between FID and latency, in microseconds of work: caching is fast and blurs."""
+    cost = {0: 0.01, 1: 0.1}
+    share = [cost.get(s.cache_depth, 1.0) for s in strategy]
+    latency = sum(c * (1 - 0.3 * s.prune_ratio) for c, s in zip(share, strategy, strict=True))
+    fid = 10 + sum(1 - c for c in share) ** 2 / 10 + sum(abs(s.prune_ratio - 0.5) for s in strategy)
+    return Measurement(fid=fid, fid_low=fid - 1, fid_high=fid + 1, images=100, latency_ms=latency, device="simulated")
+
+
+@dataclass(frozen=True)
+class ToyEvaluator:
+    """Measures strategies by `toy_measurement`, without a pipeline; its own factory."""
+
+    device: str = "simulated"
+
+    def build(self) -> ToyEvaluator:
+        """Nothing to load."""
+        return self
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> list[Measurement]:
+        """A measurement of each strategy."""
+        return [toy_measurement(s) for s in strategies]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weather:
+    """What happens to simulated machines. Seconds; infinite or zero for never."""
+
+    fail_s: float = math.inf
+    """Mean time between failures of one worker (exponential). It comes back after `reload_s`."""
+    reload_s: float = 60.0
+    """Until a worker that failed, or joined, has loaded its model."""
+    preempt_s: float = math.inf
+    """Mean time between the preemptions of one worker."""
+    away_s: float = 600.0
+    """Until a preempted worker's replacement joins."""
+    late: float = 0.0
+    """Share of the workers that join late, spread over the first `away_s`."""
+
+
+@dataclass
+class Tally:
+    """What simulated machines did.
+
+    Attributes:
+        clock_s: Simulated seconds.
+        busy_s: Worker-seconds spent on results that were used.
+        wasted_s: Worker-seconds spent on what a failure or preemption cut off, all of it repeated.
+        offered_s: Worker-seconds during which a worker was there and loaded.
+        pool_s: Real seconds that simulating took; the rest of a run's time is the driver's.
+        losses: Pieces that were cut off.
+        pieces: Pieces that finished.
+    """
+
+    clock_s: float = 0.0
+    busy_s: float = 0.0
+    wasted_s: float = 0.0
+    offered_s: float = 0.0
+    pool_s: float = 0.0
+    losses: int = 0
+    pieces: int = 0
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the workers' time that went into results."""
+        return self.busy_s / self.offered_s if self.offered_s else 0.0
+
+
+@dataclass(eq=False)
+class _Machine:
+    number: int
+    piece: Piece | None = None
+    since: float = 0.0
+    """When it became free or began its piece."""
+    loaded: float = math.inf
+    """When it was last ready: infinite while it is away."""
+    epoch: int = 0
+    """Events of earlier epochs are of a life that ended."""
+
+
+class SimulatedPool:
+    """A pool on a simulated clock: workers take `cost` seconds for a batch, and weather happens to them.
+
+    Args:
+        workers: How many.
+        cost: Simulated seconds of a strategy's whole evaluation.
+        evaluate: A strategy's result.
+        weather: Failures, preemptions, joins.
+        join: As for `RayPool`: batches of one job on several workers.
+        seed: Of the weather.
+        overhead_s: Simulated seconds between a result and the worker's next piece: dispatch and transport.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        cost: Callable[[Strategy], float],
+        evaluate: Callable[[Strategy], Any],
+        *,
+        weather: Weather | None = None,
+        join: Callable[[Sequence[Any]], Any] | None = None,
+        seed: int = 0,
+        overhead_s: float = 0.0,
+    ) -> None:
+        self.size, self._cost, self._evaluate, self._join = workers, cost, evaluate, join
+        self.weather, self._overhead, self._chance = weather or Weather(), overhead_s, random.Random(seed)
+        self.tally = Tally()
+        self._events: list[tuple[float, int, str, _Machine, int]] = []
+        self._count = itertools.count()
+        self._machines = [_Machine(i) for i in range(workers)]
+        self._idle: deque[_Machine] = deque()
+        late = round(self.weather.late * workers)
+        for machine in self._machines:
+            joins = self._chance.uniform(0, self.weather.away_s) + self.weather.reload_s if machine.number < late else 0.0
+            self._schedule(joins, "ready", machine)
+
+    def _schedule(self, after: float, what: str, machine: _Machine) -> None:
+        heapq.heappush(self._events, (self.tally.clock_s + after, next(self._count), what, machine, machine.epoch))
+
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        """As `RayPool.map`, on the simulated clock."""
+        dispatcher = Dispatcher(self._taken(jobs), join=self._join)
+        real = time.perf_counter()
+        while True:
+            for _ in range(len(self._idle)):
+                machine = self._idle.popleft()
+                piece = dispatcher.assign(machine.number)
+                if piece is None:
+                    self._idle.append(machine)
+                else:
+                    machine.piece, machine.since = piece, self.tally.clock_s
+                    share = len(piece.batches) / max(len(piece.job.batches), 1)
+                    self._schedule(share * sum(map(self._cost, piece.job.strategies)) + self._overhead, "done", machine)
+            over = dispatcher.done
+            finished = None if over else self._next(dispatcher)
+            if over or finished:
+                self.tally.pool_s += time.perf_counter() - real
+                if finished is None:
+                    return
+                yield finished
+                real = time.perf_counter()
+
+    def _taken(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """The jobs; the time that the caller needs to make one is not the pool's."""
+        jobs = iter(jobs)
+        while True:
+            before = time.perf_counter()
+            job = next(jobs, None)
+            self.tally.pool_s -= time.perf_counter() - before
+            if job is None:
+                return
+            yield job
+
+    def _next(self, dispatcher: Dispatcher) -> tuple[Job, Any] | None:
+        at, _, what, machine, epoch = heapq.heappop(self._events)
+        if epoch != machine.epoch:
+            return None
+        self.tally.clock_s = at
+        if what == "ready":
+            machine.loaded = at
+            self._idle.append(machine)
+            for kind, mean in (("fail", self.weather.fail_s), ("preempt", self.weather.preempt_s)):
+                if math.isfinite(mean):
+                    self._schedule(self._chance.expovariate(1 / mean), kind, machine)
+            return None
+        piece, machine.piece = machine.piece, None
+        if what == "done":
+            assert piece is not None
+            self.tally.busy_s += at - machine.since - self._overhead
+            self.tally.pieces += 1
+            self._idle.append(machine)
+            return dispatcher.succeed(piece, [self._evaluate(s) for s in piece.job.strategies])
+        # It failed or was preempted: its events are void, and it is back after a while.
+        self.tally.offered_s += at - machine.loaded
+        machine.epoch, machine.loaded = machine.epoch + 1, math.inf
+        self._schedule(self.weather.reload_s + (self.weather.away_s if what == "preempt" else 0.0), "ready", machine)
+        if piece is None:
+            self._idle.remove(machine)
+            return None
+        self.tally.wasted_s += at - machine.since
+        self.tally.losses += 1
+        return dispatcher.fail(piece, f"worker {machine.number} was lost", lost=True)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+    def settle(self) -> Tally:
+        """The tally so far, with the workers that are there now."""
+        now = self.tally
+        there = sum(now.clock_s - m.loaded for m in self._machines if math.isfinite(m.loaded))
+        return Tally(**{**vars(now), "offered_s": now.offered_s + there})
+
+
+@dataclass
+class Stopwatch:
+    """Busy time of the workers of a real run, from the seconds that each result says it slept.
+
+    Attributes:
+        workers: How many.
+        slept: (finish, seconds) of every result, on `time.monotonic`.
+    """
+
+    workers: int
+    slept: list[tuple[float, float]] = field(default_factory=list)
+
+    def utilisation(self, begin: float, end: float) -> float:
+        """Share of the workers' time between two moments that was sleep."""
+        inside = sum(max(0.0, min(finish, end) - max(finish - seconds, begin)) for finish, seconds in self.slept)
+        return inside / (self.workers * (end - begin))

@@ -1,0 +1,330 @@
+"""The same search as a Ray Tune experiment: a `Searcher` and a `Trainable` for those who run Tune, and `TuneDriver`.
+
+Steady-state: a suggestion never waits for a generation, and `reuse_actors=True` keeps a loaded pipeline from trial to trial.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from dato.strategy import Strategy
+from search.driver import Driver
+from search.ledger import LedgerError
+from search.nsga2 import Operators
+from search.records import Measurement, SearchRecord
+from search.space import SearchSpace
+from search.steady import SteadyNsga2
+from search.winners import SearchFailed
+
+STRATEGY = "strategy"
+"""The key of a trial's config that holds its strategy as JSON."""
+
+
+class NSGA2Search(Searcher):
+    """Suggests strategies by steady-state NSGA-II on two metrics, both lower is better.
+
+    A trial's config is ``{"strategy": <strategy JSON>}``. Give it to ``tune.TuneConfig(search_alg=..., max_concurrent_trials=...,
+    reuse_actors=True)``. Its state is the list of what it suggested and was told, which `restore` goes through again.
+
+    Args:
+        space: What a step may be.
+        population: Strategies that a new one has its parents among.
+        seed: Of the search.
+        operators: "stepwise" or "paper".
+        given: Strategies to begin with.
+        objectives: How many values `judge` gives.
+        metrics: Names of the two metrics in a trial's last result.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        population: int = 20,
+        seed: int = 0,
+        operators: Operators = "stepwise",
+        given: Sequence[Strategy] = (),
+        objectives: int = 2,
+        metrics: tuple[str, str] = ("fid", "latency_ms"),
+    ) -> None:
+        super().__init__(metric=list(metrics), mode=["min", "min"])
+        self.metrics = metrics
+        self._arguments: dict[str, Any] = {
+            "space": space, "population": population, "seed": seed, "operators": operators, "given": list(given), "objectives": objectives,
+        }  # fmt: skip
+        self._algorithm = SteadyNsga2(**self._arguments)
+        self._events: list[tuple[str, Any]] = []
+        self._strategies: dict[str, Strategy] = {}
+        self.judge: Callable[[Mapping[str, Any]], tuple[tuple[float, ...], float]] | None = None
+        """A trial's last result to objectives and constraint violation; None takes the two metrics and no constraints."""
+        self.pending: list[Strategy] = []
+        """Asked for before, without a result: suggested again first."""
+        self.asked: Callable[[Strategy, str], None] | None = None
+        """Told of every suggestion, with its trial, before the trial exists."""
+
+    def suggest(self, trial_id: str) -> Any:
+        """A config, or FINISHED when every strategy of the space has been asked for."""
+        again = bool(self.pending)
+        strategy = self.pending.pop(0) if again else self._algorithm.ask_one()
+        if strategy is None:
+            return Searcher.FINISHED
+        self._events.append(("again" if again else "ask", [trial_id, strategy.to_json()]))
+        self._strategies[trial_id] = strategy
+        if self.asked:
+            self.asked(strategy, trial_id)
+        return {STRATEGY: strategy.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """A result without finite metrics counts as failed, as does an error."""
+        strategy = self._strategies.pop(trial_id, None)
+        if strategy is None:
+            return
+        values = [float((result or {}).get(m, math.nan)) for m in self.metrics]
+        objectives: tuple[float, ...] | None = None
+        violation = 0.0
+        if result and not error and all(map(math.isfinite, values)):
+            objectives, violation = self.judge(result) if self.judge else ((values[0], values[1]), 0.0)
+        self.tell(strategy, objectives, violation, trial_id)
+
+    def tell(self, strategy: Strategy, objectives: tuple[float, ...] | None, violation: float = 0.0, trial_id: str = "") -> None:
+        """Take in a result."""
+        self._events.append(("tell", [trial_id, strategy.to_json(), objectives, violation]))
+        self._algorithm.tell_one(strategy, objectives, violation)
+
+    def recall(self, strategy: Strategy) -> None:
+        """Go through an earlier ask again: it must be what the algorithm asks for now. It is pending until it is told."""
+        now = self._algorithm.ask_one()
+        if now != strategy:
+            raise LedgerError(
+                f"strategy {strategy.digest} was asked for before and is now {now.digest if now else 'none'}; "
+                "the record was made by another version of dato or its libraries, or another engine: start a search of its own"
+            )
+        self._events.append(("ask", ["", strategy.to_json()]))
+        self.pending.append(strategy)
+
+    def recall_result(self, strategy: Strategy, objectives: tuple[float, ...] | None, violation: float = 0.0) -> None:
+        """Go through an earlier result again."""
+        self.pending.remove(strategy)
+        self.tell(strategy, objectives, violation)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write what was suggested and told, as JSON."""
+        Path(checkpoint_path).write_text(json.dumps({"schema": "dato.nsga2search/1", "events": self._events}), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go through a saved search again, on a searcher made with the same arguments."""
+        self._replay(json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))["events"])
+
+    def _replay(self, events: Sequence[tuple[str, Any]]) -> None:
+        self._algorithm, self._events, self._strategies, self.pending = SteadyNsga2(**self._arguments), [], {}, []
+        for kind, (trial_id, text, *told) in events:
+            strategy = Strategy.from_json(text)
+            if kind == "ask":
+                self.recall(strategy)
+                self._events[-1] = ("ask", [trial_id, text])
+            if kind in ("ask", "again") and trial_id:
+                self._strategies[trial_id] = strategy
+                self.pending.remove(strategy)
+                if kind == "again":
+                    self._events.append(("again", [trial_id, text]))
+            if kind == "tell":
+                self._strategies.pop(trial_id, None)
+                if strategy in self.pending:
+                    self.pending.remove(strategy)
+                self.tell(strategy, tuple(told[0]) if told[0] else None, told[1], trial_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arguments": self._arguments, "metrics": self.metrics, "events": self._events}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        NSGA2Search.__init__(self, metrics=state["metrics"], **state["arguments"])
+        self._replay(state["events"])
+
+
+class Measurer(Protocol):
+    """Measures a strategy."""
+
+    def measure(self, strategy: Strategy) -> Measurement:
+        """Its measurement; raises where it fails."""
+        ...
+
+
+class MeasurerFactory(Protocol):
+    """Picklable; builds a measurer inside the trial's actor."""
+
+    def build(self) -> Measurer:
+        """Load everything once."""
+        ...
+
+
+class StrategyTrainable(tune.Trainable):
+    """Measures one strategy in one step, and keeps what it loaded for the next trial (`reset_config`).
+
+    ``tune.with_parameters(StrategyTrainable, factory=...)``; a result holds `fid`, `latency_ms` and the whole `measurement`.
+    """
+
+    def setup(self, config: dict[str, Any], factory: MeasurerFactory) -> None:
+        """Load once."""
+        self._measurer = factory.build()
+        self.reset_config(config)
+
+    def step(self) -> dict[str, Any]:
+        """Measure."""
+        measurement = self._measurer.measure(self._strategy)
+        return {"fid": measurement.fid, "latency_ms": measurement.latency_ms, "measurement": json.dumps(measurement.to_dict()), "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next strategy; the pipeline stays loaded."""
+        self._strategy = Strategy.from_json(new_config[STRATEGY], where="the trial's config")
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """There is nothing between steps."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """There is nothing between steps."""
+
+
+class _Recorder(tune.Callback):
+    """Writes a trial's end into the ledger. Never pickled with its driver: a restored experiment has another ledger's hands."""
+
+    def __init__(self, driver: TuneDriver | None = None) -> None:
+        self._driver = driver
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_driver": None}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._driver and "measurement" in (trial.last_result or {}):
+            self._driver.record_result(trial.trial_id, Measurement.from_dict(json.loads(trial.last_result["measurement"])))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._driver:
+            error = trial.get_pickled_error()
+            said = [line for line in str(getattr(error, "cause", None) or error).strip().splitlines() if line.strip()]
+            self._driver.record_result(trial.trial_id, Measurement(error=said[-1] if said else "the trial failed"))
+
+
+class TuneDriver(Driver):
+    """Runs a search's candidates as a Tune experiment; baselines and winners as any other driver.
+
+    The ledger stays the truth: a search that is started again goes through it, then on, in a new experiment.
+
+    Args:
+        make_pool: Opens the pool for baselines and winners; closed while Tune has the machines.
+        factory: Builds a measurer in each trial's actor.
+        workers: Trials at once.
+        resources: CPUs and GPUs of each, as Tune takes them.
+        storage: Folder of Tune's own files.
+        tries: How often a failing trial is started at most.
+        callbacks: More Tune callbacks.
+        **settings: As for `Driver`, whose `pool` is made here and whose `algorithm`, fresh, only lends its arguments.
+    """
+
+    def __init__(
+        self,
+        *,
+        make_pool: Callable[[], Any],
+        factory: MeasurerFactory,
+        workers: int,
+        resources: Mapping[str, float],
+        storage: Path,
+        tries: int = 3,
+        callbacks: Sequence[tune.Callback] = (),
+        **settings: Any,
+    ) -> None:
+        super().__init__(pool=None, **settings)  # type: ignore[arg-type]
+        self._make_pool, self._factory, self._workers, self._resources = make_pool, factory, workers, dict(resources)
+        self._storage, self._tries, self._callbacks = storage, tries, list(callbacks)
+        if not isinstance(self.algorithm, SteadyNsga2):
+            raise ValueError("Tune never waits for a generation: give a SteadyNsga2")
+        self._searcher = NSGA2Search(**self.algorithm.arguments)
+        self._searcher.asked, self._searcher.judge = self._note_ask, self._judge
+        self._numbers: dict[str, int] = {}
+
+    def run(self) -> SearchRecord:
+        """Search, then promote and validate. A pool is open for what is not candidates, and closed while Tune has the machines."""
+        for watcher in self.watchers:
+            watcher.started(self.record)
+        self._with_pool(self._prepare)
+        self._search()
+        self._with_pool(self._finish)
+        return self.record
+
+    def _search(self) -> None:
+        self._replay_ledger()
+        missing = min(self.plan.generations * self.plan.population, self.plan.max_candidates or 10**9) - len(self.record.results)
+        if missing > 0:
+            self._tune(missing)
+
+    def _judge(self, result: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
+        strategy = Strategy.from_json(result["config"][STRATEGY])
+        m = self._with_latency(strategy, Measurement.from_dict(json.loads(result["measurement"])))
+        return self.plan.objectives.values(m), self._violation(m)
+
+    def _with_pool(self, action: Callable[[], None]) -> None:
+        if self.record.finished:
+            return
+        self.pool = self._make_pool()
+        try:
+            action()
+        finally:
+            self.pool.close()
+
+    def _replay_ledger(self) -> None:
+        """Bring the searcher to where the ledger stands: asks and results in the order in which they were written."""
+        for event, number in list(self.record.events):
+            strategy = self.record.candidates[number].strategy
+            if event == "ask":
+                self._searcher.recall(strategy)
+            else:
+                m = self.record.results[number]
+                self._searcher.recall_result(strategy, self._objectives(m), self._violation(m))
+
+    def _tune(self, trials: int) -> None:
+        trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=self._factory), self._resources)
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=self._searcher,
+                num_samples=trials,
+                max_concurrent_trials=self._workers,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                trial_name_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"from-{len(self.record.results)}",
+                storage_path=str(self._storage),
+                failure_config=tune.FailureConfig(max_failures=self._tries - 1),
+                callbacks=[_Recorder(self), *self._callbacks],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        if not any(m.ok for m in self.record.results.values()):
+            first = next((m.error for m in self.record.results.values()), "no trial ended")
+            raise SearchFailed(f"all {len(self.record.results)} candidates failed; the first error: {first}")
+
+    def _note_ask(self, strategy: Strategy, trial_id: str) -> None:
+        known = {c.strategy: c.number for c in self.record.candidates.values() if c.number not in self.record.results}
+        number = known.get(strategy)
+        if number is None:
+            number = self._note(len(self.record.candidates), strategy).number
+        self._numbers[trial_id] = number
+
+    def record_result(self, trial_id: str, measurement: Measurement) -> None:
+        """Write down a trial's measurement, and each generation's worth of them."""
+        candidate = self.record.candidates[self._numbers[trial_id]]
+        self.ledger.result(candidate.number, self._with_latency(candidate.strategy, measurement))
+        for watcher in self.watchers:
+            watcher.measured(self.record, candidate)
+        if len(self.record.results) % self.plan.population == 0:
+            self._close_generation(len(self.record.results) // self.plan.population - 1)

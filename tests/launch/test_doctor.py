@@ -1,0 +1,171 @@
+"""`dato doctor` and the start of a search on a real cluster where one node lacks the model and has another diffusers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from launch.__main__ import main
+from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.doctor import check_here, check_mlflow
+from launch.preflight import LEAST_GB, check_room, compare, look_here, places
+from search.models import EMBEDDED
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(*overrides: str) -> SearchConfig:
+    return build(compose_config("search", overrides))
+
+
+def closed_port() -> int:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return int(closed.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["doctor", "search"])
+def test_an_unreachable_address_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = f"127.0.0.1:{closed_port()}"
+    assert main([command, "cluster=ray", f"cluster.address={address}", "mlflow.enabled=false"]) == 1
+    shown = capsys.readouterr()
+    text = " ".join((shown.out + shown.err).split())
+    assert "nothing answers" in text
+    assert "Traceback" not in text
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cluster.workers=null"], "cluster.workers is null, which only a running cluster allows"),
+        (["cluster=ray", "cluster.workers=0"], "give at least 1, or null for as many as there is room for"),
+        (["cluster.min_workers=3"], "cluster.min_workers is 3; give 1 to 2"),
+        (["cluster.cpus=-1"], "cluster.cpus is -1; give a number of at least 0"),
+        (["cluster.code=copied"], "cluster.code is 'copied'; allowed are installed and ship"),
+        (["mlflow.uri=postgresql://me:secret@db/x"], "mlflow.uri holds a password"),
+    ],
+)
+def test_bad_cluster_keys_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        config(*overrides)
+    assert "secret" not in str(refused.value)
+
+
+def test_room_counts_whole_workers_on_each_node() -> None:
+    assert places({"CPU": 7.0, "GPU": 2.0}, 4, 1) == 1
+    assert places({"CPU": 8.0, "GPU": 1.0}, 1, 0.25) == 4
+    assert places({"CPU": 8.0}, 1, 1) == 0
+    nodes = [{"name": "a at 10.0.0.1", "resources": {"CPU": 8.0, "GPU": 1.0}}, {"name": "b at 10.0.0.2", "resources": {"CPU": 8.0}}]
+    short = check_room(config("cluster=ray", "cluster.workers=3"), nodes)
+    assert short.found == "3 asked for with 4 CPUs and 1 GPUs each, room for 1 (a at 10.0.0.1: 8 CPUs, 1 GPUs; b at 10.0.0.2: 8 CPUs, 0 GPUs)"
+    assert short.fix.startswith("set cluster.workers=1, or add nodes")
+    assert not check_room(config("cluster=ray", "cluster.workers=3", "cluster.min_workers=1"), nodes).fix
+    assert not check_room(config("cluster=ray"), nodes).fix
+
+
+def test_a_full_disk_and_data_that_differ_are_found() -> None:
+    here = look_here(("torch",), {"data.images": str(ROOT / "conf")}, "/")
+    assert here["paths"]["data.images"][0] == "folder"
+    full = {**here, "name": "a", "free_gb": LEAST_GB / 2}
+    other = {**here, "name": "b", "paths": {"data.images": ("folder", 10_000)}}
+    fixes = {(f.what, f.where): f.fix for f in compare([full, other], "installed") if f.fix}
+    assert fixes[("free disk", "a")] == "free at least 2 GB there"
+    assert fixes[("data.images", "all nodes")] == "copy one of them to every node"
+
+
+def test_the_tracking_server_is_asked_and_never_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    away = check_mlflow(config(f"mlflow.uri=http://127.0.0.1:{closed_port()}"))
+    assert not away.fatal
+    assert "dato sync folder=..." in away.fix
+    assert not check_mlflow(config("mlflow.enabled=false")).fix
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:very-secret@127.0.0.1:{closed_port()}/x")
+    database = check_mlflow(config())
+    assert database.fix
+    assert "very-secret" not in database.found
+
+
+def test_a_model_that_is_not_there_is_found_here(tmp_path: Path) -> None:
+    (model, *_) = check_here(config(f"model.path={tmp_path}"))
+    assert "has no model_index.json" in model.found
+    assert model.fix
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A head, and a node of one CPU that does not see the model's folder and has diffusers 0.0.1."""
+    if os.getuid() or subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("hiding a folder from one node needs root and mount namespaces")
+    folder = tmp_path_factory.mktemp("uneven")
+    model = shutil.copytree(EMBEDDED, folder / "model")
+    old = folder / "old" / "diffusers-0.0.1.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: diffusers\nVersion: 0.0.1\n")
+    temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_TMPDIR", temporary)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    start = f"mount -t tmpfs none {model} && exec {Path(sys.executable).parent / 'ray'} start --address={cluster.address} --num-cpus=1 --num-gpus=0"
+    options = "--object-store-memory=100000000 --dashboard-agent-listen-port=0 --block"
+    environment = {**os.environ, "PYTHONPATH": f"{folder / 'old'}:{ROOT}"}
+    node = subprocess.Popen(["unshare", "--mount", "sh", "-c", f"{start} {options}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    cluster.connect()
+    end = time.monotonic() + 60
+    while sum(n["Alive"] for n in ray.nodes()) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    ray.shutdown()
+    yield SimpleNamespace(address=cluster.address, model=model)
+    node.terminate()
+    node.wait(timeout=30)
+    cluster.shutdown()
+    patch.undo()
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def on(uneven: SimpleNamespace, *overrides: str) -> list[str]:
+    return ["cluster=ray", f"cluster.address={uneven.address}", "cluster.gpus=0", "cluster.cpus=1", "cluster.threads=1", "mlflow.enabled=false", f"model.path={uneven.model}", *overrides]
+
+
+@pytest.mark.slow
+def test_doctor_names_the_node_and_the_fix(uneven: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", *on(uneven)]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 things to fix" in shown
+    assert "diffusers 0.0.1 (here" in shown
+    assert list(tmp_path.iterdir()) == [], "nothing is spent, nothing is written"
+
+
+@pytest.mark.slow
+def test_a_search_does_not_start_where_a_node_differs(uneven: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", *on(uneven)]) == 1
+    said = capsys.readouterr().err
+    assert f"versions on {socket.gethostname()} at " in said
+    assert "differs: diffusers 0.0.1 (here" in said
+    assert "install the same versions there" in said
+    assert "model.path on " in said
+    assert "missing; copy it to the same path on that node" in said
+
+
+@pytest.mark.slow
+def test_more_than_there_is_is_refused(uneven: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", *on(uneven, "cluster.gpus=1", "cluster.workers=2")]) == 1
+    said = capsys.readouterr().err
+    assert "2 asked for with 1 CPUs and 1 GPUs each, room for 0" in said
+    assert "lower cluster.cpus or cluster.gpus" in said

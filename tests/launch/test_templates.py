@@ -1,0 +1,132 @@
+"""The cluster templates: against Ray's own schema, against what KubeRay needs, and SLURM's script by running it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from launch.__main__ import COMMANDS
+from launch.config import build, compose_config
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = ROOT / "launch" / "cluster"
+SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("ray-up-*.yaml")), ids=lambda p: p.name)
+def test_ray_up_accepts_the_template(path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load(path.read_text())
+    jsonschema.validate(config, SCHEMA)
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert prepared["head_node_type"] in prepared["available_node_types"]
+    assert f"=={version('ray')}" in "".join(config["setup_commands"])
+    bad = {**config, "worker_count": 3}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(bad, SCHEMA)
+
+
+def containers(job: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_the_rayjob_has_what_kuberay_needs() -> None:
+    job = yaml.safe_load((TEMPLATES / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+    assert job["spec"]["shutdownAfterJobFinishes"] is True
+    for spec in containers(job):
+        (container,) = spec["containers"]
+        assert container["image"]
+        assert {m["name"] for m in container["volumeMounts"]} <= {v["name"] for v in spec["volumes"]}
+        assert all("value" not in e or "@" not in e["value"] for e in container["env"]), "no credentials in the file"
+    worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
+    assert containers(job)[1]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "ray-up-aws.yaml", "ray-up-machines.yaml", "slurm.sbatch"])
+def test_the_commands_in_a_template_are_commands_that_compose(name: str) -> None:
+    text = (TEMPLATES / name).read_text().replace("\n#", " ").replace("&&\n", "&& ")
+    found = 0
+    for part in text.replace("'", "\n").replace("&&", "\n").replace("&\n", "\n").splitlines():
+        words = part.split()
+        if words[:1] == ["dato"]:
+            found += 1
+            assert words[1] in COMMANDS
+            keys = [w.replace('"$address"', "127.0.0.1:6379") for w in words[2:] if "=" in w]
+            assert build(compose_config("search", keys)).raw["cluster"]["gpus"] == 1
+    assert found >= 2
+
+
+def test_templates_ship_in_the_wheel() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "launch.cluster" in settings["packages"]
+    shipped = {p for pattern in settings["package-data"]["launch.cluster"] for p in TEMPLATES.glob(pattern)}
+    assert {p.name for p in shipped} == {"ray-up-aws.yaml", "ray-up-machines.yaml", "rayjob.yaml", "slurm.sbatch"}
+
+
+TOOLS = {
+    # What SLURM would do, on this machine: a step runs where it is called, and every node is this one.
+    "srun": 'while [[ "$1" == --* ]]; do shift; done; if [ "$1" = hostname ]; then echo 127.0.0.1; else exec "$@"; fi',
+    "scontrol": 'if [ "$1" = show ]; then echo node-a; echo node-b; else echo "$@" >>"$SCONTROL_LOG"; fi',
+    "dato": 'exec "$PYTHON" "$DATO" "$@"',
+}
+DATO = """
+import json, sys, ray
+address = next(a for a in sys.argv if a.startswith("cluster.address=")).split("=", 1)[1]
+ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+import time
+end = time.monotonic() + 60
+while sum(n["Alive"] for n in ray.nodes()) < 2 and time.monotonic() < end:
+    time.sleep(0.2)
+print(json.dumps({"argv": sys.argv[1:], "nodes": sum(n["Alive"] for n in ray.nodes())}), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_sbatch_script_starts_ray_runs_the_commands_and_ends_what_it_started(tmp_path: Path) -> None:
+    assert subprocess.run(["bash", "-n", TEMPLATES / "slurm.sbatch"], check=False).returncode == 0
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, body in TOOLS.items():
+        (tools / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    (tmp_path / "dato.py").write_text(DATO)
+    temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: it holds sockets
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_TMPDIR": temporary,
+        "PYTHON": sys.executable,
+        "DATO": str(tmp_path / "dato.py"),
+        "SCONTROL_LOG": str(tmp_path / "scontrol"),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node-[a-b]",
+        "DATO_RAY_OPTIONS": "--num-cpus=1 --num-gpus=0 --object-store-memory=100000000 --dashboard-agent-listen-port=0",
+    }
+    done = subprocess.run([TEMPLATES / "slurm.sbatch", "model=embedded"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    shutil.rmtree(temporary, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"argv"')]
+    assert [s["argv"][0] for s in said] == ["doctor", "search"]
+    assert all(s["nodes"] == 2 and s["argv"][-1] == "model=embedded" for s in said)
+    left = subprocess.run(["pgrep", "-f", temporary], capture_output=True, text=True, check=False).stdout
+    assert left == "", "the script leaves processes behind"

@@ -1,0 +1,89 @@
+"""Joining Ray, and whose code the workers run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.cluster import ClusterError, check_address, own_packages
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("address", ["head", "head:", "head:port", "ray://head", ":6379"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match=r"give auto, host:6379 .* or ray://host:10001"):
+        check_address(address)
+
+
+def test_an_address_where_nothing_listens_is_refused() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    with pytest.raises(ClusterError, match=rf"'127.0.0.1:{port}', where nothing answers .*; start Ray there \(ray start --head --port={port}\)"):
+        check_address(f"127.0.0.1:{port}")
+
+
+def test_unknown_code_is_refused() -> None:
+    with pytest.raises(ClusterError, match=r"cluster.code is 'copied'; allowed are 'installed' .* and 'ship'"):
+        own_packages("copied")
+
+
+SCRIPT = """
+import sys
+import ray
+from search.workers import Job, RayPool
+from search.cluster import connect
+
+class Probe:
+    def build(self):
+        import dato.strategy, search.simulate
+        self.device = f"{search.simulate.__file__} {dato.strategy.__file__}"
+        return self
+    def run(self, strategies, batches):
+        return len(batches)
+
+connect(None)
+
+@ray.remote(num_cpus=0)
+def naive():
+    import search
+    return getattr(search, "DECOY", "ours")
+
+print("without care:", ray.get(naive.remote()))
+pool = RayPool(Probe(), workers=1, code=sys.argv[1], start_s=120)
+print("workers import:", pool.devices[0])
+print("result:", [r for _, r in pool.map([Job("a", [], [1, 2])])])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["installed", "ship"])
+def test_folders_of_our_names_in_the_working_folder_do_no_harm(tmp_path: Path, code: str) -> None:
+    decoys, elsewhere = tmp_path / "decoys", tmp_path / "elsewhere"
+    for name in ("dato", "search", "conf", "launch"):
+        (decoys / name).mkdir(parents=True)
+        (decoys / name / "__init__.py").write_text("DECOY = 'decoy'\n")
+    elsewhere.mkdir()
+    (elsewhere / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(elsewhere / "script.py"), code], cwd=decoys, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert said["without care"] == "decoy", "Ray no longer puts the working folder first; arrange() may be dropped"
+    simulate, strategy = (Path(p) for p in said["workers import"].split())
+    assert simulate.name == "simulate.py"
+    if code == "installed":
+        assert (simulate, strategy) == (ROOT / "search" / "simulate.py", ROOT / "dato" / "strategy.py")
+    else:
+        assert not {simulate, strategy} & set(ROOT.rglob("*.py")), "shipped code lies in Ray's own folder"
+        assert not simulate.is_relative_to(decoys)
+        assert simulate.read_text() == (ROOT / "search" / "simulate.py").read_text()
+    assert said["result"] == "[2]"

@@ -1,0 +1,114 @@
+"""The simulated clock against what can be counted by hand, and against the real driver's promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dato.strategy import FULL, Step, Strategy
+from search.dispatch import Job
+from search.driver import Driver
+from search.evaluate import Protocol
+from search.ledger import Ledger
+from search.nsga2 import Nsga2
+from search.plan import SearchPlan
+from search.records import UNACCELERATED, SearchRecord
+from search.simulate import SimulatedPool, Weather, duration, toy_measurement
+from search.space import SearchSpace
+
+
+def jobs(count: int, batches: int = 1) -> list[Job]:
+    return [Job(i, [Strategy.full(2)], [[b] for b in range(batches)]) for i in range(count)]
+
+
+def first(parts: Sequence[Any]) -> Any:
+    return parts[0]
+
+
+def test_equal_jobs_take_rounds() -> None:
+    pool = SimulatedPool(4, lambda s: 10.0, lambda s: "done")
+    results = list(pool.map(jobs(8)))
+    assert [r for _, r in results] == [["done"]] * 8
+    tally = pool.settle()
+    assert (tally.clock_s, tally.busy_s, tally.utilisation) == (20.0, 80.0, 1.0)
+
+
+def test_idle_workers_help_only_where_batches_can_be_joined() -> None:
+    whole = SimulatedPool(4, lambda s: 10.0, lambda s: "done")
+    list(whole.map(jobs(1, batches=4)))
+    shared = SimulatedPool(4, lambda s: 10.0, lambda s: "done", join=first)
+    list(shared.map(jobs(1, batches=4)))
+    assert (whole.tally.clock_s, shared.tally.clock_s) == (10.0, 2.5)
+
+
+def test_failures_cost_what_they_cut_off_and_lose_nothing() -> None:
+    pool = SimulatedPool(10, lambda s: 50.0, lambda s: "done", weather=Weather(fail_s=300.0, reload_s=5.0), seed=1)
+    finished = [job.key for job, result in pool.map(jobs(400)) if result]
+    assert sorted(finished) == list(range(400))
+    tally = pool.settle()
+    assert tally.losses > 20
+    assert tally.busy_s == pytest.approx(400 * 50.0)
+    assert tally.busy_s + tally.wasted_s <= tally.offered_s
+
+
+def test_workers_that_join_late_take_part() -> None:
+    early = SimulatedPool(10, lambda s: 10.0, lambda s: "done")
+    list(early.map(jobs(200)))
+    late = SimulatedPool(10, lambda s: 10.0, lambda s: "done", weather=Weather(late=0.5, away_s=50.0, reload_s=0.0))
+    list(late.map(jobs(200)))
+    alone = SimulatedPool(5, lambda s: 10.0, lambda s: "done")
+    list(alone.map(jobs(200)))
+    assert early.tally.clock_s < late.tally.clock_s < alone.tally.clock_s
+
+
+def test_a_generator_sees_every_result_before_it_decides() -> None:
+    pool = SimulatedPool(3, lambda s: 1.0, lambda s: "done")
+    seen: list[int] = []
+
+    def decide() -> Iterator[Job]:
+        for i in range(9):
+            assert len(seen) >= i - 2, "more jobs were taken than workers were free"
+            yield jobs(1)[0]
+
+    for job, _ in pool.map(decide()):
+        seen.append(job.key)
+    assert len(seen) == 9
+
+
+def test_durations_are_a_strategys_own_and_have_the_mean_asked_for() -> None:
+    strategies = [Strategy((Step(FULL, i / 1000), Step(1, j / 1000))) for i in range(30) for j in range(30)]
+    times = [duration(s, 2.0) for s in strategies]
+    assert times[0] == duration(strategies[0], 2.0)
+    assert sum(times) / len(times) == pytest.approx(2.0, rel=0.05)
+    assert max(times) / min(times) > 5
+
+
+def run(folder: Path, pool: SimulatedPool) -> SearchRecord:
+    ledger = Ledger(folder / "ledger.jsonl", "simulated", {}, {})
+    driver = Driver(
+        ledger=ledger,
+        algorithm=Nsga2(space=SearchSpace(steps=8), population=10, seed=0),
+        plan=SearchPlan(generations=5, population=10),
+        protocol=Protocol(images=8, batch=2),
+        pool=pool,
+        measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
+        baselines={UNACCELERATED: Strategy.full(8)},
+    )
+    record = driver.run()
+    ledger.close()
+    return record
+
+
+def test_the_real_driver_finds_the_same_front_in_any_weather(tmp_path: Path) -> None:
+    def pool(weather: Weather) -> SimulatedPool:
+        return SimulatedPool(7, lambda s: duration(s, 30.0), toy_measurement, weather=weather, join=first, seed=3)
+
+    calm = run(tmp_path / "calm", pool(Weather()))
+    stormy_pool = pool(Weather(fail_s=200.0, preempt_s=400.0, away_s=60.0, reload_s=10.0, late=0.5))
+    stormy = run(tmp_path / "stormy", stormy_pool)
+    assert stormy_pool.tally.losses > 0
+    assert [(c.strategy.digest, m.fid) for c, m in stormy.front()] == [(c.strategy.digest, m.fid) for c, m in calm.front()]
+    assert len(stormy.results) == 50
