@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",
+    "evaluate": "strategy=[...]: strategies and the paper's rivals on one model and data set, as its Tables 1, 2 and 5",
+    "ablate": "table=3|4|...: the paper's Tables 3 and 4, and ablations of our own; without arguments, lists them",
+    "transfer": "strategy=[...] targets=[...]: strategies on several models, as a matrix",
+    "figures": "[strategy=...]: the paper's Figures 1, 2 and 4 as one HTML page",
     "report": "folder=<search folder>: write the HTML report of a search, finished or not",
     "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",

@@ -14,13 +14,11 @@ from typing import Any, Protocol
 
 import ray
 
-from dato.strategy import Strategy
-
 
 class Evaluator(Protocol):
     """What a worker holds: runs strategies on batches of image indices."""
 
-    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> Any:
+    def run(self, strategies: Sequence[Any], batches: Sequence[Sequence[int]]) -> Any:
         """The result of one job."""
         ...
 
@@ -39,7 +37,7 @@ class Job:
 
     Attributes:
         key: The caller's name for it.
-        strategies: What to run.
+        strategies: What to run, as the evaluator takes it: strategies, or the entries of a comparison.
         batches: Image indices by batch.
         method: The evaluator's method: "run", or "samples" for pictures.
         tries: How often it was started.
@@ -47,7 +45,7 @@ class Job:
     """
 
     key: Any
-    strategies: Sequence[Strategy]
+    strategies: Sequence[Any]
     batches: Sequence[Any]
     method: str = "run"
     tries: int = 0
@@ -88,7 +86,7 @@ class _Worker:
     def ready(self) -> bool:
         return True
 
-    def do(self, method: str, strategies: Sequence[Strategy], batches: Sequence[Any]) -> Any:
+    def do(self, method: str, strategies: Sequence[Any], batches: Sequence[Any]) -> Any:
         return getattr(self._evaluator, method)(strategies, batches)
 
 
