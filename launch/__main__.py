@@ -15,6 +15,10 @@ import conf
 
 COMMANDS = {
     "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",
+    "evaluate": "strategy=[...]: strategies and the paper's rivals on one model and data set, as its Tables 1, 2 and 5",
+    "ablate": "table=3|4|...: the paper's Tables 3 and 4, and ablations of our own; without arguments, lists them",
+    "transfer": "strategy=[...] targets=[...]: strategies on several models, as a matrix",
+    "figures": "[strategy=...]: the paper's Figures 1, 2 and 4 as one HTML page",
     "status": "folder=<search folder>: how a running search stands, from another shell",
     "report": "folder=<search folder>[,<another>...]: write the HTML report of searches, finished or not",
     "export": "folder=<search folder> [to=folder|file|registry ...]: winners and their cards for another team",

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from search.imagenet import balanced, find_labelled, prompts_of, read_classes, take
+from search.images import DataError, find_images, read_image, stream_images
+
+__all__ = ["FRESH_OFFSET", "Data", "DataError", "DataSpec"]
 
 FRESH_OFFSET = 1_000_000
 """Image indices from here on are never used by a search: they validate its winners."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-class DataError(ValueError):
-    """Prompts or images that cannot be used: the message says what was given, what is allowed and what to do."""
+_KEYS = {
+    "digits": (),
+    "folder": ("prompts",),
+    "imagenet": ("classes", "labels", "template"),
+    "coco": ("captions", "count"),
+}
+"""The keys that each kind has besides those of real images, which all but digits have."""
+_IMAGE_KEYS = ("images", "image_size", "references", "statistics", "on_unreadable")
+_NEEDED = {"folder": ("prompts",), "imagenet": ("images",), "coco": ("captions", "images")}
+_WHAT = {
+    "prompts": "data.prompts (a text file, one prompt a line)",
+    "images": "data.images (a folder of real images)",
+    "captions": "data.captions (COCO's captions_*.json)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,49 +38,132 @@ class DataSpec:
     name: str
     """Short name, for titles."""
     kind: str
-    """"digits" (the embedded default) or "folder"."""
+    """"digits" (the embedded default), "folder", "imagenet" or "coco"."""
     prompts: str | None = None
     """For a folder: a text file with one prompt a line."""
     images: str | None = None
-    """For a folder: the real images, searched recursively."""
+    """The real images: any folder, searched recursively; ImageNet's synset folders or flat validation set; COCO's folder."""
     image_size: int | None = None
-    """For a folder: short side and centre crop of the reference images, in pixels; None leaves them as they are."""
+    """Short side and centre crop of the reference images, in pixels; None leaves them as they are."""
+    classes: str | None = None
+    """For ImageNet: a csv with the columns index, synset, name; None for the one that ships."""
+    labels: str | None = None
+    """For ImageNet's flat validation set: a line for each image, its name and its synset or class index."""
+    template: str | None = None
+    """For ImageNet: the prompt, with {} where the class's name goes; None for "a photo of a {}"."""
+    captions: str | None = None
+    """For COCO: the official caption file."""
+    count: int | None = None
+    """For COCO: how many prompts, one an image; None for all."""
+    references: int | None = None
+    """How many real images, of ImageNet equally from every class; None for all."""
+    statistics: str | None = None
+    """A .npz with mu and sigma (pytorch-fid's format) in place of the real images' features."""
+    on_unreadable: str = "fail"
+    """"fail" or "skip": what a real image that cannot be read does. Skipped ones are listed and counted in the record."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("digits", "folder"):
-            raise DataError(f"data.kind is {self.kind!r}; allowed are 'digits' and 'folder'")
-        if self.kind == "folder" and not (self.prompts and self.images):
-            raise DataError("data.kind 'folder' needs data.prompts (a text file, one prompt a line) and data.images (a folder of real images)")
+        if self.kind not in _KEYS:
+            raise DataError(f"data.kind is {self.kind!r}; allowed are {', '.join(map(repr, _KEYS))}")
+        allowed = {"name", "kind", *_KEYS[self.kind], *(_IMAGE_KEYS if self.kind != "digits" else ())}
+        for field in fields(self):
+            if field.name not in allowed and getattr(self, field.name) != field.default:
+                raise DataError(f"data.{field.name} is {getattr(self, field.name)!r}, which data of kind {self.kind!r} does not have; set it to {field.default!r}")
+        needed = _NEEDED.get(self.kind, ())
+        if self.kind == "folder" and not self.statistics:
+            needed = ("prompts", "images")
+        if not all(getattr(self, key) for key in needed):
+            raise DataError(f"data.kind {self.kind!r} needs {' and '.join(_WHAT[k] for k in needed)}")
+        if self.on_unreadable not in ("fail", "skip"):
+            raise DataError(f"data.on_unreadable is {self.on_unreadable!r}; allowed are 'fail' and 'skip'")
+        for key, least in (("image_size", 1), ("count", 1), ("references", 2)):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise DataError(f"data.{key} is {value!r}; give an integer of at least {least}, or null")
 
 
 class Data:
-    """The prompts and reference images of a `DataSpec`. Raises `DataError` where they cannot be read."""
+    """The prompts and reference images of a `DataSpec`. Raises `DataError` where they cannot be read.
+
+    Attributes:
+        prompts: In turn, one an image.
+        paths: The real images' files; none for digits.
+        unreadable: Messages about real images that were skipped, once `reference` went over them.
+    """
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
+        self.paths: list[Path] = []
+        self.unreadable: list[str] = []
         if spec.kind == "digits":
             from search.embedded import digits  # scikit-learn is read only where its digits are used
 
             count = 10 * len(digits.TEMPLATES)
             self.prompts = [digits.prompt(i % 10, i // 10) for i in range(count)]
+        elif spec.kind == "imagenet":
+            classes = read_classes(spec.classes)
+            found = find_labelled(Path(spec.images or "").expanduser(), spec.labels, classes)
+            self.prompts = prompts_of(found, classes, spec.template or "a photo of a {}")
+            self.paths = balanced(found, spec.references)
+        elif spec.kind == "coco":
+            from search.coco import read_captions
+
+            self.prompts, paths = read_captions(spec.captions or "", spec.images or "", spec.count)
+            self.paths = take(paths, spec.references)
         else:
-            self.prompts = _read_prompts(Path(spec.prompts or ""))
-            self._paths = _find_images(Path(spec.images or ""))
+            self.prompts = _read_prompts(Path(spec.prompts or "").expanduser())
+            if spec.images:
+                self.paths = take(find_images(Path(spec.images).expanduser()), spec.references)
 
     def prompt(self, index: int) -> str:
         """The prompt of image `index`: they come in turn, from another start for fresh indices."""
         return self.prompts[index % len(self.prompts)]
 
+    @property
+    def preprocessing(self) -> str:
+        """What is done to the real images, for keys of what is computed from them."""
+        return f"upright RGB, size={self.spec.image_size}, bicubic, on_unreadable={self.spec.on_unreadable}"
+
     def reference(self, batch: int = 50) -> Iterator[torch.Tensor]:
         """The real images, (B, 3, H, W) uint8, at most `batch` of one size at a time."""
         if self.spec.kind == "digits":
-            from search.embedded import digits
-
-            images, _ = digits.load_split(reference=True)
-            yield from (images * 255).round().to(torch.uint8).split(batch)
+            yield from _digits().split(batch)
             return
-        for path in self._paths:
-            yield _read_image(path, self.spec.image_size)[None]
+        self._need_images()
+        skipped: list[str] | None = [] if self.spec.on_unreadable == "skip" else None
+        self.unreadable = skipped if skipped is not None else []
+        yield from stream_images(self.paths, self.spec.image_size, batch, skipped)
+
+    def reference_content(self) -> Iterator[bytes]:
+        """The real images' bytes in pieces, for a digest of them."""
+        if self.spec.kind == "digits":
+            yield _digits().numpy().tobytes()
+            return
+        self._need_images()
+        for path in self.paths:
+            yield f"|{path.stat().st_size}|".encode()
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    yield piece
+
+    def real(self, index: int) -> torch.Tensor:
+        """(3, H, W) uint8, the real image of an index; they come in turn."""
+        if self.spec.kind == "digits":
+            images = _digits()
+            return images[index % len(images)]
+        self._need_images()
+        return read_image(self.paths[index % len(self.paths)], self.spec.image_size)
+
+    def _need_images(self) -> None:
+        if not self.paths:
+            raise DataError("these data have statistics only; give data.images (a folder of real images) for what needs the images themselves")
+
+
+def _digits() -> torch.Tensor:
+    from search.embedded import digits
+
+    images, _ = digits.load_split(reference=True)
+    return (images * 255).round().to(torch.uint8)
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -79,21 +174,3 @@ def _read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise DataError(f"data.prompts {str(path)!r} holds no prompt; give one a line")
     return prompts
-
-
-def _find_images(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if len(found) < 2:
-        raise DataError(f"data.images is {str(folder)!r}, which holds {len(found)} images ({', '.join(SUFFIXES)}); a FID needs at least 2")
-    return found
-
-
-def _read_image(path: Path, size: int | None) -> torch.Tensor:
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} is not a readable image ({error}); repair or remove it") from None
-    if size:
-        upright = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)

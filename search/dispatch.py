@@ -13,8 +13,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dato.strategy import Strategy
-
 LOSSES = 20
 """How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
 
@@ -25,7 +23,7 @@ class Job:
 
     Attributes:
         key: The caller's name for it.
-        strategies: What to run.
+        strategies: What to run, as the evaluator takes it: strategies, or the entries of a comparison.
         batches: Image indices by batch.
         method: The evaluator's method: "run", or "samples" for pictures.
         tries: How often its unluckiest batch was started, machines that vanished not counted.
@@ -33,7 +31,7 @@ class Job:
     """
 
     key: Any
-    strategies: Sequence[Strategy]
+    strategies: Sequence[Any]
     batches: Sequence[Any]
     method: str = "run"
     tries: int = 0

@@ -1,52 +1,76 @@
-"""Frechet distance between generated and real images, by torchmetrics, on a feature net chosen by name."""
+"""Metrics over extracted features and per-image scores, by torchmetrics: FID, KID, Inception Score, CLIP score, plug-ins.
+
+Every value comes with a 95 % interval over the choice of generated images, from a bootstrap whose resamples are the same for
+every strategy, so that the differences between strategies have intervals too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from search.features import FeatureNet, QualityError, extract, load_features
+from search.moments import Moments, frechet
+
+__all__ = ["FeatureNet", "Fid", "ImageScorer", "Kid", "QualityError", "Value", "extract", "inception_score", "load_features", "load_scorer", "mean_score"]
+
+PLUGIN_GROUP = "dato.metrics"
 
 
-class FeatureNet(Protocol):
-    """Maps (B, 3, H, W) uint8 images to (B, num_features) features."""
-
-    num_features: int
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of the images."""
-        ...
+class FewImagesWarning(UserWarning):
+    """A covariance that cannot have full rank: there are fewer images than features."""
 
 
-class QualityError(ValueError):
-    """A metric that cannot be computed: the message says why and what to do."""
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A metric's value.
+
+    Attributes:
+        value: The metric on all images.
+        low: Lower end of its 95 % interval over the choice of images; NaN without one.
+        high: Upper end.
+        draws: Its bootstrap values; the same resamples for every strategy measured on the same images.
+    """
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    draws: tuple[float, ...] = ()
+
+    @classmethod
+    def around(cls, value: float, draws: Sequence[float]) -> Value:
+        """Value +- 1.96 bootstrap standard deviations.
+
+        Not the bootstrap's percentiles: resampling repeats images, which shifts a distribution's distance or score.
+        """
+        if len(draws) < 2:
+            return cls(value=value)
+        spread = 1.96 * float(torch.tensor(list(draws), dtype=torch.float64).std())
+        return cls(value=value, low=value - spread, high=value + spread, draws=tuple(draws))
+
+    def minus(self, other: Value) -> Value:
+        """The difference, with an interval where both have the same resamples."""
+        if len(self.draws) != len(other.draws):
+            return Value(value=self.value - other.value)
+        return Value.around(self.value - other.value, [a - b for a, b in zip(self.draws, other.draws, strict=True)])
 
 
-def load_features(name: str) -> FeatureNet:
-    """A feature net by name: "embedded" (ships with the package) or "inception" (extra ``inception``)."""
-    if name == "embedded":
-        from search.embedded.features import load_digit_features  # only the default needs it
-
-        return load_digit_features()
-    if name == "inception":
-        try:
-            metric = FrechetInceptionDistance(feature=2048)
-        except (ModuleNotFoundError, ImportError) as error:
-            raise QualityError(f"quality.features 'inception' is not installed ({error}); pip install 'dato-search[inception]'") from None
-        metric.inception.num_features = 2048
-        return metric.inception
-    raise QualityError(f"quality.features is {name!r}; allowed are 'embedded' and 'inception'")
+def resamples(count: int, number: int, seed: int = 0) -> list[torch.Tensor]:
+    """`number` bootstrap choices of `count` images, each (count,): the same whatever they are drawn from."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(count, (count,), generator=generator) for _ in range(number)]
 
 
-@torch.inference_mode()
-def extract(net: FeatureNet, batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """(N, num_features) float32 features of batches of (B, 3, H, W) uint8 images, on the CPU."""
-    return torch.cat([net(batch).float().cpu() for batch in batches])
-
-
-class _Features(nn.Module):
+class _Given(nn.Module):
     """Hands torchmetrics features that are already extracted."""
 
     def __init__(self, num_features: int) -> None:
@@ -59,29 +83,136 @@ class _Features(nn.Module):
 
 
 class Fid:
-    """FID of feature sets against one reference set, whose statistics are computed once."""
+    """FID of feature sets against one reference, whose statistics are computed once.
 
-    def __init__(self, reference: torch.Tensor) -> None:
-        self._metric: Any = FrechetInceptionDistance(feature=_Features(reference.shape[1]), reset_real_features=False)
-        self._metric.update(reference, real=True)
+    Args:
+        reference: (N, F) features of the real images, or their `Moments`.
+    """
+
+    def __init__(self, reference: torch.Tensor | Moments) -> None:
+        self.reference = reference if isinstance(reference, Moments) else Moments.of(reference)
+        count, features = self.reference.count, len(self.reference.mean)
+        if 2 < count <= features:
+            warnings.warn(
+                FewImagesWarning(f"the FID's reference has {count} images for {features} features, so its covariance is singular: "
+                f"give more than {features} real images, and compare values of this reference only"), stacklevel=2,
+            )
+        self._metric: Any = FrechetInceptionDistance(feature=_Given(features), reset_real_features=False).set_dtype(torch.float64)
+        # The states of torchmetrics, which need no images where their statistics are known.
+        mean = self.reference.mean
+        self._metric.real_features_sum = mean * count
+        self._metric.real_features_cov_sum = self.reference.scatter + torch.outer(mean, mean) * count
+        self._metric.real_features_num_samples = torch.tensor(count)
 
     def __call__(self, features: torch.Tensor) -> float:
-        """FID of (N, num_features) features. Raises `QualityError` for NaN features or fewer than two images."""
-        if len(features) < 2 or not torch.isfinite(features).all():
-            raise QualityError(f"FID needs at least 2 images with finite features; got {len(features)} images, finite: {bool(torch.isfinite(features).all())}")
+        """FID of (N, F) features. Raises `QualityError` for NaN features, another F, or fewer than two images."""
+        self._check(features)
         self._metric.reset()
         self._metric.update(features, real=False)
         return float(self._metric.compute())
 
-    def interval(self, features: torch.Tensor, resamples: int, seed: int = 0) -> tuple[float, float]:
-        """95 % interval over the choice of generated images: FID +- 1.96 bootstrap standard deviations.
+    def _check(self, features: torch.Tensor) -> None:
+        if len(features) < 2 or not torch.isfinite(features).all():
+            raise QualityError(f"FID needs at least 2 images with finite features; got {len(features)} images, finite: {bool(torch.isfinite(features).all())}")
+        if features.shape[1] != len(self.reference.mean):
+            raise QualityError(f"the reference has {len(self.reference.mean)} features, the images {features.shape[1]}; use the net that made the reference")
 
-        Not the bootstrap's percentiles: resampling repeats images, which shifts every resampled FID upwards.
-        """
-        value = self(features)
-        if resamples < 2:
-            return float("nan"), float("nan")
-        generator = torch.Generator().manual_seed(seed)
-        draws = [self(features[torch.randint(len(features), (len(features),), generator=generator)]) for _ in range(resamples)]
-        spread = 1.96 * float(torch.tensor(draws).std())
-        return value - spread, value + spread
+    def draws(self, features: torch.Tensor, number: int, seed: int = 0) -> list[float]:
+        """FIDs of `number` bootstrap resamples of the images."""
+        self._check(features)
+        return [frechet(self.reference, Moments.of(features[chosen])) for chosen in resamples(len(features), number, seed)]
+
+    def value(self, features: torch.Tensor, number: int, seed: int = 0) -> Value:
+        """FID with its interval from `number` resamples; none below 2."""
+        return Value.around(self(features), self.draws(features, number if number > 1 else 0, seed))
+
+    def interval(self, features: torch.Tensor, resamples: int, seed: int = 0) -> tuple[float, float]:
+        """95 % interval over the choice of generated images: FID +- 1.96 bootstrap standard deviations."""
+        found = self.value(features, resamples, seed)
+        return found.low, found.high
+
+
+class Kid:
+    """KID (arXiv 1801.01401) of feature sets against real features, averaged over fixed random subsets.
+
+    Args:
+        reference: (N, F) features of the real images.
+        subsets: How many subsets.
+        subset_size: Images in each; no more than there are on either side.
+    """
+
+    def __init__(self, reference: torch.Tensor, subsets: int = 100, subset_size: int = 1000) -> None:
+        self._reference, self._subsets, self._size = reference, subsets, subset_size
+
+    def value(self, features: torch.Tensor, seed: int = 0) -> Value:
+        """KID with an interval from the spread over subsets, scaled to all images. Raises `QualityError`."""
+        size = min(self._size, len(features), len(self._reference))
+        if size < 2 or not torch.isfinite(features).all():
+            raise QualityError(f"KID needs at least 2 images with finite features on both sides; got {len(features)} and {len(self._reference)}")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
+            metric: Any = KernelInceptionDistance(feature=_Given(features.shape[1]), subsets=self._subsets, subset_size=size).set_dtype(torch.float64)
+        metric.update(self._reference, real=True)
+        metric.update(features, real=False)
+        with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global generator
+            torch.manual_seed(seed)
+            mean, std = metric.compute()
+        spread = 1.96 * float(std) * (size / len(features)) ** 0.5
+        return Value(value=float(mean), low=float(mean) - spread, high=float(mean) + spread)
+
+
+def inception_score(logits: torch.Tensor, number: int = 0, splits: int = 10, seed: int = 0) -> Value:
+    """Inception Score (arXiv 1606.03498) of (N, classes) logits, averaged over `splits`; higher is better."""
+    if len(logits) < splits or not torch.isfinite(logits).all():
+        raise QualityError(f"an Inception Score of {splits} splits needs at least {splits} images with finite logits; got {len(logits)}")
+
+    def score(chosen: torch.Tensor) -> float:
+        metric: Any = InceptionScore(feature=_Given(logits.shape[1]), splits=splits)
+        metric.update(chosen)
+        with torch.random.fork_rng(devices=[]):  # torchmetrics shuffles with the global generator
+            torch.manual_seed(seed)
+            return float(metric.compute()[0])
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all")
+        warnings.filterwarnings("ignore", message=r"std\(\)")  # the spread over splits is not used, and one split has none
+        return Value.around(score(logits), [score(logits[c]) for c in resamples(len(logits), number if number > 1 else 0, seed)])
+
+
+def mean_score(scores: torch.Tensor, number: int = 0, seed: int = 0) -> Value:
+    """Mean of (N,) per-image scores with its bootstrap interval. Raises `QualityError` where one is not finite."""
+    x = scores.double()
+    if not len(x) or not torch.isfinite(x).all():
+        raise QualityError(f"the mean of a score needs finite values; got {len(x)}, of which {int((~torch.isfinite(x)).sum())} are not finite")
+    return Value.around(float(x.mean()), [float(x[c].mean()) for c in resamples(len(x), number if number > 1 else 0, seed)])
+
+
+class ImageScorer(Protocol):
+    """Scores images one by one against their prompts, such as CLIP or ImageReward."""
+
+    higher_is_better: bool
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """(B,) scores of (B, 3, H, W) uint8 images."""
+        ...
+
+
+def load_scorer(name: str, device: torch.device | str = "cpu") -> ImageScorer:
+    """A scorer by name: "clip", "clip:<folder or hub id>", or a plug-in.
+
+    A plug-in is an entry point of group ``dato.metrics``: a callable that takes the torch device and returns an
+    `ImageScorer`.
+    """
+    kind, _, source = name.partition(":")
+    if kind == "clip":
+        from search.clip import load_clip  # transformers takes seconds to import
+
+        return load_clip(source or None).to(device)
+    found = entry_points(group=PLUGIN_GROUP)
+    if name not in found.names:
+        others = "".join(f", {n!r}" for n in sorted(found.names))
+        raise QualityError(f"metric is {name!r}; allowed are 'fid', 'kid', 'is', 'clip', 'clip:<folder or hub id>'{others}, or install a plug-in (entry point group {PLUGIN_GROUP})")
+    scorer = found[name].load()(torch.device(device))
+    if not hasattr(scorer, "higher_is_better") or not callable(getattr(scorer, "score", None)):
+        raise QualityError(f"the plug-in metric {name!r} is no ImageScorer: it needs higher_is_better and score(images, prompts)")
+    return scorer

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import ray
 
-from dato.strategy import Strategy
 from search.cluster import ClusterError, connect, own_packages, worker_class
 from search.dispatch import Dispatcher, Job, Piece
 
@@ -26,7 +25,7 @@ _log = logging.getLogger(__name__)
 class Evaluator(Protocol):
     """What a worker holds: runs strategies on batches of image indices. May have a `device` in words."""
 
-    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> Any:
+    def run(self, strategies: Sequence[Any], batches: Sequence[Sequence[int]]) -> Any:
         """The result of one job."""
         ...
 

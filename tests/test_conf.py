@@ -7,14 +7,21 @@ import yaml
 
 from launch.config import CONF, ConfigError, build, compose_config
 
-FOLDER = ["data=folder", "data.prompts=p.txt", "data.images=photos"]
+GIVEN = {
+    "folder": ["data.prompts=p.txt", "data.images=photos"],
+    "imagenet": ["data.images=photos"],
+    "coco30k": ["data.captions=c.json", "data.images=photos"],
+    "coco5k": ["data.captions=c.json", "data.images=photos"],
+}
+"""What each data set needs to be told."""
 
 
 @pytest.mark.parametrize("group", ["model", "data", "cluster"])
 def test_every_choice_composes(group: str) -> None:
     for path in sorted((CONF / group).glob("*.yaml")):
-        overrides = FOLDER if (group, path.stem) == ("data", "folder") else [f"{group}={path.stem}"]
+        overrides = [f"{group}={path.stem}", *(GIVEN.get(path.stem, []) if group == "data" else [])]
         built = build(compose_config("search", overrides))
+        assert compose_config("evaluate", overrides)["protocol"]["batch"]
         assert built.search_id
 
 

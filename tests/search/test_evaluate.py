@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dato.strategy import Strategy
-from search.data import FRESH_OFFSET, Data, DataError, DataSpec
+from search.data import FRESH_OFFSET, Data, DataSpec
 from search.evaluate import EvaluatorSpec, PipelineEvaluator, Protocol, measure, reference_features
 from search.generate import generate
 from search.models import ModelError, ModelSpec, check_model, load_pipeline, weights_digest
@@ -57,33 +57,6 @@ def test_prompts_go_with_indices() -> None:
     assert data.prompt(7) == "a handwritten seven"
     assert data.prompt(FRESH_OFFSET + 3) == "a handwritten three"
     assert sum(len(b) for b in data.reference()) == 500
-
-
-def test_a_folder_of_images_with_prompts(tmp_path, evaluator) -> None:  # type: ignore[no-untyped-def]
-    from PIL import Image
-
-    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
-    for i in range(3):
-        Image.new("L", (30 + i, 20), 100).save(tmp_path / f"{i}.png")
-    data = Data(DataSpec(name="mine", kind="folder", prompts=str(tmp_path / "prompts.txt"), images=str(tmp_path), image_size=16))
-    assert [data.prompt(i) for i in range(3)] == ["a cat", "a dog", "a cat"]
-    assert [tuple(b.shape) for b in data.reference()] == [(1, 3, 16, 16)] * 3
-    (tmp_path / "broken.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"broken.png is not a readable image"):
-        list(Data(data.spec).reference())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"kind": "web"}, "allowed are 'digits' and 'folder'"),
-        ({"kind": "folder"}, "needs data.prompts"),
-        ({"kind": "folder", "prompts": "/nowhere.txt", "images": "/tmp"}, "cannot be read"),
-    ],
-)
-def test_bad_data_is_refused(changes: dict, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        Data(DataSpec(**{"name": "x", **changes}))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,48 @@
+"""``dato evaluate``: strategies and the paper's rivals on one model and data set, as a table like its Tables 1, 2 and 5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.bias import write_bias_page
+from analysis.quoted import quoted
+from analysis.tables import comparison_table, quoted_block, write_tables
+from launch.evaluation import Evaluation, build_evaluation, evaluate, say
+from launch.pictures import grid
+from search.entries import Entry, rival_entries
+
+
+def run(overrides: Sequence[str]) -> int:
+    """Evaluate, or continue, and write the tables; returns 1 where an entry failed."""
+    evaluation = build_evaluation("evaluate", overrides)
+    key = evaluation.raw["evaluation"]["quoted"]
+    if key is not None:
+        quoted(key)
+    entries = [*rival_entries(evaluation.steps, evaluation.raw["rivals"]), *evaluation.strategies()]
+    outcome = evaluate(evaluation, entries)
+    head, rows = comparison_table([r.to_dict() for r in outcome.results], key)
+    path = write_tables(evaluation.folder, "table", head, rows, caption(evaluation), quoted_block(key) if key else "")
+    write_grid(evaluation, entries)
+    if outcome.about.get("fid_by_images"):
+        write_bias_page(evaluation.folder / "images.html", outcome.about["fid_by_images"], caption(evaluation))
+    say(path.read_text(encoding="utf-8"))
+    say(f"tables    {path.with_suffix('')}.md, .csv, .tex; all numbers in {evaluation.folder / 'evaluation.json'}; images in samples.png")
+    return 1 if any(r.error for r in outcome.results) else 0
+
+
+def caption(evaluation: Evaluation) -> str:
+    """What a table's numbers are of."""
+    model, protocol = evaluation.spec.model, evaluation.spec.protocol
+    size = f", {model.width} x {model.height}" if model.width and model.height else ""
+    return (
+        f"{model.name} on {evaluation.spec.data.name}: {protocol.images} images, {model.steps} steps of {model.scheduler or 'the model own sampler'}, "
+        f"guidance {model.guidance:g}{size}, {model.dtype}, {protocol.features.partition(':')[0]} features; compare values of this table only."
+    )
+
+
+def write_grid(evaluation: Evaluation, entries: Sequence[Entry]) -> None:
+    """Figure 2: a row of images for every entry."""
+    folder = evaluation.folder / "samples"
+    rows = [(e.name, folder / f"{e.digest}.png") for e in entries if (folder / f"{e.digest}.png").is_file()]
+    if rows:
+        grid(rows, scale=2 if evaluation.spec.model.path == "embedded" else 1).save(evaluation.folder / "samples.png")

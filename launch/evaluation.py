@@ -1,0 +1,199 @@
+"""An evaluation's configuration as typed objects, and its course: workers, shards, results. Shared by several commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from launch.config import ConfigError, compose_config
+from launch.preflight import room
+from launch.search import environment
+from search.cluster import connect
+from search.compare import ComparisonSpec, Edit
+from search.compared_shards import ShardStore, compare
+from search.data import Data, DataSpec
+from search.entries import Entry, strategy_entries, unique
+from search.evaluate import Protocol
+from search.features import extract, load_features
+from search.models import ModelSpec, check_model, resolve_device, weights_digest
+from search.quality import Fid, Kid
+from search.reference import reference_moments
+from search.verdict import Metrics, Result, fid_by_images, judge
+from search.workers import InProcessPool, Job, RayPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything an evaluation needs, built and validated.
+
+    Attributes:
+        raw: The resolved configuration as plain data.
+        name: Model, data and a digest of every key that changes what an image or a metric is.
+        spec: For the workers.
+        shards: Batches of image indices, by shard.
+        folder: Where shards, results and tables go.
+    """
+
+    raw: dict[str, Any]
+    name: str
+    spec: ComparisonSpec
+    shards: list[list[list[int]]]
+    folder: Path
+
+    @property
+    def steps(self) -> int:
+        """Of the unaccelerated pipeline."""
+        return self.spec.model.steps
+
+    def strategies(self) -> list[Entry]:
+        """Entries of the configured strategies."""
+        return strategy_entries(listed(self.raw["strategy"], "strategy"), self.steps)
+
+
+def listed(value: Any, key: str) -> list[str]:
+    """A list of texts from one text or a list of them. Raises `ConfigError`."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(v, str) and v for v in found):
+        raise ConfigError(f"{key} is {value!r}; give a list of names, such as {key}=[paper-b1,deepcache-5]")
+    return found
+
+
+def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
+    """Compose and check the configuration of an evaluation. Raises ValueError subclasses that say what is allowed."""
+    if any(o.lstrip("+").startswith("protocol.images=") for o in overrides):
+        raise ConfigError("protocol.images is for dato search; set evaluation.images")
+    raw = compose_config("evaluate", overrides)
+    settings = raw["evaluation"]
+    try:
+        model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
+        protocol = Protocol(**{**raw["protocol"], "images": settings["images"]})
+        edit = Edit(**settings["edit"]) if settings["edit"] else None
+        spec = ComparisonSpec(
+            model=model, data=data, protocol=protocol, metrics=tuple(listed(settings["metrics"], "evaluation.metrics")), edit=edit,
+            threads=raw["cluster"]["threads"],
+        )
+    except TypeError as error:
+        raise ConfigError(f"a value in the configuration has the wrong type or name ({error}); see the comments in conf/evaluate.yaml") from None
+    if not spec.metrics or len(set(spec.metrics)) < len(spec.metrics):
+        raise ConfigError(f"evaluation.metrics is {list(spec.metrics)}; give one or more different ones, such as [fid]")
+    if not isinstance(settings["shard"], int) or settings["shard"] < 1:
+        raise ConfigError(f"evaluation.shard is {settings['shard']!r}; give at least 1 batch a job")
+    check_model(model)
+    batches, size = protocol.batches(fresh=bool(settings["fresh"])), settings["shard"]
+    shards = [batches[i : i + size] for i in range(0, len(batches), size)]
+    identity = {
+        "model": raw["model"], "weights": weights_digest(model), "data": raw["data"], "protocol": raw["protocol"],
+        "evaluation": {k: settings[k] for k in ("images", "fresh", "metrics", "shard", "edit")}, "threads": spec.threads,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    name = f"{command}-{model.name}-{data.name}-{digest}"
+    return Evaluation(raw=raw, name=name, spec=spec, shards=shards, folder=Path(raw["output"]).absolute() / name)
+
+
+def say(text: str) -> None:
+    """A line for whoever watches."""
+    print(text, flush=True)
+
+
+def start_pool(evaluation: Evaluation) -> RayPool | InProcessPool:
+    """Ray workers with the pipeline loaded; with cluster.workers=0, this process alone."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    cluster = evaluation.raw["cluster"]
+    if cluster["workers"] == 0:
+        return InProcessPool(evaluation.spec)
+    cpus, gpus = cluster["cpus"], cluster["gpus"]
+    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cpus)
+    workers = cluster["workers"] or room([{"resources": n["Resources"]} for n in ray.nodes() if n["Alive"]], cpus, gpus)
+    say(f"starting {workers} workers; each loads the pipeline once")
+    keys = ("min_workers", "cpus", "gpus", "code", "tries", "deadline_s", "start_s")
+    return RayPool(evaluation.spec, workers=workers, **{k: cluster[k] for k in keys})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An evaluation's results and what they rest on.
+
+    Attributes:
+        results: The unaccelerated model's first.
+        about: The reference's size, unreadable images, hardware and versions.
+    """
+
+    results: list[Result]
+    about: dict[str, Any]
+
+
+def evaluate(evaluation: Evaluation, entries: Sequence[Entry]) -> Outcome:
+    """Compute what is missing of the entries and judge them all; the same call continues where it was stopped."""
+    entries = unique(entries)
+    data = Data(evaluation.spec.data)
+    metrics, about = prepare_metrics(evaluation.spec, data)
+    store = ShardStore(evaluation.folder / "shards", time.strftime("%Y%m%dT%H%M%S"))
+    say(f"evaluation {evaluation.name}  (folder {evaluation.folder})")
+    errors: dict[str, str] = {}
+    missing = any(store.load(e, k) is None for e in entries for k in range(len(evaluation.shards)))
+    if missing:
+        pool = start_pool(evaluation)
+        try:
+            errors = compare(pool, entries, evaluation.shards, store, say)
+            _draw_samples(pool, evaluation, [e for e in entries if e.name not in errors])
+        finally:
+            pool.close()
+            ray.shutdown()
+    say("computing metrics")
+    shards = {e.digest: [found for k in range(len(evaluation.shards)) if (found := store.load(e, k))] for e in entries if e.name not in errors}
+    results = judge(entries, shards, metrics, errors)
+    if metrics.fid is not None:
+        curved = [e for e in entries if e.family in ("plain", "strategy") and e.digest in shards]
+        about["fid_by_images"] = {e.name: fid_by_images([s for s, _ in shards[e.digest]], metrics.fid.reference) for e in curved}
+    about |= {"environment": environment(), "config": evaluation.raw, "weights": weights_digest(evaluation.spec.model)}
+    content = {"schema": "dato.evaluation/1", "name": evaluation.name, **about, "results": [r.to_dict() for r in results]}
+    evaluation.folder.mkdir(parents=True, exist_ok=True)
+    (evaluation.folder / "evaluation.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return Outcome(results, about)
+
+
+def prepare_metrics(spec: ComparisonSpec, data: Data) -> tuple[Metrics, dict[str, Any]]:
+    """The metrics with their references, and a record of these references."""
+    metrics = Metrics(names=spec.metrics, bootstrap=spec.protocol.bootstrap)
+    about: dict[str, Any] = {"unreadable": []}
+    device = resolve_device(spec.model.device)
+    features = spec.protocol.features
+    if "fid" in spec.metrics:
+        say("reference statistics of the real images")
+        moments, unreadable = reference_moments(data, features, device)
+        about |= {"reference_images": moments.count, "unreadable": unreadable}
+        if unreadable:
+            say(f"warning: {len(unreadable)} real images cannot be read and were left out, such as {unreadable[0]}")
+        metrics = replace(metrics, fid=Fid(moments))
+    if "kid" in spec.metrics:
+        real = extract(load_features(features, device), data.reference())
+        about |= {"reference_images": len(real), "unreadable": data.unreadable}
+        metrics = replace(metrics, kid=Kid(real, subset_size=min(1000, spec.protocol.images, len(real))))
+    if "is" in spec.metrics:
+        metrics = replace(metrics, net=load_features(features, device))
+    return metrics, about
+
+
+def _draw_samples(pool: RayPool | InProcessPool, evaluation: Evaluation, entries: Sequence[Entry]) -> None:
+    """A PNG row of the first images of every entry that has none yet."""
+    from launch.pictures import write_row  # Pillow is not needed to plan
+
+    count = evaluation.raw["evaluation"]["samples"]
+    indices = [i for shard in evaluation.shards for batch in shard for i in batch][:count]
+    folder = evaluation.folder / "samples"
+    wanted = {e.digest: e for e in entries if not (folder / f"{e.digest}.png").is_file()}
+    if not indices or not wanted:
+        return
+    size = evaluation.spec.protocol.batch
+    for job, made in pool.map([Job(d, [e], indices[:size], method="samples") for d, e in wanted.items()]):
+        if made is not None:
+            write_row(folder / f"{job.key}.png", made[0])
+

@@ -1,0 +1,98 @@
+"""``dato figures``: the paper's Figures 1, 2 and 4 on one model, as one HTML page and a PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from analysis.dynamics import Series, write_page
+from dato import baselines
+from dato.baselines import Baseline
+from dato.strategy import Step, Strategy
+from launch.config import ConfigError
+from launch.evaluate import caption
+from launch.evaluation import Evaluation, build_evaluation, say
+from launch.pictures import grid, write_row
+from search.data import Data
+from search.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
+from search.entries import Entry
+from search.generate import generate
+from search.models import load_pipeline
+
+
+def run(overrides: Sequence[str]) -> int:
+    """Run the pipeline in each way, recording, and write ``figures.html``, ``figure2.png`` and ``figures.json``."""
+    evaluation = build_evaluation("figures", overrides)
+    settings = evaluation.raw["figures"]
+    if not isinstance(settings["images"], int) or settings["images"] < 1:
+        raise ConfigError(f"figures.images is {settings['images']!r}; give at least 1")
+    recorded, shown = figure_entries(evaluation)
+    if evaluation.spec.threads:
+        torch.set_num_threads(evaluation.spec.threads)
+    pipe, data, model = load_pipeline(evaluation.spec.model), Data(evaluation.spec.data), evaluation.spec.model
+    protocol = replace(evaluation.spec.protocol, images=max(2, settings["images"]))
+    batches = protocol.batches(fresh=bool(evaluation.raw["evaluation"]["fresh"]))
+    wanted = sorted({max(1, round(f * model.steps)) for f in (0.1, 0.25, 0.5, 0.75, 0.95)})
+    found: list[Dynamics] = []
+    for entry in [*recorded, *shown]:
+        say(entry.name)
+        recorder = Recorder(entry.name, settings["heat_maps"], wanted)
+        for batch in batches if entry in recorded else batches[:1]:
+            with entry.baseline.applied(pipe, entry.options) as (faster, steps), recorder.recording(faster):
+                made = generate(faster, model, data, batch, steps=steps)
+            if batch is batches[0]:
+                write_row(evaluation.folder / "rows" / f"{entry.digest}.png", made.images[:10])
+        if entry in recorded:
+            found.append(recorder.dynamics)
+    series = [_series(d, found[0]) for d in found]
+    sheet = grid([(e.name, evaluation.folder / "rows" / f"{e.digest}.png") for e in [*recorded, *shown]], scale=2 if model.path == "embedded" else 1)
+    png = io.BytesIO()
+    sheet.save(png, format="PNG")
+    (evaluation.folder / "figure2.png").write_bytes(png.getvalue())
+    numbers = {s.name: {"median": 10**s.median, "mean": float(np.mean(s.means)), "distance": s.distance, "means": list(s.means)} for s in series}
+    (evaluation.folder / "figures.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    note = f"{found[0].images} images. {caption(replace(evaluation, spec=replace(evaluation.spec, protocol=protocol)))}"
+    say(str(write_page(evaluation.folder / "figures.html", f"Feature dynamics of {model.name}", note, series, png.getvalue())))
+    return 0
+
+
+def figure_entries(evaluation: Evaluation) -> tuple[list[Entry], list[Entry]]:
+    """What Figures 1 and 4 record (plain, cache only, DaTo), and what Figure 2 shows besides."""
+    steps, given = evaluation.steps, evaluation.strategies()
+    if len(given) > 1:
+        raise ConfigError(f"strategy names {len(given)} strategies; Figures 1 and 4 are of one, such as strategy=[paper-b1]")
+    strategy = given[0].baseline.strategy if given else Strategy.uniform(steps, 5, prune_ratio=0.5)
+    assert strategy is not None
+    if not any(s.cache_depth and s.prune_ratio for s in strategy):
+        raise ConfigError(f"{given[0].name} prunes nothing, so that DaTo and cache only are the same; give one with prune ratios, such as deepcache-5@0.5")
+    cache_only = Strategy(tuple(Step(s.cache_depth) for s in strategy))
+    name = given[0].name if given else "every 5, r=0.5"
+    recorded = [
+        Entry(name="unaccelerated", baseline=baselines.plain(steps), family="plain"),
+        Entry(name="cache only", baseline=Baseline(name="cache only", steps=steps, strategy=cache_only)),
+        Entry(name=f"DaTo: {name}", baseline=Baseline(name=name, steps=steps, strategy=strategy)),
+    ]
+    rivals = evaluation.raw["rivals"]
+    ratio = float((rivals.get("tomesd") or [0.5])[-1])
+    shown = [
+        Entry(name=b.name, baseline=b, family="tomesd")
+        for b in (baselines.tomesd(steps, ratio), baselines.naive(steps, int((rivals.get("deepcache") or [5])[-1]), ratio))
+    ]
+    return recorded, shown
+
+
+def _series(d: Dynamics, first: Dynamics) -> Series:
+    return Series(
+        name=d.name,
+        edges=np.linspace(LOWEST, HIGHEST, BINS + 1),
+        histogram=d.histogram.numpy(),
+        means=d.means,
+        maps={call: m.numpy() for call, m in d.maps.items()},
+        median=d.median(),
+        distance=d.distance(first),
+    )

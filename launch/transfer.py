@@ -1,0 +1,66 @@
+"""``dato transfer strategy=[...] targets=[...]``: strategies on several models, as a matrix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.tables import number, write_tables
+from dato.baselines import plain
+from launch.config import CONF, ConfigError
+from launch.evaluation import Evaluation, build_evaluation, evaluate, listed, say
+from search.entries import Entry
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate every strategy on every target, or continue, and write the matrix; returns 1 where something failed."""
+    given = [a.removeprefix("targets=") for a in arguments if a.startswith("targets=")]
+    rest = [a for a in arguments if not a.startswith("targets=")]
+    if len(given) != 1:
+        raise ConfigError(f"dato transfer was given {list(arguments)}; it takes strategy=[...], targets=[...] and overrides: a target is {_ALLOWED}")
+    targets = [t.strip() for t in given[0].strip("[]").split(",") if t.strip()]
+    if not targets:
+        raise ConfigError(f"targets is {given[0]!r}; write targets=[embedded,sd2_coco]: a target is {_ALLOWED}")
+    evaluations = [(t, build_evaluation("transfer", [*target_overrides(t), *rest])) for t in targets]
+    if not evaluations[0][1].strategies():
+        raise ConfigError("strategy is empty; give what to transfer, such as strategy=[paper-b1]")
+    columns = {target: _evaluate(target, evaluation) for target, evaluation in evaluations}
+    names = listed(evaluations[0][1].raw["strategy"], "strategy")
+    failed = False
+    rows: list[list[str]] = []
+    for name in names:
+        row = [name]
+        for results in columns.values():
+            r = next(r for r in results if r["name"].split(" (")[0] == name)
+            failed |= bool(r["error"])
+            metric = next(iter(r["differences"]), "fid")
+            row.append(f"failed: {r['error']}" if r["error"] else f"{metric} {number(r['differences'].get(metric), sign=True)}, {number(r['speedup'], unit='x')}")
+        rows.append(row)
+    folder = Path(evaluations[0][1].raw["output"]).absolute() / "transfer"
+    note = "Each cell: metric less the unaccelerated model's own on the same prompts and seeds [95 %], speedup [95 %]."
+    path = write_tables(folder, "matrix", ["strategy", *columns], rows, note)
+    (folder / "matrix.json").write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
+    say(path.read_text(encoding="utf-8"))
+    say(f"matrix    {path.with_suffix('')}.md, .csv, .tex, .json")
+    return 1 if failed else 0
+
+
+_ALLOWED = "a model of conf/model (embedded, sd15, ...), one with another folder (embedded:/path/to/pipeline), or an experiment of conf/experiment"
+
+
+def target_overrides(target: str) -> list[str]:
+    """A target as overrides of an evaluation's configuration. Raises `ConfigError`."""
+    kind, _, path = target.partition(":")
+    if (CONF / "experiment" / f"{kind}.yaml").is_file():
+        return [f"experiment={kind}", *([f"model.path={path}", f"model.name={Path(path).name}"] if path else [])]
+    if (CONF / "model" / f"{kind}.yaml").is_file():
+        return [f"model={kind}", *([f"model.path={path}", f"model.name={Path(path).name}"] if path else [])]
+    raise ConfigError(f"the target {target!r} is unknown; give {_ALLOWED}")
+
+
+def _evaluate(target: str, evaluation: Evaluation) -> list[dict[str, Any]]:
+    say(f"target {target}")
+    entries = [Entry(name="unaccelerated", baseline=plain(evaluation.steps), family="plain"), *evaluation.strategies()]
+    return [r.to_dict() for r in evaluate(evaluation, entries).results]

@@ -1,0 +1,67 @@
+"""Statistics of the real images: computed once, streamed, and kept under a key of their content and preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from search.data import Data
+from search.features import extract, load_features
+from search.moments import Moments
+
+
+def cache_folder() -> Path:
+    """$DATO_CACHE, or dato/reference in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("DATO_CACHE") or Path(base) / "dato" / "reference")
+
+
+def reference_key(data: Data, features: str) -> str:
+    """Digest of the real images' bytes, how they are prepared, and the feature net with its own weight file."""
+    whole = hashlib.sha256(f"dato.reference/2|{features}|{data.preprocessing}|".encode())
+    for weights in _weights(features):
+        whole.update(weights.read_bytes())
+    for part in data.reference_content():
+        whole.update(part)
+    return whole.hexdigest()[:32]
+
+
+def _weights(features: str) -> list[Path]:
+    """The weight files of a feature net that are files here; a net from the hub is told by its name."""
+    if features == "embedded":
+        from search.embedded.features import WEIGHTS
+
+        return [WEIGHTS]
+    path = Path(features.partition(":")[2]).expanduser()
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors")) if ":" in features and path.is_dir() else []
+
+
+def reference_moments(
+    data: Data, features: str, device: torch.device | str = "cpu", cache: Path | None = None
+) -> tuple[Moments, list[str]]:
+    """Moments of the real images' features: from the data's own statistics file, from the cache, or computed now.
+
+    The second value tells which real images were left out because they cannot be read, with data.on_unreadable "skip".
+
+    Args:
+        data: Whose real images.
+        features: Name of the feature net, see `load_features`.
+        device: Where features are computed.
+        cache: Folder of the cache; None for `cache_folder`.
+    """
+    if data.spec.statistics:
+        return Moments.load(data.spec.statistics), []
+    path = (cache or cache_folder()) / f"{data.spec.name}-{reference_key(data, features)}.npz"
+    notes = path.with_suffix(".json")
+    if path.is_file() and notes.is_file():
+        return Moments.load(path), json.loads(notes.read_text(encoding="utf-8"))["unreadable"]
+    net = load_features(features, device)
+    found = Moments.stream(extract(net, [batch]) for batch in data.reference())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notes.write_text(json.dumps({"features": features, "preprocessing": data.preprocessing, "images": found.count, "unreadable": data.unreadable}) + "\n", encoding="utf-8")
+    found.save(path)
+    return found, data.unreadable

@@ -1,0 +1,220 @@
+"""Entries compared on the embedded model: stored by shard, continued, and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from dato import baselines
+from dato.baselines import Baseline
+from dato.runtime import Options
+from dato.strategy import Strategy
+from search.compare import ComparisonSpec, Edit, EntryShard
+from search.compared_shards import ShardStore, compare
+from search.data import DataSpec
+from search.entries import Entry, EntryError, rival_entries, strategy_entries, unique
+from search.evaluate import Protocol
+from search.models import ModelSpec
+from search.moments import Moments
+from search.quality import Fid, Value
+from search.verdict import Metrics, Result, at_equal_latency, fid_by_images, judge, speedup
+from search.workers import InProcessPool
+
+STEPS = 4
+MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=STEPS, guidance=3.0)
+DIGITS = DataSpec(name="digits", kind="digits")
+SPEC = ComparisonSpec(model=MODEL, data=DIGITS, protocol=Protocol(images=4, batch=2, bootstrap=5))
+SHARDS = [[b] for b in SPEC.protocol.batches()]
+
+
+@pytest.fixture(scope="module")
+def pool() -> InProcessPool:
+    return InProcessPool(SPEC)
+
+
+def entry(name: str, strategy: Strategy, options: Options | None = None) -> Entry:
+    return Entry(name=name, baseline=Baseline(name=name, steps=STEPS, strategy=strategy), options=options or Options())
+
+
+PLAIN = Entry(name="unaccelerated", baseline=baselines.plain(STEPS), family="plain")
+CACHED = entry("cached", Strategy.uniform(STEPS, 2, prune_ratio=0.5))
+
+
+def test_what_is_there_is_not_computed_again(pool: InProcessPool, tmp_path: Path) -> None:
+    lines: list[str] = []
+    entries = [PLAIN, CACHED]
+    assert compare(pool, entries, SHARDS, ShardStore(tmp_path, "first"), lines.append) == {}
+    files = sorted(tmp_path.rglob("*.npz"))
+    assert len(files) == 4
+    before = {f: f.stat().st_mtime_ns for f in files}
+    assert compare(pool, entries, SHARDS, ShardStore(tmp_path, "second"), lines.append) == {}
+    assert {f: f.stat().st_mtime_ns for f in files} == before
+    assert lines[-1] == "2 entries, 2 shards, of which 2 are there already"
+    lost = ShardStore(tmp_path, "").path(CACHED, 1)
+    lost.write_bytes(lost.read_bytes()[:100])  # a copy that was cut short
+    whole = ShardStore(tmp_path, "").load(PLAIN, 1)
+    compare(pool, entries, SHARDS, ShardStore(tmp_path, "third"), lines.append)
+    assert [f for f in files if f.stat().st_mtime_ns != before[f]] == [lost]
+    again = ShardStore(tmp_path, "").load(CACHED, 1)
+    assert again is not None and whole is not None
+    assert (again[1], whole[1]) == ("third", "first")
+    assert again[0].indices == [2, 3]
+
+
+def test_a_failing_entry_is_a_row_and_its_neighbours_go_on(pool: InProcessPool, tmp_path: Path) -> None:
+    bad = entry("bad", Strategy.uniform(STEPS, 2, prune_ratio=0.5), Options(layers=("nowhere",)))
+    store = ShardStore(tmp_path, "now")
+    errors = compare(pool, [PLAIN, bad, CACHED], SHARDS, store, lambda _line: None)
+    assert list(errors) == ["bad"]
+    assert "no self-attention layer" in errors["bad"]
+    assert store.load(CACHED, 1) is not None
+    shards = {e.digest: [s for k in (0, 1) if (s := store.load(e, k))] for e in (PLAIN, CACHED)}
+    metrics = Metrics(names=("fid",), bootstrap=5, fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
+    plain, failed, cached = judge([PLAIN, bad, CACHED], shards, metrics, errors)
+    assert failed.error is not None
+    assert plain.speedup.value == 1
+    assert plain.differences == {}
+    assert cached.images == 4
+    assert cached.differences["fid"].value == cached.metrics["fid"].value - plain.metrics["fid"].value
+    assert cached.differences["fid"].low < cached.differences["fid"].value < cached.differences["fid"].high
+    assert cached.calls_by_depth == {"1": 2, "12": 3}
+    assert "draws" not in str(cached.to_dict())
+
+
+def test_an_image_does_not_depend_on_its_shard(pool: InProcessPool, tmp_path: Path) -> None:
+    one, two = ShardStore(tmp_path / "1", ""), ShardStore(tmp_path / "2", "")
+    compare(pool, [CACHED], SHARDS, one, lambda _line: None)
+    compare(pool, [CACHED], [[[3], [0, 1, 2]]], two, lambda _line: None)
+    by_shards = torch.cat([s[0].features for k in (0, 1) if (s := one.load(CACHED, k))])
+    together = two.load(CACHED, 0)
+    assert together is not None
+    torch.testing.assert_close(together[0].features[[1, 2, 3, 0]], by_shards, rtol=0.05, atol=0.05)
+
+
+def test_rivals_and_token_merging_leave_no_trace(pool: InProcessPool, tmp_path: Path) -> None:
+    rivals = rival_entries(STEPS, {"fewer_steps": ["DDIM-2", "DPM++-2"], "tomesd": [0.5], "deepcache": [2], "naive": [[2, 0.5]]})
+    assert [(e.name, e.family, e.place) for e in rivals] == [
+        ("unaccelerated", "plain", 0), ("DDIM-2", "fewer", 0), ("DPM++-2", "fewer", 1), ("ToMeSD, 0.5", "tomesd", 0),
+        ("DeepCache, every 2", "deepcache", 0), ("DeepCache, every 2 + ToMeSD, 0.5", "naive", 0),
+    ]
+    store, again = ShardStore(tmp_path / "a", ""), ShardStore(tmp_path / "b", "")
+    assert compare(pool, rivals, SHARDS[:1], store, lambda _line: None) == {}
+    compare(pool, rivals[:1], SHARDS[:1], again, lambda _line: None)
+    features = {e.name: s[0].features for e in rivals if (s := store.load(e, 0))}
+    plain = again.load(rivals[0], 0)
+    assert plain is not None and torch.equal(plain[0].features, features["unaccelerated"])
+    assert all(not torch.equal(features["unaccelerated"], f) for name, f in features.items() if name != "unaccelerated")
+
+
+def test_image_to_image_starts_from_the_models_own_images(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, edit=Edit(strength=0.5, size=48), metrics=("is",))
+    evaluator = spec.build()
+    ten = dataclasses.replace(spec, protocol=Protocol(images=10, batch=10)).protocol.batches()
+    plain, cached = evaluator.run([PLAIN, CACHED], ten)
+    assert (plain.error, cached.error) == (None, None)
+    assert cached.calls_by_depth == {"1": 1, "12": 1}
+    (pictures,) = evaluator.samples([PLAIN], [0])
+    assert pictures.shape == (1, 3, 48, 48)
+    metrics = Metrics(names=("is",), bootstrap=0, net=evaluator.net)
+    assert 1 <= metrics.of([plain])["is"].value <= 10
+    real = dataclasses.replace(spec, edit=Edit(inputs="real")).build()
+    assert real.samples([PLAIN], [0])[0].shape == (1, 3, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"strength": 0}, "edit.strength is 0"), ({"inputs": "noise"}, "allowed are 'generated' and 'real'"), ({"size": 30}, "give a multiple of 8")],
+)
+def test_bad_edits_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Edit(**settings)
+
+
+def test_entries_by_name() -> None:
+    (mine,) = strategy_entries(["paper-b1"], 20)
+    assert mine.name == "paper-b1 (50 steps resampled to 20)"
+    assert len(mine.baseline.strategy or ()) == 20
+    assert strategy_entries(["paper-b1"], 50)[0].digest != mine.digest
+    assert entry("other name", Strategy.uniform(STEPS, 2, prune_ratio=0.5)).digest == CACHED.digest
+    assert entry("cached", Strategy.uniform(STEPS, 2, prune_ratio=0.5), Options(align="none")).digest != CACHED.digest
+    with pytest.raises(EntryError, match="'cached' is given twice"):
+        unique([CACHED, CACHED])
+
+
+@pytest.mark.parametrize(
+    ("rivals", "message"),
+    [
+        ({"fewer": {}}, "rivals.fewer is unknown"),
+        ({"fewer_steps": ["Heun-5"]}, "names 'Heun-5'; write a sampler and its steps"),
+        ({"fewer_steps": [5]}, "has the wrong form"),
+        ({"naive": [3]}, "has the wrong form"),
+        ({"tomesd": [0.9]}, "merge_ratio is 0.9"),
+        ({"fewer_steps": ["DDIM-0"]}, "rivals has 0 steps"),
+    ],
+)
+def test_bad_rivals_are_refused(rivals: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rival_entries(STEPS, rivals)
+
+
+def test_speedup_is_of_the_same_batches() -> None:
+    found = speedup([100, 200, 400, 100], [50, 100, 200, 50])
+    assert (found.value, found.low, found.high) == (2, 2, 2)
+    spread = speedup([100] * 9, [50, 40, 60, 50, 45, 55, 50, 52, 48])
+    assert spread.low < spread.value == 2 < spread.high
+    few = speedup([100, 100], [50, 25])
+    assert few.value == 3 and few.low != few.low
+
+
+def result(name: str, family: str, ms: float, fid: float, draws: tuple[float, ...] = ()) -> Result:
+    return Result(name=name, family=family, metrics={"fid": Value.around(fid, draws)}, latency=Value(value=ms))
+
+
+def test_equal_latency_is_read_between_the_rivals() -> None:
+    rivals = [
+        result("unaccelerated", "plain", 100, 20, (19, 21, 20)), result("DDIM-5", "fewer", 10, 50, (49, 51, 50)),
+        result("DDIM-10", "fewer", 20, 30, (29, 31, 30)), result("DPM++-8", "fewer", 18, 60, (1, 2, 3)),
+    ]
+
+    def at(ms: float, fid: float = 25) -> Value | None:
+        mine = result("mine", "strategy", ms, fid, (24, 26, 25))
+        return at_equal_latency(mine, [*rivals, mine])
+
+    half = at(15)
+    assert half is not None and half.value == pytest.approx(25 - 40)
+    assert half.low == pytest.approx(half.high)  # these draws move together
+    between = at(60)
+    assert between is not None and between.value == pytest.approx(0)
+    assert at(9) is None
+    assert at(101) is None
+    assert at_equal_latency(rivals[1], rivals) is None
+    rivals[0] = result("unaccelerated", "plain", 100, 40, (39, 41, 40))  # worse than 10 steps of DDIM, and slower
+    slow = at(80)
+    assert slow is not None and slow.value == pytest.approx(-5)
+
+
+def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path, "x")
+    shard = EntryShard([0], torch.zeros(1, 3), {"clip": torch.ones(1)}, [1.0], [{"unet": 1.0}], {"12": 5}, "here", 1.0)
+    store.save(PLAIN, 0, shard)
+    assert [p.name for p in (tmp_path / PLAIN.digest).iterdir()] == ["00000.npz"]
+    loaded = store.load(PLAIN, 0)
+    assert loaded is not None
+    assert torch.equal(loaded[0].scores["clip"], torch.ones(1))
+    assert loaded[0].calls_by_depth == {"12": 5}
+    assert store.load(PLAIN, 1) is None
+    assert os.listdir(tmp_path) == [PLAIN.digest]
+
+
+def test_few_images_raise_the_fid() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference = Moments.of(torch.randn(2000, 16, generator=generator))
+    shards = [EntryShard([], torch.randn(200, 16, generator=generator)) for _ in range(2)]
+    found = fid_by_images(shards, reference, least=25)
+    assert list(found) == [25, 50, 100, 200, 400]
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert found[400] == pytest.approx(Fid(reference)(torch.cat([s.features for s in shards])), abs=1e-6)
