@@ -107,9 +107,9 @@ def _space(steps: int, raw: dict[str, Any]) -> SearchSpace:
         number = isinstance(ratios, int | float) and not isinstance(ratios, bool)
         given["fixed_ratios"] = [ratios] * steps if number else [step.prune_ratio for step in _fitted(ratios, steps)]
     try:
-        given["frozen"] = {int(i): Step(int(pair[0]), float(pair[1])) for i, pair in given["frozen"].items()}
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ConfigError(f"space.frozen is {raw['frozen']!r} ({error}); write {{step: [depth, ratio]}}, such as {{0: [12, 0.0]}}") from None
+        given["frozen"] = {int(i): Step(depth, ratio) for i, depth, ratio in given["frozen"]}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"space.frozen is {raw['frozen']!r} ({error}); write [step, depth, ratio] for each step, such as [[0, 12, 0.0]]") from None
     return SearchSpace(steps=steps, **given)
 
 

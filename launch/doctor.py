@@ -71,7 +71,7 @@ def check_cluster(config: SearchConfig) -> list[Finding]:
     """The cluster and each of its nodes."""
     cluster = config.raw["cluster"]
     try:
-        connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"])
+        connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"], code=cluster["code"])
     except ClusterError as error:
         message, _, fix = str(error).rpartition("; ")
         return [Finding("cluster.address", "here", message, fix)]
@@ -97,8 +97,8 @@ def check_mlflow(config: SearchConfig) -> Finding:
         except (OSError, ValueError, urllib.error.URLError) as error:
             return Finding("MLflow", "here", f"{shown} does not answer ({error})", fix, fatal=False)
     if parts.scheme.startswith(("postgresql", "mysql", "mssql")):
-        if parts.scheme.startswith("postgresql") and importlib.util.find_spec("psycopg2") is None:
-            return Finding("MLflow", "here", f"{shown}: psycopg2 is missing", "pip install 'dato-search[postgres]'", fatal=False)
+        if parts.scheme.startswith("postgresql") and importlib.util.find_spec("psycopg") is None:
+            return Finding("MLflow", "here", f"{shown}: psycopg is missing", "pip install 'dato-search[postgres]'", fatal=False)
         try:
             with socket.create_connection((parts.hostname or "localhost", parts.port or 5432), timeout=MLFLOW_S):
                 return Finding("MLflow", "here", f"{shown}: the database answers")

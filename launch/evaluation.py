@@ -110,7 +110,7 @@ def start_pool(evaluation: Evaluation) -> RayPool | InProcessPool:
     if cluster["workers"] == 0:
         return InProcessPool(evaluation.spec)
     cpus, gpus = cluster["cpus"], cluster["gpus"]
-    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cpus)
+    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cpus, code=cluster["code"])
     workers = cluster["workers"] or room([{"resources": n["Resources"]} for n in ray.nodes() if n["Alive"]], cpus, gpus)
     say(f"starting {workers} workers; each loads the pipeline once")
     keys = ("min_workers", "cpus", "gpus", "code", "tries", "deadline_s", "start_s")

@@ -112,7 +112,7 @@ def needed_paths(config: SearchConfig) -> dict[str, str]:
 
 def probe_nodes(config: SearchConfig) -> tuple[list[dict[str, Any]], list[Finding]]:
     """What every node of the joined cluster has; a finding for each that does not answer within `PROBE_S` seconds."""
-    arrange, environment = own_packages(config.raw["cluster"]["code"])
+    arrange = own_packages(config.raw["cluster"]["code"])
     arguments = (VERSIONED, needed_paths(config), "/tmp" if config.raw["cluster"]["address"] else str(config.folder))
 
     def probe() -> dict[str, Any]:
@@ -125,8 +125,6 @@ def probe_nodes(config: SearchConfig) -> tuple[list[dict[str, Any]], list[Findin
     for node in nodes:
         stay = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": stay, "max_retries": 0}
-        if environment:
-            options["runtime_env"] = environment
         asked[ray.remote(probe).options(**options).remote()] = node
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S)
     reports, findings = [], []
@@ -160,7 +158,7 @@ def compare(reports: Sequence[Mapping[str, Any]], code: str) -> list[Finding]:
         if other:
             ours = all(o.startswith(("source", "dato-search")) for o in other)
             fix = "install the same dato-search there, or set cluster.code=ship" if ours else "install the same versions there (pip install -c constraints.txt)"
-        shown = ", ".join(f"{k} {report['versions'][k]}" for k in ("python", "ray", "torch", "diffusers"))
+        shown = ", ".join(f"{k} {report['versions'].get(k, 'missing')}" for k in ("python", "ray", "torch", "diffusers"))
         findings.append(Finding("versions", report["name"], "differs: " + ", ".join(other) if other else shown, fix))
         for key, (kind, size) in report["paths"].items():
             wanted = "folder" if key == "data.images" else "file"

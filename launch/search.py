@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import logging
 import os
 import platform
@@ -16,13 +15,13 @@ from typing import Any
 
 import ray
 import torch
-from PIL import Image
 
 from analysis.progress import progress
 from analysis.report import front_page, write_report
 from dato.card import write_card
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
 from search.cluster import connect
@@ -78,7 +77,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         def after(pool: Pool, record: SearchRecord) -> None:
             view.stop()
             view.say("drawing samples")
-            _write_samples(config.folder / "samples", _samples(pool, record, spec.model.steps))
+            _write_samples(config, record, _samples(pool, record, spec.model.steps))
 
         def before(pool: Pool) -> None:
             _note_model(pool, config.folder)
@@ -122,7 +121,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
 def connect_cluster(config: SearchConfig) -> int:
     """Join or start Ray and look at every node; how many workers there is room for. Raises where one of these cannot be, naming the fix."""
     cluster = config.raw["cluster"]
-    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"])
+    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"], code=cluster["code"])
     try:
         return require(config)
     except BaseException:
@@ -287,10 +286,14 @@ def _samples(pool: Pool, record: SearchRecord, steps: int) -> dict[str, torch.Te
     return {label: made[label] for label in strategies if label in made}
 
 
-def _write_samples(folder: Path, samples: dict[str, torch.Tensor]) -> None:
-    folder.mkdir(exist_ok=True)
+def _write_samples(config: SearchConfig, record: SearchRecord, samples: dict[str, torch.Tensor]) -> None:
+    """A row of images for each, and ``samples.png`` with all rows named."""
+    folder, rows = config.folder / "samples", []
     for i, (label, images) in enumerate(samples.items()):
-        row = torch.cat(list(images), dim=2).permute(1, 2, 0).numpy()
-        buffer = io.BytesIO()
-        Image.fromarray(row).save(buffer, format="PNG")
-        (folder / f"{i}-{label}.png").write_bytes(buffer.getvalue())
+        path = folder / f"{i}-{label}.png"
+        write_row(path, images)
+        won = record.winners.get(label)
+        rows.append((f"{label}, {won.speedup:.1f}x" if won else label, path))
+    if rows:
+        small = min(images.shape[-1] for images in samples.values()) < 128
+        grid(rows, scale=2 if small else 1).save(config.folder / "samples.png")

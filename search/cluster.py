@@ -23,15 +23,19 @@ class ClusterError(RuntimeError):
     """A cluster that cannot be joined: the message says why and what to do."""
 
 
-def connect(address: str | None, *, cpus: float = 1) -> None:
+def connect(address: str | None, *, cpus: float = 1, code: str = "installed") -> None:
     """Join the cluster at `address`, or start Ray on this machine alone with `cpus` CPUs where it is None.
+
+    With `code` "ship", this process's packages are sent to every worker of the job.
 
     Raises:
         ClusterError: Within seconds, where nothing answers there, its Ray or Python is another version, or Ray does not start.
     """
+    shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "ship" else {}
     try:
         if address is None:
             ray.init(
+                **shipped,
                 address="local",  # without it, Ray would join whatever cluster was last started on this machine
                 num_cpus=max(1, round(cpus)),
                 include_dashboard=False,
@@ -42,7 +46,10 @@ def connect(address: str | None, *, cpus: float = 1) -> None:
             )
         else:
             check_address(address)
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            if (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_TOKEN" in os.environ:
+                # `ray start` asks for the token unless told not to; `ray.init` sends it only when told to.
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+            ray.init(**shipped, address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         if isinstance(error, ClusterError):
             raise
@@ -70,8 +77,8 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def own_packages(code: str) -> tuple[Callable[[], None], dict[str, Any]]:
-    """What a worker calls before it imports anything of ours, and the runtime environment it needs.
+def own_packages(code: str) -> Callable[[], None]:
+    """What a worker calls before it imports anything of ours.
 
     Ray puts the driver's script folder and working folder first on a worker's path, where a folder that happens to be called
     `search` would win over ours: a worker moves these to the end, unless our packages are what is in them.
@@ -79,8 +86,9 @@ def own_packages(code: str) -> tuple[Callable[[], None], dict[str, Any]]:
     if code not in CODE:
         raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'ship' (this machine's packages are sent)")
     injected = {os.path.abspath(os.path.curdir), os.path.dirname(os.path.realpath(sys.argv[0]))} - {str(_ROOT)}
+    if code == "ship":
+        injected.add(str(_ROOT))  # what was sent comes before what happens to be there
     root = str(_ROOT) if code == "installed" else None
-    environment = {"py_modules": [str(_ROOT / name) for name in _PACKAGES]} if code == "ship" else {}
 
     def arrange() -> None:  # a local function, so that Ray sends it by value
         import os
@@ -91,7 +99,7 @@ def own_packages(code: str) -> tuple[Callable[[], None], dict[str, Any]]:
         if root and root not in sys.path and os.path.isfile(os.path.join(root, "search", "cluster.py")):
             sys.path.insert(0, root)
 
-    return arrange, environment
+    return arrange
 
 
 def worker_class() -> type:

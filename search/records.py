@@ -47,7 +47,7 @@ class Measurement:
         seconds: Wall time of the evaluation.
         device: Where it ran.
         batch: Images per batch.
-        measured_ms: The measured latency, where `latency_ms` is predicted.
+        measured_ms: The measured latency, where `latency_ms` is predicted; else None.
         error: Why it failed, or None.
     """
 
@@ -63,7 +63,7 @@ class Measurement:
     seconds: float = 0.0
     device: str = ""
     batch: int = 0
-    measured_ms: float = float("nan")
+    measured_ms: float | None = None
     error: str | None = None
 
     @property
@@ -78,7 +78,7 @@ class Measurement:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
-        values: dict[str, Any] = {k: float("nan") if v is None and k != "error" else v for k, v in data.items()}
+        values: dict[str, Any] = {k: float("nan") if v is None and k not in ("error", "measured_ms") else v for k, v in data.items()}
         return cls(**values)
 
 

@@ -62,8 +62,8 @@ class NSGA2Search(Searcher):
         self._algorithm = SteadyNsga2(**self._arguments)
         self._events: list[tuple[str, Any]] = []
         self._strategies: dict[str, Strategy] = {}
-        self.judge: Callable[[Mapping[str, Any]], tuple[tuple[float, ...], float]] | None = None
-        """A trial's last result to objectives and constraint violation; None takes the two metrics and no constraints."""
+        self.judge: Callable[[Strategy, Mapping[str, Any]], tuple[tuple[float, ...], float]] | None = None
+        """A strategy and its trial's last result to objectives and constraint violation; None takes the two metrics and no constraints."""
         self.pending: list[Strategy] = []
         """Asked for before, without a result: suggested again first."""
         self.asked: Callable[[Strategy, str], None] | None = None
@@ -90,7 +90,7 @@ class NSGA2Search(Searcher):
         objectives: tuple[float, ...] | None = None
         violation = 0.0
         if result and not error and all(map(math.isfinite, values)):
-            objectives, violation = self.judge(result) if self.judge else ((values[0], values[1]), 0.0)
+            objectives, violation = self.judge(strategy, result) if self.judge else ((values[0], values[1]), 0.0)
         self.tell(strategy, objectives, violation, trial_id)
 
     def tell(self, strategy: Strategy, objectives: tuple[float, ...] | None, violation: float = 0.0, trial_id: str = "") -> None:
@@ -264,8 +264,7 @@ class TuneDriver(Driver):
         if missing > 0:
             self._tune(missing)
 
-    def _judge(self, result: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
-        strategy = Strategy.from_json(result["config"][STRATEGY])
+    def _judge(self, strategy: Strategy, result: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
         m = self._with_latency(strategy, Measurement.from_dict(json.loads(result["measurement"])))
         return self.plan.objectives.values(m), self._violation(m)
 

@@ -128,13 +128,11 @@ class RayPool:
         self._connected_here = not ray.is_initialized()
         if self._connected_here:
             try:
-                connect(address, cpus=workers * cpus)
+                connect(address, cpus=workers * cpus, code=code)
             except ClusterError as error:
                 raise WorkerError(str(error)) from None
-        arrange, environment = own_packages(code)
+        arrange = own_packages(code)
         options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
-        if environment:
-            options["runtime_env"] = environment
         self._remote = ray.remote(worker_class()).options(**options)
         self._arguments = (arrange, ray.put(ray.cloudpickle.dumps(factory)))
         self._need = f"{cpus:g} CPUs, {gpus:g} GPUs"

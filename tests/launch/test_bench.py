@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dato.strategy import Strategy
 from launch.__main__ import main
+from search.ledger import Ledger
+from search.records import Candidate, Measurement
+from search.space import SearchSpace
 
 
 def only_json(folder: Path) -> dict:  # type: ignore[type-arg]
@@ -63,3 +68,50 @@ def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[s
     for name in ("paper-b1", "authors-l12", "deepcache-10"):
         assert name in out
     assert "own ratios" in out
+
+
+def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:
+    """A ledger as a search of the embedded model would write it, with made-up FIDs."""
+    space = SearchSpace(steps=20)
+    config = {"model": {"name": "embedded", "steps": 20}, "data": {"name": "digits"}, "protocol": {"images": images, "batch": 10, "bootstrap": 0}}
+    ledger = Ledger(folder / "ledger.jsonl", folder.name, config, {})
+    plain = Candidate(number=-1, generation=-1, strategy=Strategy.full(20), origin="unaccelerated")
+    ledger.baseline(plain, Measurement(fid=2.0, images=images, latency_ms=400.0))
+    chance = np.random.default_rng(0)
+    for n in range(count):
+        strategy = space.decode(chance.integers(0, space.upper + 1))
+        full = strategy.calls_by_depth.get(12, 0)
+        ledger.ask(Candidate(number=n, generation=0, strategy=strategy))
+        ledger.result(n, Measurement(fid=2.0 + 0.1 * (20 - full) + 0.3 * sum(s.prune_ratio for s in strategy), images=images, latency_ms=10.0 * full + 20))
+    ledger.close()
+
+
+@pytest.mark.slow
+def test_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna", reason="the extra 'baselines' is not installed")
+    recorded_search(tmp_path / "recorded")
+    table = tmp_path / "evaluations.json"
+    assert main(["bench", "search", f"collect={tmp_path / 'recorded'}", f"evaluations={table}"]) == 0
+    assert len(json.loads(table.read_text())["evaluations"]) == 41
+    assert main(["bench", "search", f"evaluations={table}", "candidates=200", "seeds=2", f"output={tmp_path / 'out'}"]) == 0
+    result = only_json(tmp_path / "out")
+    assert result["mode"].startswith("replay")
+    assert result["replay"]["rank_correlation"] > 0.8, "made-up FIDs are smooth"
+    assert {"stepwise", "stepwise, fidelities", "paper", "Optuna TPE", "Optuna NSGA-II", "pymoo NSGA-II", "random"} <= set(result["methods"])
+    for name, found in result["methods"].items():
+        for run in found["runs"]:
+            assert run["macs"] == sorted(run["macs"]), name
+            assert 0 < run["hypervolume"][-1] < 1, name
+    paper = [run["hypervolume"][-1] for run in result["methods"]["paper"]["runs"]]
+    assert all(s is not None and s <= 1.0 for s in result["methods"]["paper"]["share_of_papers_macs"]), paper
+    assert "hypervolume at equal UNet MACs" in capsys.readouterr().out
+
+
+def test_search_refuses_what_it_cannot_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna", reason="the extra 'baselines' is not installed")
+    assert main(["bench", "search", f"evaluations={tmp_path / 'none.json'}"]) == 2
+    assert "make it with collect=<search folders>" in capsys.readouterr().err
+    assert main(["bench", "search", f"collect={tmp_path}"]) == 2
+    assert "holds no ledger.jsonl" in capsys.readouterr().err
+    assert main(["bench", "search", "methods=simulated annealing"]) == 2
+    assert "methods names 'simulated annealing'" in capsys.readouterr().err

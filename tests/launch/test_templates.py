@@ -85,7 +85,7 @@ def test_templates_ship_in_the_wheel() -> None:
 
 TOOLS = {
     # What SLURM would do, on this machine: a step runs where it is called, and every node is this one.
-    "srun": 'while [[ "$1" == --* ]]; do shift; done; if [ "$1" = hostname ]; then echo 127.0.0.1; else exec "$@"; fi',
+    "srun": 'while [[ "$1" == --* ]]; do shift; done; if [ "$1" = hostname ]; then echo "$NODE_IP"; else exec "$@"; fi',
     "scontrol": 'if [ "$1" = show ]; then echo node-a; echo node-b; else echo "$@" >>"$SCONTROL_LOG"; fi',
     "dato": 'exec "$PYTHON" "$DATO" "$@"',
 }
@@ -118,6 +118,8 @@ def test_the_sbatch_script_starts_ray_runs_the_commands_and_ends_what_it_started
         "PYTHON": sys.executable,
         "DATO": str(tmp_path / "dato.py"),
         "SCONTROL_LOG": str(tmp_path / "scontrol"),
+        # Not 127.0.0.1, which Ray takes for the machine's own address and would not find the head at.
+        "NODE_IP": ray.util.get_node_ip_address(),
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "node-[a-b]",
         "DATO_RAY_OPTIONS": "--num-cpus=1 --num-gpus=0 --object-store-memory=100000000 --dashboard-agent-listen-port=0",

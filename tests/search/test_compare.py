@@ -116,7 +116,8 @@ def test_image_to_image_starts_from_the_models_own_images(tmp_path: Path) -> Non
     ten = dataclasses.replace(spec, protocol=Protocol(images=10, batch=10)).protocol.batches()
     plain, cached = evaluator.run([PLAIN, CACHED], ten)
     assert (plain.error, cached.error) == (None, None)
-    assert cached.calls_by_depth == {"1": 1, "12": 1}
+    # PNDM's list of 4 steps has 5 timesteps, of which diffusers takes those from the third on: entries 1, 2, 3, the first one full.
+    assert cached.calls_by_depth == {"1": 1, "12": 2}
     (pictures,) = evaluator.samples([PLAIN], [0])
     assert pictures.shape == (1, 3, 48, 48)
     metrics = Metrics(names=("is",), bootstrap=0, net=evaluator.net)

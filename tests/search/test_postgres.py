@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("psycopg2", reason="the extra postgres is not installed")
+pytest.importorskip("psycopg", reason="the extra postgres is not installed")
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
 ROOT = Path(__file__).parents[2]
 pytestmark = [

@@ -1,0 +1,161 @@
+"""The search as a Ray Tune experiment: for those who run Tune themselves, and as the engine of `dato search`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+
+from dato.strategy import Strategy
+from search.evaluate import Protocol
+from search.ledger import Ledger, LedgerError, read_ledger
+from search.plan import SearchPlan
+from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.simulate import toy_measurement
+from search.space import SearchSpace
+from search.steady import SteadyNsga2
+from search.tune import STRATEGY, NSGA2Search, StrategyTrainable, TuneDriver
+from search.workers import InProcessPool
+
+SPACE = SearchSpace(steps=8)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+@dataclass
+class Toy:
+    """Measures by formula; raises for strategies whose digest begins with one of `fails`."""
+
+    fails: str = ""
+
+    def build(self) -> Toy:
+        return self
+
+    def measure(self, strategy: Strategy) -> Measurement:
+        if strategy.digest[0] in self.fails:
+            raise RuntimeError(f"no luck with {strategy.digest}")
+        return toy_measurement(strategy)
+
+    def run(self, strategies: list[Strategy], batches: list[Any]) -> list[Measurement]:
+        return [toy_measurement(s) for s in strategies]
+
+
+def test_a_searcher_continues_from_its_file_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    def play(searcher: NSGA2Search, first: int, last: int) -> list[Any]:
+        asked = []
+        for n in range(first, last):
+            config = searcher.suggest(f"trial-{n}")
+            m = toy_measurement(Strategy.from_json(config[STRATEGY]))
+            searcher.on_trial_complete(f"trial-{n}", {"fid": m.fid, "latency_ms": m.latency_ms})
+            asked.append(config[STRATEGY])
+        return asked
+
+    whole = play(NSGA2Search(SPACE, population=6), 0, 40)
+    assert len(set(whole)) == 40
+    stopped = NSGA2Search(SPACE, population=6)
+    assert play(stopped, 0, 20) == whole[:20]
+    stopped.save(str(tmp_path / "searcher.json"))
+    again = NSGA2Search(SPACE, population=6)
+    again.restore(str(tmp_path / "searcher.json"))
+    assert play(again, 20, 40) == whole[20:]
+
+
+def test_failed_and_nan_trials_are_infeasible() -> None:
+    searcher = NSGA2Search(SPACE, population=6)
+    for n in range(30):
+        assert STRATEGY in searcher.suggest(f"t{n}")
+        if n % 3 == 0:
+            searcher.on_trial_complete(f"t{n}", error=True)
+        elif n % 3 == 1:
+            searcher.on_trial_complete(f"t{n}", {"fid": float("nan"), "latency_ms": 1.0})
+        else:
+            searcher.on_trial_complete(f"t{n}", {"fid": 1.0 + n, "latency_ms": 1.0})
+
+
+@pytest.mark.slow
+def test_in_a_tuner_of_ones_own(local_ray: None, tmp_path: Path) -> None:
+    trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=Toy()), {"cpu": 1})
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(search_alg=NSGA2Search(SPACE, population=6), num_samples=16, max_concurrent_trials=2, reuse_actors=True),
+        run_config=tune.RunConfig(name="own", storage_path=str(tmp_path), verbose=0),
+    )
+    results = tuner.fit()
+    assert len(results) == 16
+    asked = [Strategy.from_json(r.config[STRATEGY]) for r in results]
+    assert len({s.digest for s in asked}) == 16
+    for strategy, result in zip(asked, results, strict=True):
+        assert result.metrics["fid"] == toy_measurement(strategy).fid
+
+
+def drive(folder: Path, generations: int, fails: str = "") -> SearchRecord:
+    ledger = Ledger(folder / "ledger.jsonl", "tune", {}, {})
+    try:
+        return TuneDriver(
+            make_pool=lambda: InProcessPool(Toy()),
+            factory=Toy(fails),
+            workers=2,
+            resources={"cpu": 1},
+            storage=folder / "tune",
+            tries=1,
+            ledger=ledger,
+            algorithm=SteadyNsga2(space=SPACE, population=6, seed=0),
+            plan=SearchPlan(generations=generations, population=6, mode="steady"),
+            protocol=Protocol(images=4, batch=4),
+            measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
+            baselines={UNACCELERATED: Strategy.full(8)},
+        ).run()
+    finally:
+        ledger.close()
+
+
+@pytest.mark.slow
+def test_as_the_engine_of_a_search_that_is_interrupted_and_continues(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    record_result, count = TuneDriver.record_result, [0]
+
+    def stop_after_seven(self: TuneDriver, trial_id: str, measurement: Measurement) -> None:
+        record_result(self, trial_id, measurement)
+        count[0] += 1
+        if count[0] == 7:
+            raise Enough
+
+    monkeypatch.setattr(TuneDriver, "record_result", stop_after_seven)
+    with pytest.raises((Enough, RuntimeError, ray.exceptions.RayError)):
+        drive(tmp_path, 3)
+    before = read_ledger(tmp_path / "ledger.jsonl").results
+    assert len(before) >= 7
+    monkeypatch.undo()
+    record = drive(tmp_path, 3)
+    assert record.finished
+    assert len(record.results) == 18
+    assert {n: record.results[n] for n in before} == before
+    assert len({c.strategy.digest for c in record.candidates.values()}) == 18
+    assert set(record.winners) == {"quality", "balanced", "fastest"}
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_recorded_with_its_error(local_ray: None, tmp_path: Path) -> None:
+    record = drive(tmp_path, 3, fails="0123")
+    failed = [m.error for m in record.results.values() if not m.ok]
+    assert failed
+    assert all("no luck with" in (e or "") for e in failed)
+    assert record.finished
+
+
+def test_a_ledger_of_another_engine_is_refused() -> None:
+    searcher = NSGA2Search(SPACE, population=6)
+    with pytest.raises(LedgerError, match="another engine"):
+        searcher.recall(Strategy.full(8))
