@@ -86,16 +86,15 @@ def own_packages(code: str) -> Callable[[], None]:
     if code not in CODE:
         raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'ship' (this machine's packages are sent)")
     injected = {os.path.abspath(os.path.curdir), os.path.dirname(os.path.realpath(sys.argv[0]))} - {str(_ROOT)}
-    if code == "ship":
-        injected.add(str(_ROOT))  # what was sent comes before what happens to be there
     root = str(_ROOT) if code == "installed" else None
 
     def arrange() -> None:  # a local function, so that Ray sends it by value
         import os
         import sys
 
+        sent = [p for p in sys.path if "py_modules_files" in p]  # where Ray puts what is shipped
         last = [p for p in sys.path if p in injected]
-        sys.path[:] = [p for p in sys.path if p not in injected] + last
+        sys.path[:] = sent + [p for p in sys.path if p not in injected and p not in sent] + last
         if root and root not in sys.path and os.path.isfile(os.path.join(root, "search", "cluster.py")):
             sys.path.insert(0, root)
 

@@ -176,8 +176,11 @@ class StrategyTrainable(tune.Trainable):
         self.reset_config(config)
 
     def step(self) -> dict[str, Any]:
-        """Measure."""
-        measurement = self._measurer.measure(self._strategy)
+        """Measure. A strategy that fails is a result without numbers, and its actor goes on with the next."""
+        try:
+            measurement = self._measurer.measure(self._strategy)
+        except Exception as error:  # a failing candidate is data
+            measurement = Measurement(error=f"{type(error).__name__}: {error}")
         return {"fid": measurement.fid, "latency_ms": measurement.latency_ms, "measurement": json.dumps(measurement.to_dict()), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -207,9 +210,8 @@ class _Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self._driver:
-            error = trial.get_pickled_error()
-            said = [line for line in str(getattr(error, "cause", None) or error).strip().splitlines() if line.strip()]
-            self._driver.record_result(trial.trial_id, Measurement(error=said[-1] if said else "the trial failed"))
+            # A strategy's own errors are results: what is left is a process that died as often as it may.
+            self._driver.record_result(trial.trial_id, Measurement(error="the trial's process died; its log is in the search's folder `tune`"))
 
 
 class TuneDriver(Driver):

@@ -206,7 +206,7 @@ def test_without_any_node_left_it_says_so_and_continues_later(cluster: Cluster, 
     cluster.add_node(num_cpus=1)
     record = search(tmp_path, pool_of(cluster, tmp_path, workers=1))
     check(record, tmp_path, calm)
-    assert {n: record.results[n] for n in before} == before
+    assert {n: record.results[n].to_dict() for n in before} == {n: m.to_dict() for n, m in before.items()}
 
 
 SCRIPT = """
@@ -246,7 +246,7 @@ def test_head_and_driver_are_killed_and_started_again(tmp_path: Path, calm: obje
     shutil.rmtree(temporary, ignore_errors=True)
     record = read_ledger(tmp_path / "ledger.jsonl")
     check(record, tmp_path, calm)
-    assert {n: record.results[n] for n in before} == before
+    assert {n: record.results[n].to_dict() for n in before} == {n: m.to_dict() for n, m in before.items()}
     recorded = {record.candidates[n].strategy.digest for n in before}
     assert not recorded & {digest for _, _, count, digest in evaluations(tmp_path)[paid:] if count == "1"}
 
