@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
+
+from analysis.page import figure_section, page, write_page
 
 
 def bias_figure(curves: Mapping[str, Mapping[int, float]]) -> go.Figure:
@@ -23,8 +23,5 @@ def bias_figure(curves: Mapping[str, Mapping[int, float]]) -> go.Figure:
 
 def write_bias_page(path: Path, curves: Mapping[str, Mapping[int, float]], note: str) -> Path:
     """Write the figure as a page that loads nothing from a network."""
-    body = bias_figure(curves).to_html(full_html=False, include_plotlyjs=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>FID against images</title><p>{escape(note)}</p>{body}</html>', encoding="utf-8")
-    partial.replace(path)
-    return path
+    title = "FID against images"
+    return write_page(path, page(title, [figure_section(title, bias_figure(curves), note)]))

@@ -84,27 +84,33 @@ class InitialMix(Sampling):
 
 
 class StepCrossover(Crossover):
-    """One- or two-point crossover over steps: both genes of the steps between the points change places."""
+    """Both genes of some steps change places: of those between two points, or, for half the pairs, of each step by chance.
+
+    One- and two-point crossover alone keep what neighbouring steps do together, and rarely combine what distant ones do.
+    """
 
     def __init__(self) -> None:
         super().__init__(2, 2)
 
     def _do(self, problem: Problem, X: np.ndarray, *args: Any, random_state: np.random.Generator, **kwargs: Any) -> np.ndarray:
-        children = X.copy()
-        n = problem.n_var // 2
-        for k in range(X.shape[1]):
+        pairs, n = X.shape[1], problem.n_var // 2
+        swapped = random_state.random((pairs, n)) < 0.5
+        for k in np.flatnonzero(random_state.random(pairs) < 0.5):
             low, high = sorted(random_state.choice(n + 1, size=2, replace=False))
-            for part in (slice(low, high), slice(n + low, n + high)):
-                children[0, k, part], children[1, k, part] = X[1, k, part], X[0, k, part]
-        return children
+            swapped[k] = (np.arange(n) >= low) & (np.arange(n) < high)
+        both = np.concatenate([swapped, swapped], axis=1)
+        return np.stack([np.where(both, X[1], X[0]), np.where(both, X[0], X[1])])
 
 
 class StepMutation(Mutation):
-    """Each gene is drawn anew with probability 1/n, n the number of steps: two genes change on average."""
+    """One gene and a half change on average: half of these to a neighbouring value, half to any."""
 
     def _do(self, problem: Problem, X: np.ndarray, *args: Any, random_state: np.random.Generator, **kwargs: Any) -> np.ndarray:
-        chosen = random_state.random(X.shape) < 2.0 / problem.n_var
-        return np.where(chosen, random_state.integers(0, problem.xu.astype(int) + 1, size=X.shape), X)
+        top = problem.xu.astype(int)
+        chosen = random_state.random(X.shape) < 1.5 / problem.n_var
+        anywhere = random_state.integers(0, top + 1, size=X.shape)
+        beside = np.clip(X + random_state.choice([-1, 1], size=X.shape), 0, top)
+        return np.where(chosen, np.where(random_state.random(X.shape) < 0.5, beside, anywhere), X)
 
 
 class NotSeen(DuplicateElimination):

@@ -21,6 +21,7 @@ import numpy as np
 import optuna
 import torch
 
+from analysis.budget import write_budget_page
 from dato.costs import CostModel
 from dato.strategy import FULL, Step, Strategy
 from launch.bench.landscape import Landscape, collect, noise
@@ -42,10 +43,10 @@ from search.workers import InProcessPool
 DEFAULTS = {
     "evaluations": "analysis/results/evaluations_embedded.json",
     "collect": "",
-    "candidates": "2000",
+    "candidates": "500",
     "seeds": "5",
     "population": "20",
-    "noise": "0.05",
+    "noise": "0.02",  # measured: FIDs of 13 strategies on 50 and on 100 images differ by 0.09 with a spread of 0.022
     "methods": "all",
     "output": "analysis/results",
 }
@@ -128,7 +129,10 @@ def run(arguments: Sequence[str]) -> int:
             print(f"seed {seed}, {name}: {len(record.results)} candidates, hypervolume {curve['hypervolume'][-1]:.4f}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     result = {"replay": landscape.held_out, "mode": "replay: FIDs are those of a model fitted to recorded evaluations", **compare(curves)}
     _print(result, names)
-    print(write_result("search", {**given, "geometry": "embedded"}, torch.device("cpu"), result, given["output"]))
+    path = write_result("search", {**given, "geometry": "embedded"}, torch.device("cpu"), result, given["output"])
+    note = f"Replayed: candidates are scored by a model fitted to {landscape.held_out['evaluations']} real evaluations (R2 on held-out ones {landscape.held_out['r2']:.2f}). Lines are medians over {given['seeds']} seeds, bands go from the least to the most."
+    print(path)
+    print(write_budget_page(path.with_suffix(".html"), result, note))
     return 0
 
 

@@ -1,0 +1,34 @@
+"""Hypervolume against the UNet MACs that searches spent: the picture of `dato bench search`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from analysis.figures import style
+from analysis.page import figure_section, page, write_page
+
+_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#9aa3ab", "#5a6570", "#1d252c")
+
+
+def budget_figure(result: Mapping[str, Any]) -> go.Figure:
+    """A line for each search, the median over seeds, with the range from the least to the most seed as a band."""
+    figure = go.Figure()
+    most = result["budgets"][-1]
+    shares = [b / most for b in result["budgets"]]
+    for (name, found), colour in zip(result["methods"].items(), _COLOURS, strict=False):
+        band = [*found["most"], *reversed(found["least"])]
+        figure.add_scatter(x=[*shares, *reversed(shares)], y=band, fill="toself", fillcolor=colour, opacity=0.12, line={"width": 0}, hoverinfo="skip", showlegend=False)
+        figure.add_scatter(x=shares, y=found["median"], mode="lines", name=name, line={"color": colour, "width": 2})
+    style(figure, "share of the budget of UNet MACs", "hypervolume (higher is better)", 520)
+    figure.update_xaxes(type="log", tickvals=[0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 1.0], tickformat=".0%")
+    return figure
+
+
+def write_budget_page(path: Path, result: Mapping[str, Any], note: str) -> Path:
+    """Write the figure as a page that loads nothing from a network."""
+    title = "Hypervolume at equal UNet MACs"
+    return write_page(path, page(title, [figure_section(title, budget_figure(result), note)]))
