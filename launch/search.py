@@ -27,14 +27,13 @@ from launch.view import SearchView
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver, Pool
-from search.evaluate import MeasurerSpec, measure, reference_features
+from search.evaluate import MeasurerSpec, measure, reference
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
 from search.ledger import Ledger, read_ledger
 from search.models import check_model
 from search.nsga2 import Nsga2
-from search.quality import Fid
 from search.records import UNACCELERATED, SearchRecord
 from search.shards import make_join
 from search.workers import Job, RayPool
@@ -70,7 +69,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     tracker = make_tracker(config)
     if not ledger.record.finished:
         spec = config.evaluator
-        fid = Fid(reference_features(spec))
+        fid, kid = reference(spec)
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -88,7 +87,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             "algorithm": algorithm,
             "plan": config.plan,
             "protocol": spec.protocol,
-            "measure": lambda shards: measure(shards, fid, spec.protocol.bootstrap),
+            "measure": lambda shards: measure(shards, fid, spec.protocol.bootstrap, kid),
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,

@@ -17,9 +17,10 @@ from dato.strategy import Strategy
 from search.data import FRESH_OFFSET, Data, DataSpec
 from search.generate import generate
 from search.latency import measure_costs
-from search.models import ModelSpec, load_pipeline
-from search.quality import Fid, extract, load_features
+from search.models import ModelSpec, load_pipeline, resolve_device
+from search.quality import Fid, Kid, extract, load_features
 from search.records import Measurement
+from search.reference import reference_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +165,12 @@ class Measurer:
 
     def __init__(self, spec: EvaluatorSpec) -> None:
         self._evaluator, self._protocol = spec.build(), spec.protocol
-        self._fid = Fid(reference_features(spec))
+        self._fid, self._kid = reference(spec)
 
     def measure(self, strategy: Strategy) -> Measurement:
         """On the protocol's least number of images. Raises where the images or their features are no good."""
         shards = self._evaluator.run([strategy], self._protocol.batches(last=self._protocol.counts[0]))
-        return measure(shards, self._fid, self._protocol.bootstrap)
+        return measure(shards, self._fid, self._protocol.bootstrap, self._kid)
 
 
 def reference_features(spec: EvaluatorSpec) -> torch.Tensor:
@@ -177,7 +178,16 @@ def reference_features(spec: EvaluatorSpec) -> torch.Tensor:
     return extract(load_features(spec.protocol.features), Data(spec.data).reference())
 
 
-def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int) -> Measurement:
+def reference(spec: EvaluatorSpec) -> tuple[Fid, Kid | None]:
+    """What candidates are compared with; no KID where the data gives statistics in place of real images."""
+    if spec.data.statistics:
+        moments, _ = reference_moments(Data(spec.data), spec.protocol.features, resolve_device(spec.model.device))
+        return Fid(moments), None
+    real = reference_features(spec)
+    return Fid(real), Kid(real, subset_size=min(1000, spec.protocol.counts[0], len(real)))
+
+
+def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int, kid: Kid | None = None) -> Measurement:
     """Put one strategy's shards together. Latency is the median over its batches."""
     features = torch.cat([s.features for s in shards])
     batch_ms = [ms for s in shards for ms in s.batch_ms]
@@ -196,6 +206,7 @@ def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int) -> Measurement:
         seconds=sum(s.seconds for s in shards),
         device=", ".join(sorted({s.device for s in shards})),
         batch=max(s.batch for s in shards),
+        kid=kid.value(features).value if kid else None,
     )
 
 

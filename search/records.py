@@ -38,6 +38,7 @@ class Measurement:
         fid: Frechet distance of the generated images to the reference images.
         fid_low: Lower end of the 95 % bootstrap interval over the generated images.
         fid_high: Upper end.
+        kid: Kernel distance to the reference images, or None where the reference is statistics only.
         images: How many images it was measured on; FIDs of different counts do not compare.
         latency_ms: Milliseconds per image of the whole pipeline, median over batches; or what the cost table predicts.
         latency_low_ms: Fastest batch.
@@ -64,6 +65,7 @@ class Measurement:
     device: str = ""
     batch: int = 0
     measured_ms: float | None = None
+    kid: float | None = None
     error: str | None = None
 
     @property
@@ -78,7 +80,7 @@ class Measurement:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
-        values: dict[str, Any] = {k: float("nan") if v is None and k not in ("error", "measured_ms") else v for k, v in data.items()}
+        values: dict[str, Any] = {k: float("nan") if v is None and k not in ("error", "measured_ms", "kid") else v for k, v in data.items()}
         return cls(**values)
 
 

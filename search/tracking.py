@@ -206,6 +206,7 @@ def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) ->
     return {
         "fid": m.fid,
         "fid_difference": m.fid - plain.fid if plain else math.nan,
+        "kid": math.nan if m.kid is None else m.kid,
         "latency_ms": m.latency_ms,
         "speedup": plain.latency_ms / m.latency_ms if plain else math.nan,
         "with/fid_low": m.fid_low,
