@@ -210,9 +210,10 @@ class RayPool:
         alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
+            alone = len(self._idle) + len(self._running) + len(self._starting) == 1
             for _ in range(len(self._idle)):
                 slot = self._idle.popleft()
-                piece = dispatcher.assign(slot.number, slot.timed)
+                piece = dispatcher.assign(slot.number, slot.timed, alone)
                 if piece is None:
                     self._idle.append(slot)
                 else:
@@ -258,7 +259,7 @@ class RayPool:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
-            return dispatcher.fail(piece, _summary(error.cause))
+            return dispatcher.fail(piece, _summary(error.cause), worker=slot.number)
         except ray.exceptions.RayError as error:
             lost = _node_is_gone(slot.node, error)
             what = f"node {slot.host} was lost" if lost else f"the worker died: {_summary(error)}"
