@@ -82,7 +82,7 @@ def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:
         strategy = space.decode(chance.integers(0, space.upper + 1))
         full = strategy.calls_by_depth.get(12, 0)
         ledger.ask(Candidate(number=n, generation=0, strategy=strategy))
-        ledger.result(n, Measurement(fid=2.0 + 0.1 * (20 - full) + 0.3 * sum(s.prune_ratio for s in strategy), images=images, latency_ms=10.0 * full + 20))
+        ledger.result(n, Measurement(fid=2.0 + 0.05 * (20 - full) + 0.03 * sum(s.prune_ratio for s in strategy), images=images, latency_ms=10.0 * full + 20))
     ledger.close()
 
 
