@@ -232,15 +232,19 @@ class Driver:
                     return
                 yield self._job(self._note(len(self.record.candidates), strategy))
 
-        population = self.plan.population
+        self._close_if_full()  # A driver killed right after the last result of a generation has not done so.
         for job, shards in self.pool.map(jobs()):
             self._take(job, shards)
             self._tell_one(algorithm, self.record.candidates[job.key])
-            done = len(self.record.results)
-            if done == population and not any(r.ok for r in self.record.results.values()):
-                raise SearchFailed(f"all of the first {done} candidates failed; the first error: {self.record.results[0].error}")
-            if done % population == 0:
-                self._close_generation(done // population - 1)
+            self._close_if_full()
+
+    def _close_if_full(self) -> None:
+        """Without generations, one is counted for every `population` results."""
+        done, population = len(self.record.results), self.plan.population
+        if done == population and not any(r.ok for r in self.record.results.values()):
+            raise SearchFailed(f"all of the first {done} candidates failed; the first error: {self.record.results[0].error}")
+        if done and done % population == 0:
+            self._close_generation(done // population - 1)
 
     def _note(self, number: int, strategy: Strategy | None) -> Candidate:
         """A candidate asked for, written down; the same as before where it was asked for before."""

@@ -270,6 +270,17 @@ def test_bad_plans_are_refused(wrong: dict[str, Any], message: str) -> None:
         SearchPlan(**{"generations": 4, "population": 6, **wrong})
 
 
+@pytest.mark.parametrize("mode", ["generational", "steady"])
+def test_cut_after_any_line_it_ends_with_the_same_front(tmp_path: Path, mode: str) -> None:
+    undisturbed = outcome(search(tmp_path / "calm", Toy(), generations=3, mode=mode))
+    lines = (tmp_path / "calm" / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        (folder / "ledger.jsonl").write_bytes(b"".join(lines[:count]) + lines[count][:9])
+        assert outcome(search(folder, Toy(), generations=3, mode=mode)) == undisturbed, f"cut after line {count}: {lines[count - 1]!r}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["generational", "steady"])
 def test_killed_at_random_points_it_ends_with_the_same_front(tmp_path: Path, mode: str) -> None:
