@@ -173,6 +173,27 @@ def test_a_search_begins_with_fewer_workers_and_takes_in_late_ones(cluster: Clus
     assert {node for _, node, _, _ in evaluations(tmp_path)} == {first.node_id, late[0]}
 
 
+def test_a_node_is_taken_away_after_a_notice(cluster: Cluster, tmp_path: Path, calm: object) -> None:
+    from ray.core.generated import autoscaler_pb2
+
+    cluster.add_node(num_cpus=1)
+    spot = cluster.add_node(num_cpus=1)
+    pool = pool_of(cluster, tmp_path, pause=1.0)
+    accepted: list[bool] = []
+
+    def notice() -> None:
+        # What a provider's notice becomes: the node takes no new work, and is gone at the deadline.
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        accepted.append(ray._raylet.GcsClient(address=cluster.address).drain_node(spot.node_id, reason, "spot", int(1000 * (time.time() + 4)))[0])
+        threading.Timer(4, cluster.remove_node, args=(spot,), kwargs={"allow_graceful": False}).start()
+        cluster.add_node(num_cpus=1)
+
+    record = search(tmp_path, pool, At(5, notice))
+    check(record, tmp_path, calm)
+    assert accepted == [True]
+    assert len({node for _, node, _, _ in evaluations(tmp_path)}) == 3, "the replacement is used"
+
+
 def test_a_node_is_cut_off_and_heals(cluster: Cluster, tmp_path: Path, calm: object) -> None:
     cluster.add_node(num_cpus=1)
     cut = cluster.add_node(num_cpus=1)
