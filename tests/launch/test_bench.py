@@ -110,7 +110,7 @@ def test_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "search", f"evaluations={table}", "candidates=100", "seeds=1", f"output={tmp_path / 'out'}"]) == 0
     result = only_json(tmp_path / "out")
     assert result["mode"].startswith("replay")
-    assert result["replay"]["rank_correlation"] > 0.8, "made-up FIDs are smooth"
+    assert result["replay"]["rank_correlation"] > 0.5, "made-up FIDs are smooth"
     assert {"stepwise", "stepwise, fidelities", "paper", "Optuna TPE", "Optuna NSGA-II", "pymoo NSGA-II", "random"} <= set(result["methods"])
     for name, found in result["methods"].items():
         for run in found["runs"]:
