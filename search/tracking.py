@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
@@ -98,8 +99,7 @@ class Tracker:
         if self.uri:
             mlflow.set_tracking_uri(self.uri)
         self._client = MlflowClient()
-        found = self._client.get_experiment_by_name(self.experiment)
-        self._experiment_id = found.experiment_id if found else self._client.create_experiment(self.experiment)
+        self._experiment_id = self._find_experiment()
         names = {k: (record.config.get(k) or {}).get("name") for k in ("model", "data")}
         self._tags = {_SEARCH: record.search_id, **{f"dato.{k}": str(v) for k, v in names.items() if v}}
         runs = self._pages(f"tags.`{_SEARCH}` = '{record.search_id}'")
@@ -119,6 +119,17 @@ class Tracker:
                 self._log_child(record, record.candidates[number])
             for number in record.promotions:
                 self._log_promotions(record, record.candidates[number])
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(self.experiment))
+            except MlflowException:  # another search may have made it meanwhile
+                found = self._client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def _pages(self, query: str) -> list[Any]:
         runs: list[Any] = []

@@ -257,14 +257,14 @@ class RayPool:
         try:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
+            self._idle.append(slot)  # behind those that succeed: a retry goes to another worker where one is free
             return dispatcher.fail(piece, _summary(error.cause))
         except ray.exceptions.RayError as error:
             lost = _node_is_gone(slot.node, error)
             what = f"node {slot.host} was lost" if lost else f"the worker died: {_summary(error)}"
             self._replace(slot)
             return dispatcher.fail(piece, what, lost=lost)
-        self._idle.append(slot)
+        self._idle.appendleft(slot)
         return dispatcher.succeed(piece, result)
 
     def _restarted(self, ref: Any) -> None:
