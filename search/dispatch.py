@@ -46,6 +46,7 @@ class Piece:
         job: Whose.
         batches: Positions in the job's batches.
         timed: Whether it must run where latency counts.
+        avoid: The worker that it failed on last.
     """
 
     job: Job
@@ -53,6 +54,7 @@ class Piece:
     timed: bool = False
     failures: int = 0
     losses: int = 0
+    avoid: Hashable = None
 
 
 @dataclass(eq=False)
@@ -101,6 +103,7 @@ class Dispatcher:
         """Heap of jobs by batches left; entries that are no longer true are skipped."""
         self._order = itertools.count()
         self._exhausted = False
+        self._alone = False
 
     @property
     def open(self) -> int:
@@ -112,13 +115,15 @@ class Dispatcher:
         """Whether every job has been handed back. Only sure after a worker was refused a piece."""
         return self._exhausted and not self._open
 
-    def assign(self, worker: Hashable, timed: bool = True) -> Piece | None:
+    def assign(self, worker: Hashable, timed: bool = True, alone: bool = False) -> Piece | None:
         """The next piece for a free worker, or None when there is nothing for it now.
 
         Args:
             worker: Its name.
             timed: Whether latency counts there.
+            alone: There is no other worker, so that what failed on this one can only be tried here again.
         """
+        self._alone = alone
         mine = self._mine.get(worker)
         if mine and (piece := self._take(mine, worker, timed)):
             return piece
@@ -170,6 +175,8 @@ class Dispatcher:
     def _take(self, taken: _Open, worker: Hashable, timed: bool) -> Piece | None:
         if not taken.todo or id(taken.job) not in self._open:
             return None
+        if taken.todo[0].avoid == worker is not None and not self._alone:
+            return None
         if self._mixed and not timed and taken.timed == 0 and len(taken.todo) == 1:
             return None  # the last batch is kept for a worker whose latency counts
         piece = taken.todo.popleft()
@@ -206,13 +213,14 @@ class Dispatcher:
         ordered = [taken.results[i] for i in sorted(taken.results)]
         return piece.job, ordered[0] if len(ordered) == 1 or self._join is None else self._join(ordered)
 
-    def fail(self, piece: Piece, error: str, *, lost: bool = False) -> tuple[Job, None] | None:
+    def fail(self, piece: Piece, error: str, *, lost: bool = False, worker: Hashable = None) -> tuple[Job, None] | None:
         """Note that a piece failed; the job with None when its tries are used up.
 
         Args:
             piece: Which.
             error: What it said.
             lost: Its machine vanished: not counted as a try, up to `LOSSES` times.
+            worker: Which is still there, and is not given this piece again while there are others.
         """
         taken = self._open.get(id(piece.job))
         if taken is None:
@@ -222,6 +230,7 @@ class Dispatcher:
         if self._mine.get(taken.worker) is taken:
             del self._mine[taken.worker]
         taken.worker = None
+        piece.avoid = worker
         piece.losses += lost
         piece.failures += not lost
         if piece.failures < self._tries and piece.losses < LOSSES:

@@ -93,7 +93,9 @@ def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | 
 
 def command(config: Mapping[str, Any]) -> str:
     """The `dato search` command that makes the same search: every resolved value, so that no default can change it."""
-    words = ["dato", "search", *(f"{k}={_value(v)}" for k, v in _flatten({k: v for k, v in config.items() if k not in _LOCAL}))]
+    rows = _flatten({k: v for k, v in config.items() if k not in _LOCAL})
+    # A model's or data set's keys are not those of the default ones: ++ adds what is not there.
+    words = ["dato", "search", *(f"{'++' if k.startswith(('model.', 'data.')) else ''}{k}={_value(v)}" for k, v in rows)]
     return " \\\n  ".join([" ".join(words[:2]), *map(shlex.quote, words[2:])])
 
 

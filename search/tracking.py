@@ -122,14 +122,16 @@ class Tracker:
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
-        if found is None:
-            try:
-                return str(self._client.create_experiment(self.experiment))
-            except MlflowException:  # another search may have made it meanwhile
-                found = self._client.get_experiment_by_name(self.experiment)
-                if found is None:
-                    raise
-        return str(found.experiment_id)
+        if found:
+            return found.experiment_id
+        try:
+            return self._client.create_experiment(self.experiment)
+        except MlflowException:
+            # Another search may have made it between the two calls.
+            found = self._client.get_experiment_by_name(self.experiment)
+            if found is None:
+                raise
+            return found.experiment_id
 
     def _pages(self, query: str) -> list[Any]:
         runs: list[Any] = []

@@ -210,9 +210,10 @@ class RayPool:
         alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
+            alone = len(self._idle) + len(self._running) + len(self._starting) == 1
             for _ in range(len(self._idle)):
                 slot = self._idle.popleft()
-                piece = dispatcher.assign(slot.number, slot.timed)
+                piece = dispatcher.assign(slot.number, slot.timed, alone)
                 if piece is None:
                     self._idle.append(slot)
                 else:
@@ -257,14 +258,14 @@ class RayPool:
         try:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            self._idle.append(slot)  # behind those that succeed: a retry goes to another worker where one is free
-            return dispatcher.fail(piece, _summary(error.cause))
+            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
+            return dispatcher.fail(piece, _summary(error.cause), worker=slot.number)
         except ray.exceptions.RayError as error:
             lost = _node_is_gone(slot.node, error)
             what = f"node {slot.host} was lost" if lost else f"the worker died: {_summary(error)}"
             self._replace(slot)
             return dispatcher.fail(piece, what, lost=lost)
-        self._idle.appendleft(slot)
+        self._idle.append(slot)
         return dispatcher.succeed(piece, result)
 
     def _restarted(self, ref: Any) -> None:

@@ -44,7 +44,7 @@ def test_export_to_a_file(search: Path, capsys: pytest.CaptureFixture[str]) -> N
     provenance = Strategy.load("s.json").provenance
     assert provenance["quality"]["difference_interval"][0] < provenance["quality"]["difference"] < provenance["quality"]["difference_interval"][1]
     assert provenance["latency"]["speedup_range"][0] < provenance["latency"]["speedup"] < provenance["latency"]["speedup_range"][1]
-    assert provenance["reproduce"].startswith("dato search \\\n  model.name=embedded")
+    assert provenance["reproduce"].startswith("dato search \\\n  ++model.name=embedded")
     before = Path("s.json").read_bytes()
     assert main(["export", f"folder={search}", "to=file", "alias=quality", "target=s.json"]) == 2
     assert "exists and is something else; give another target, or replace=true" in capsys.readouterr().err

@@ -144,3 +144,15 @@ def test_pictures_are_drawn_anywhere_and_never_cut(method: str) -> None:
     piece = dispatcher.assign("slow", timed=False)
     assert piece is not None
     assert len(piece.batches) == 4
+
+
+def test_a_piece_is_not_given_to_the_worker_it_failed_on_while_there_is_another() -> None:
+    dispatcher = Dispatcher([Job("a", [], [[0]])], tries=3)
+    piece = dispatcher.assign("one")
+    assert piece is not None
+    assert dispatcher.fail(piece, "no luck", worker="one") is None
+    assert dispatcher.assign("one") is None
+    assert dispatcher.assign("two") is piece
+    assert dispatcher.fail(piece, "no luck", worker="two") is None
+    assert dispatcher.assign("two", alone=True) is piece
+    assert dispatcher.fail(piece, "no luck", worker="two") == (piece.job, None)
