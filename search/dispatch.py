@@ -121,7 +121,7 @@ class Dispatcher:
         Args:
             worker: Its name.
             timed: Whether latency counts there.
-            alone: There is no other worker, so that what failed on this one can only be tried here again.
+            alone: No other worker takes what failed on this one, so that it is tried here again.
         """
         self._alone = alone
         mine = self._mine.get(worker)

@@ -210,14 +210,9 @@ class RayPool:
         alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
-            alone = len(self._idle) + len(self._running) + len(self._starting) == 1
-            for _ in range(len(self._idle)):
-                slot = self._idle.popleft()
-                piece = dispatcher.assign(slot.number, slot.timed, alone)
-                if piece is None:
-                    self._idle.append(slot)
-                else:
-                    self._begin(dispatcher, piece, slot)
+            self._hand_out(dispatcher, alone=False)
+            if not self._running:  # nobody else may take what is left: it is tried again where it failed
+                self._hand_out(dispatcher, alone=True)
             # Handed on after the next pieces have begun: the caller takes its time, and no worker waits for it.
             yield from finished
             finished = []
@@ -235,6 +230,16 @@ class RayPool:
                 result = self._finish(ref, late)
                 if result and mine:  # else a batch of a job that has failed already, or of an abandoned map
                     finished.append(result)
+
+    def _hand_out(self, dispatcher: Dispatcher, *, alone: bool) -> None:
+        """Give every idle worker its next piece, if there is one for it."""
+        for _ in range(len(self._idle)):
+            slot = self._idle.popleft()
+            piece = dispatcher.assign(slot.number, slot.timed, alone)
+            if piece is None:
+                self._idle.append(slot)
+            else:
+                self._begin(dispatcher, piece, slot)
 
     def _wait(self) -> list[tuple[Any, bool]]:
         """What finished, or is too late (True)."""

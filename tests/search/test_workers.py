@@ -38,6 +38,27 @@ class Moody:
         return len(strategies)
 
 
+class Uneven:
+    """One worker's device is fast, the others' are slow; the first run on the fast one fails."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def build(self) -> Uneven:
+        try:
+            (self.folder / "built").touch(exist_ok=False)
+            self.device = "fast"
+        except FileExistsError:
+            self.device = "slow"
+        return self
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> str:
+        if self.device == "fast" and not (self.folder / "failed").exists():
+            (self.folder / "failed").touch()
+            raise ValueError("a bad day")
+        return self.device
+
+
 class Unbuildable:
     def build(self) -> Moody:
         raise OSError("no such model here")
@@ -83,6 +104,17 @@ def test_a_hopeless_job_is_handed_back_with_its_errors(shared: tuple[RayPool, Pa
     assert hopeless.tries == 3
     assert message in hopeless.errors[0]
     assert results[f"beside-{mood}"][1] == 1
+
+
+@pytest.mark.slow
+def test_what_failed_on_the_only_device_that_counts_is_tried_there_again(tmp_path: Path) -> None:
+    pool = RayPool(Uneven(str(tmp_path)), workers=2, latency_device="fast", start_s=120)
+    try:
+        ((done, result),) = pool.map([job("well", "timed")])
+    finally:
+        pool.close()
+    assert result == "fast"
+    assert done.errors == ["ValueError: a bad day"]
 
 
 def test_no_workers_are_refused() -> None:
