@@ -17,6 +17,10 @@ LOSSES = 20
 """How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
 
 
+WORKER_DIED = "the worker died"
+"""How the error of a try begins that ended its worker's process."""
+
+
 @dataclass
 class Job:
     """Strategies to run on batches of images.
@@ -36,6 +40,13 @@ class Job:
     method: str = "run"
     tries: int = 0
     errors: list[str] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str:
+        """Why it was given up: each different error once, and whether it is quarantined because it ends workers."""
+        killed = sum(error.startswith(WORKER_DIED) for error in self.errors)
+        errors = "; then ".join(dict.fromkeys(self.errors))
+        return f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
 
 
 @dataclass(eq=False)
@@ -121,7 +132,7 @@ class Dispatcher:
         Args:
             worker: Its name.
             timed: Whether latency counts there.
-            alone: There is no other worker, so that what failed on this one can only be tried here again.
+            alone: No other worker takes what failed on this one, so that it is tried here again.
         """
         self._alone = alone
         mine = self._mine.get(worker)

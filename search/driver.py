@@ -328,7 +328,7 @@ class Driver:
 
     def _to_measurement(self, strategy: Strategy, job: Job, shards: Sequence[Shard] | None) -> Measurement:
         if shards is None:
-            return Measurement(error="; then ".join(dict.fromkeys(job.errors)))
+            return Measurement(error=job.reason)
         try:
             measurement = self._measure(shards)
         except ValueError as error:  # NaN features: the candidate is infeasible

@@ -14,7 +14,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dato.strategy import Strategy
@@ -244,21 +244,3 @@ class SimulatedPool:
         now = self.tally
         there = sum(now.clock_s - m.loaded for m in self._machines if math.isfinite(m.loaded))
         return Tally(**{**vars(now), "offered_s": now.offered_s + there})
-
-
-@dataclass
-class Stopwatch:
-    """Busy time of the workers of a real run, from the seconds that each result says it slept.
-
-    Attributes:
-        workers: How many.
-        slept: (finish, seconds) of every result, on `time.monotonic`.
-    """
-
-    workers: int
-    slept: list[tuple[float, float]] = field(default_factory=list)
-
-    def utilisation(self, begin: float, end: float) -> float:
-        """Share of the workers' time between two moments that was sleep."""
-        inside = sum(max(0.0, min(finish, end) - max(finish - seconds, begin)) for finish, seconds in self.slept)
-        return inside / (self.workers * (end - begin))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import ray
 
 from search.cluster import ClusterError, connect, own_packages, worker_class
-from search.dispatch import Dispatcher, Job, Piece
+from search.dispatch import WORKER_DIED, Dispatcher, Job, Piece
 
 __all__ = ["Evaluator", "EvaluatorFactory", "InProcessPool", "Job", "RayPool", "WorkerError"]
 _log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class _Slot:
     host: str = ""
     timed: bool = True
     starts: int = 0
+    died: bool = False
+    """Whether its last start ended without an answer: the machine's fault or its memory's, not the model's."""
     errors: list[str] = field(default_factory=list)
 
 
@@ -168,9 +170,14 @@ class RayPool:
                 )
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=1.0)
             for ref in done:
+                slot = self._starting[ref]
                 error = self._started(ref)
-                if error:
+                if error and not slot.died:
                     raise WorkerError(f"a worker cannot load its model: {error}")
+                if error and slot.starts == self._tries:
+                    raise WorkerError(f"a worker died {slot.starts} times while it was loading its model: {error}")
+                if error:
+                    self._launch(slot)
         self._check_devices()
 
     def _check_devices(self) -> None:
@@ -186,9 +193,10 @@ class RayPool:
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             where = f" on node {slot.host}" if slot.host else ""
+            slot.died = True
             slot.errors.append(_summary(cause) + where)
             return slot.errors[-1]
-        slot.device, slot.node, slot.host = about["device"], about["node"], about["host"]
+        slot.device, slot.node, slot.host, slot.died = about["device"], about["node"], about["host"], False
         if about["error"]:
             fix = "; install dato-search on that node, or set cluster.code=ship" if "ModuleNotFoundError" in about["error"] else ""
             slot.errors.append(f"{about['error']} (node {slot.host}{fix})")
@@ -210,14 +218,9 @@ class RayPool:
         alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
-            alone = len(self._idle) + len(self._running) + len(self._starting) == 1
-            for _ in range(len(self._idle)):
-                slot = self._idle.popleft()
-                piece = dispatcher.assign(slot.number, slot.timed, alone)
-                if piece is None:
-                    self._idle.append(slot)
-                else:
-                    self._begin(dispatcher, piece, slot)
+            self._hand_out(dispatcher, alone=False)
+            if not self._running:  # nobody else may take what is left: it is tried again where it failed
+                self._hand_out(dispatcher, alone=True)
             # Handed on after the next pieces have begun: the caller takes its time, and no worker waits for it.
             yield from finished
             finished = []
@@ -235,6 +238,16 @@ class RayPool:
                 result = self._finish(ref, late)
                 if result and mine:  # else a batch of a job that has failed already, or of an abandoned map
                     finished.append(result)
+
+    def _hand_out(self, dispatcher: Dispatcher, *, alone: bool) -> None:
+        """Give every idle worker its next piece, if there is one for it."""
+        for _ in range(len(self._idle)):
+            slot = self._idle.popleft()
+            piece = dispatcher.assign(slot.number, slot.timed, alone)
+            if piece is None:
+                self._idle.append(slot)
+            else:
+                self._begin(dispatcher, piece, slot)
 
     def _wait(self) -> list[tuple[Any, bool]]:
         """What finished, or is too late (True)."""
@@ -262,7 +275,7 @@ class RayPool:
             return dispatcher.fail(piece, _summary(error.cause), worker=slot.number)
         except ray.exceptions.RayError as error:
             lost = _node_is_gone(slot.node, error)
-            what = f"node {slot.host} was lost" if lost else f"the worker died: {_summary(error)}"
+            what = f"node {slot.host} was lost" if lost else f"{WORKER_DIED}: {_summary(error)}"
             self._replace(slot)
             return dispatcher.fail(piece, what, lost=lost)
         self._idle.append(slot)

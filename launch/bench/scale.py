@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray import tune
 
 from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
@@ -27,12 +28,14 @@ from search.ledger import Ledger
 from search.nsga2 import Nsga2
 from search.plan import SearchPlan
 from search.records import UNACCELERATED
-from search.simulate import SimulatedPool, Stopwatch, Weather, duration, sleeper, toy_measurement
+from search.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
 from search.space import SearchSpace
+from search.steady import SteadyNsga2
+from search.tune import NSGA2Search
 from search.workers import Job, RayPool
 
 DEFAULTS = {
-    "workers": "1,8,64", "seconds": "20", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady",
+    "workers": "1,8,64", "seconds": "20", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,tune", "tune_workers": "8",
     "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "memory_candidates": "10000", "output": "analysis/results",
 }
 STEPS = 50
@@ -46,9 +49,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     given = parse(list(arguments), DEFAULTS, "scale")
     modes = [m for m in given["modes"].split(",") if m]
-    unknown = set(modes) - set(MODES)
+    unknown = set(modes) - {*MODES, "tune"}
     if unknown:
-        raise ConfigError(f"modes holds {sorted(unknown)}; allowed are {', '.join(MODES)}")
+        raise ConfigError(f"modes holds {', '.join(sorted(unknown))}; allowed are {', '.join([*MODES, 'tune'])}")
     result: dict[str, Any] = {"real": [], "simulated": [], "driver": None}
     for workers in [int(w) for w in given["workers"].split(",") if w]:
         result["real"] += _real(workers, modes, given)
@@ -69,8 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 class _Source:
@@ -105,8 +108,8 @@ def _steady(pool: Any, source: _Source, population: int) -> Iterable[tuple[Job, 
     return pool.map(source.jobs())
 
 
-MODES = {"generational": (_generations, False), "sharded": (_generations, True), "steady": (_steady, False)}
-"""How candidates are handed out, and whether idle workers help with others' batches."""
+MODES = {"generational": _generations, "sharded": _generations, "steady": _steady}
+"""How candidates are handed out; sharded: idle workers help with others' batches."""
 
 
 def _real(workers: int, modes: Sequence[str], given: dict[str, str]) -> list[dict[str, Any]]:
@@ -115,31 +118,82 @@ def _real(workers: int, modes: Sequence[str], given: dict[str, str]) -> list[dic
     connect(None, cpus=workers)
     try:
         for mode in modes:
-            schedule, sharded = MODES[mode]
+            if mode == "tune" and workers > int(given["tune_workers"]):
+                continue
+            sharded = mode == "sharded"
             batches = int(given["batches"]) if sharded else 1
-            busy = workers if mode == "steady" or sharded else min(workers, population)
+            busy = min(workers, population) if mode == "generational" else workers
             count = max(round(seconds * busy / mean), 2 * busy)
-            if mode != "steady":
+            if mode in ("generational", "sharded"):
                 count = max(2, round(count / population)) * population
-            pool = RayPool(sleeper(batches), workers=workers, cpus=1, join=_sum_seconds if sharded else None)
-            source, clock = _Source(count, batches, seed=workers, mean_s=mean), Stopwatch(workers)
-            begin = time.monotonic()
-            for _, slept in schedule(pool, source, population):
-                clock.slept.append((time.monotonic(), sum(slept[0])))
-            end = time.monotonic()
-            pool.close()
-            work = sum(s for _, s in clock.slept)
-            window = work - sum(max(0.0, min(s, f - source.last)) for f, s in clock.slept if f > source.last) if not sharded else math.nan
-            found.append(
-                {
-                    "workers": workers, "mode": mode, "candidates": count, "seconds": end - begin, "per_minute": 60 * count / (end - begin),
-                    "ideal_per_minute": 60 * count / (work / workers), "utilisation": work / (workers * (end - begin)),
-                    "utilisation_until_last_dispatch": window / (workers * (source.last - begin)) if source.last > begin else math.nan,
-                }
-            )  # fmt: skip
+            if mode == "tune":
+                begin, last, slept = _under_tune(workers, count, mean)
+            else:
+                pool = RayPool(sleeper(batches), workers=workers, cpus=1, join=_sum_seconds if sharded else None)
+                source, slept = _Source(count, batches, seed=workers, mean_s=mean), []
+                begin = time.monotonic()
+                for _, result in MODES[mode](pool, source, population):
+                    slept.append((time.monotonic(), sum(result[0])))
+                pool.close()
+                last = source.last
+            found.append({"workers": workers, "mode": mode, **_utilisation(workers, begin, last, slept, known=not sharded)})
     finally:
         ray.shutdown()
     return found
+
+
+def _utilisation(workers: int, begin: float, last: float, slept: Sequence[tuple[float, float]], *, known: bool) -> dict[str, Any]:
+    """Shares of the workers' time, from when each candidate ended and how long it slept; until the last dispatch where it is known who slept when."""
+    end, work = max(finish for finish, _ in slept), sum(s for _, s in slept)
+    before = sum(max(0.0, min(finish, last) - (finish - s)) for finish, s in slept)
+    return {
+        "candidates": len(slept), "seconds": end - begin, "per_minute": 60 * len(slept) / (end - begin), "ideal_per_minute": 60 * len(slept) * workers / work,
+        "utilisation": work / (workers * (end - begin)), "utilisation_until_last_dispatch": before / (workers * (last - begin)) if known and last > begin else None,
+    }  # fmt: skip
+
+
+def _under_tune(workers: int, count: int, mean_s: float) -> tuple[float, float, list[tuple[float, float]]]:
+    """A Tune experiment of candidates that sleep: when the first one began, when the last one was asked for, and (end, seconds) of each."""
+    searcher = NSGA2Search(SearchSpace(steps=STEPS), population=20)
+    asked: list[float] = []
+    searcher.asked = lambda strategy, trial: asked.append(time.monotonic())
+
+    class Sleeping(tune.Trainable):  # in a function, so that Ray sends it by value and its processes import nothing of ours
+        def setup(self, config: dict[str, Any]) -> None:
+            self.reset_config(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            import random
+            import zlib
+
+            chance = random.Random(zlib.crc32(new_config["strategy"].encode()))
+            self._seconds, self._figures = mean_s * chance.lognormvariate(-0.125, 0.5), (chance.random(), chance.random())
+            return True
+
+        def step(self) -> dict[str, Any]:
+            import time
+
+            time.sleep(self._seconds)
+            return {"fid": self._figures[0], "latency_ms": self._figures[1], "slept": self._seconds, "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            pass
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            pass
+
+    class Clock(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            slept.append((time.monotonic(), trial.last_result["slept"]))
+
+    slept: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        tune.Tuner(
+            tune.with_resources(Sleeping, {"cpu": 1}),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=count, max_concurrent_trials=workers, reuse_actors=True),
+            run_config=tune.RunConfig(name="scale", storage_path=folder, callbacks=[Clock()], verbose=0),
+        ).fit()
+    return min(finish - seconds for finish, seconds in slept), asked[-1], slept
 
 
 def _simulated(given: dict[str, str]) -> list[dict[str, Any]]:
@@ -152,10 +206,7 @@ def _simulated(given: dict[str, str]) -> list[dict[str, Any]]:
             workers, lambda s: duration(s, mean), toy_measurement, weather=weather, join=(lambda parts: parts[0]) if sharded else None, overhead_s=0.005
         )
         begin = time.perf_counter()
-        if mode == "steady":
-            done = sum(1 for _, result in _steady(pool, _Source(count, 1, seed=1), 0) if result)
-        else:
-            done = len(_search(pool, count, population=workers, batches=int(given["batches"])).results)
+        done = len(_search(pool, count, population=workers, batches=int(given["batches"]) if sharded else 1, steady=mode == "steady").results)
         real = time.perf_counter() - begin
         tally = pool.settle()
         found.append(
@@ -168,14 +219,17 @@ def _simulated(given: dict[str, str]) -> list[dict[str, Any]]:
     return found
 
 
-def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int) -> Any:
+def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int, steady: bool = False) -> Any:
+    space = SearchSpace(steps=STEPS)
+    # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
+    algorithm = SteadyNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", {}, {})
         driver = Driver(
             ledger=ledger,
-            algorithm=Nsga2(space=SearchSpace(steps=STEPS), population=population, seed=0),
-            plan=SearchPlan(generations=max(1, candidates // population), population=population),
-            protocol=Protocol(images=max(2, batches), batch=1),
+            algorithm=algorithm,
+            plan=SearchPlan(generations=max(1, candidates // population), population=population, mode="steady" if steady else "generational"),
+            protocol=Protocol(images=2 * batches, batch=2),
             pool=pool,
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(STEPS)},

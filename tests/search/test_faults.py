@@ -173,7 +173,28 @@ def test_a_search_begins_with_fewer_workers_and_takes_in_late_ones(cluster: Clus
     assert {node for _, node, _, _ in evaluations(tmp_path)} == {first.node_id, late[0]}
 
 
-def test_a_node_is_cut_off_and_heals(cluster: Cluster, tmp_path: Path, calm: object) -> None:
+def test_a_node_is_taken_away_after_a_notice(cluster: Cluster, tmp_path: Path, calm: object) -> None:
+    from ray.core.generated import autoscaler_pb2
+
+    cluster.add_node(num_cpus=1)
+    spot = cluster.add_node(num_cpus=1)
+    pool = pool_of(cluster, tmp_path, pause=1.0)
+    accepted: list[bool] = []
+
+    def notice() -> None:
+        # What a provider's notice becomes: the node takes no new work, and is gone at the deadline.
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        accepted.append(ray._raylet.GcsClient(address=cluster.address).drain_node(spot.node_id, reason, "spot", int(1000 * (time.time() + 4)))[0])
+        threading.Timer(4, cluster.remove_node, args=(spot,), kwargs={"allow_graceful": False}).start()
+        cluster.add_node(num_cpus=1)
+
+    record = search(tmp_path, pool, At(5, notice))
+    check(record, tmp_path, calm)
+    assert accepted == [True]
+    assert len({node for _, node, _, _ in evaluations(tmp_path)}) == 3, "the replacement is used"
+
+
+def test_a_node_hangs_and_wakes(cluster: Cluster, tmp_path: Path, calm: object) -> None:
     cluster.add_node(num_cpus=1)
     cut = cluster.add_node(num_cpus=1)
     pool = pool_of(cluster, tmp_path)
@@ -191,6 +212,65 @@ def test_a_node_is_cut_off_and_heals(cluster: Cluster, tmp_path: Path, calm: obj
 
     record = search(tmp_path, pool, At(6, freeze), At(18, heal))
     check(record, tmp_path, calm)
+
+
+NAMESPACES = os.geteuid() == 0 and shutil.which("ip") is not None and subprocess.run(["ip", "netns", "list"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cluster, str]]:
+    """A head, and a node of one worker in a network namespace of its own; the name of the link between them."""
+    name, link, net = f"dato{os.getpid() % 10000}", f"dl{os.getpid() % 10000}", f"10.{77 + os.getpid() % 100}.0"
+    temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", temporary)
+    inside = ["ip", "netns", "exec", name]
+    made, node = None, None
+    try:
+        for command in (
+            ["ip", "netns", "add", name],
+            ["ip", "link", "add", link, "type", "veth", "peer", "name", "node", "netns", name],
+            ["ip", "addr", "add", f"{net}.1/24", "dev", link],
+            ["ip", "link", "set", link, "up"],
+            [*inside, "ip", "addr", "add", f"{net}.2/24", "dev", "node"],
+            [*inside, "ip", "link", "set", "node", "up"],
+            [*inside, "ip", "link", "set", "lo", "up"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"no network namespaces here: {' '.join(command)}: {done.stderr.strip()}")
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK, "node_ip_address": f"{net}.1"}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        made.add_node(num_cpus=1, node_ip_address=f"{net}.1")
+        # Its temporary folder is its own: on one machine, nodes would find each other's sockets there.
+        start = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={made.address}", f"--node-ip-address={net}.2", "--num-cpus=1"]
+        node = subprocess.Popen([*start, "--object-store-memory=100000000", "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        yield made, link
+    finally:
+        ray.shutdown()
+        if node:
+            for member in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+                member.kill()
+            node.wait()
+        if made:
+            made.shutdown()
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.skipif(not NAMESPACES, reason="network namespaces need root and the command ip")
+def test_a_node_is_cut_off_from_the_network_and_heals(apart: tuple[Cluster, str], tmp_path: Path, calm: object) -> None:
+    cluster, link = apart
+    pool = pool_of(cluster, tmp_path, pause=1.0)
+
+    def cut() -> None:
+        subprocess.run(["ip", "link", "set", link, "down"], check=True)
+
+    def heal() -> None:
+        subprocess.run(["ip", "link", "set", link, "up"], check=True)
+
+    record = search(tmp_path, pool, At(6, cut), At(20, heal))
+    check(record, tmp_path, calm)
+    assert len({node for _, node, _, _ in evaluations(tmp_path)}) == 2
 
 
 def test_without_any_node_left_it_says_so_and_continues_later(cluster: Cluster, tmp_path: Path, calm: object) -> None:

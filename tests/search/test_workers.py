@@ -38,9 +38,46 @@ class Moody:
         return len(strategies)
 
 
+class Uneven:
+    """One worker's device is fast, the others' are slow; the first run on the fast one fails."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def build(self) -> Uneven:
+        try:
+            (self.folder / "built").touch(exist_ok=False)
+            self.device = "fast"
+        except FileExistsError:
+            self.device = "slow"
+        return self
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> str:
+        if self.device == "fast" and not (self.folder / "failed").exists():
+            (self.folder / "failed").touch()
+            raise ValueError("a bad day")
+        return self.device
+
+
 class Unbuildable:
     def build(self) -> Moody:
         raise OSError("no such model here")
+
+
+class DiesLoading:
+    """Its process dies while it loads, the first `times` times."""
+
+    def __init__(self, folder: str, times: int) -> None:
+        self.folder, self.times = Path(folder), times
+
+    def build(self) -> DiesLoading:
+        (self.folder / str(os.getpid())).touch()
+        if len(list(self.folder.iterdir())) <= self.times:
+            os._exit(1)
+        return self
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> str:
+        return "well"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +119,32 @@ def test_a_hopeless_job_is_handed_back_with_its_errors(shared: tuple[RayPool, Pa
     assert result is None
     assert hopeless.tries == 3
     assert message in hopeless.errors[0]
+    assert hopeless.reason.startswith("quarantined, it killed 3 workers: the worker died" if mood == "die" else message)
     assert results[f"beside-{mood}"][1] == 1
+
+
+@pytest.mark.slow
+def test_what_failed_on_the_only_device_that_counts_is_tried_there_again(tmp_path: Path) -> None:
+    pool = RayPool(Uneven(str(tmp_path)), workers=2, cpus=0, latency_device="fast", start_s=120)
+    try:
+        ((done, result),) = pool.map([job("well", "timed")])
+    finally:
+        pool.close()
+    assert result == "fast"
+    assert done.errors == ["ValueError: a bad day"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_loading_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "twice").mkdir()
+    pool = RayPool(DiesLoading(str(tmp_path / "twice"), 2), workers=1, cpus=0, start_s=120)
+    try:
+        assert [result for _, result in pool.map([job("well", "a")])] == ["well"]
+    finally:
+        pool.close()
+    (tmp_path / "always").mkdir()
+    with pytest.raises(WorkerError, match=r"a worker died 3 times while it was loading its model: .*Died"):
+        RayPool(DiesLoading(str(tmp_path / "always"), 99), workers=1, cpus=0, start_s=120)
 
 
 def test_no_workers_are_refused() -> None:
