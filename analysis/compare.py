@@ -52,7 +52,7 @@ def _table(records: Sequence[SearchRecord]) -> str:
     heads = ("search", "candidates", "failures", "front", "hypervolume", "speedup at no worse FID", "unaccelerated", "winners, fresh images")
     rows = []
     for r in records:
-        best, plain = best_speedup(r), r.baselines.get(UNACCELERATED)
+        best, plain = best_speedup(r), r.plain(r.images) if UNACCELERATED in r.baselines else None
         winners = ", ".join(f"{a} {w.speedup:.2f}x at {w.fid_difference:+.2f}" for a, w in r.winners.items())
         rows.append(
             (
@@ -62,7 +62,7 @@ def _table(records: Sequence[SearchRecord]) -> str:
                 str(len(r.front())),
                 f"{r.hypervolumes[-1]:.4f}" if r.hypervolumes else "-",
                 f"{best:.2f}x" if best else "-",
-                f"FID {plain[1].fid:.2f}, {plain[1].latency_ms:.0f} ms" if plain else "-",
+                f"FID {plain.fid:.2f}, {plain.latency_ms:.0f} ms" if plain else "-",
                 winners or "-",
             )
         )

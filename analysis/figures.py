@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dato.strategy import Strategy
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 
 # Okabe-Ito colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, GREY, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#9aa3ab", "#D55E00", "#56B4E9", "#CC79A7"
@@ -18,20 +18,16 @@ _SEARCHES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 def front_figure(record: SearchRecord) -> go.Figure:
     """Latency (ms per image) against FID of every candidate, the front as a line, rivals and winners marked and named."""
     figure = go.Figure()
-    plain = record.baselines.get(UNACCELERATED)
-    baseline_ms = plain[1].latency_ms if plain else None
-    evaluated = record.evaluated(record.images)
-    figure.add_scatter(
-        x=[m.latency_ms for _, m in evaluated],
-        y=[m.fid for _, m in evaluated],
-        mode="markers",
-        name="candidates, darker is later",
-        marker={"color": [c.generation for c, _ in evaluated], "colorscale": "Blues", "cmin": -2, "size": 8, "line": {"width": 0.5, "color": "#456"}},
-        text=[hover(c.strategy, m, baseline_ms) for c, m in evaluated],
-        hovertemplate="%{text}<extra></extra>",
-    )
+    images = record.images
+    baseline_ms = record.plain(images).latency_ms if UNACCELERATED in record.baselines else None
+    evaluated = record.evaluated(images)
+    _add_candidates(figure, evaluated, "candidates, darker is later", baseline_ms)
+    fewer = record.evaluated()
+    if fewer and fewer[0][1].images < images:
+        # FIDs on other numbers of images do not compare with these: hidden until asked for.
+        _add_candidates(figure, fewer, f"all candidates, on {fewer[0][1].images} of {images} images", baseline_ms, visible="legendonly")
     _add_front(figure, record, "front", BLUE)
-    rivals = [(name, c, m) for name, (c, m) in record.baselines.items() if m.ok]
+    rivals = [(name, c, record.baseline(name, images)) for name, (c, m) in record.baselines.items() if m.ok]
     times = [m.latency_ms for m in [*(m for _, m in evaluated), *(m for _, _, m in rivals)]]
     for i, (name, candidate, m) in enumerate(rivals):
         figure.add_scatter(
@@ -77,7 +73,7 @@ def fronts_figure(records: Sequence[SearchRecord]) -> go.Figure:
     for record, colour in zip(records, _colours(len(records)), strict=True):
         _add_front(figure, record, record.search_id, colour, markers=True)
         if UNACCELERATED in record.baselines:
-            _, m = record.baselines[UNACCELERATED]
+            m = record.plain(record.images)
             figure.add_scatter(
                 x=[m.latency_ms], y=[m.fid], mode="markers", name=f"unaccelerated, {record.search_id}", showlegend=False,
                 marker={"symbol": "diamond", "size": 12, "color": colour},
@@ -134,16 +130,29 @@ def style(figure: go.Figure, x: str, y: str, height: int) -> None:
         figure.update_yaxes(title_text=y, automargin=True)
 
 
+def _add_candidates(figure: go.Figure, measured: Sequence[tuple[Candidate, Measurement]], name: str, baseline_ms: float | None, **look: object) -> None:
+    figure.add_scatter(
+        x=[m.latency_ms for _, m in measured],
+        y=[m.fid for _, m in measured],
+        mode="markers",
+        name=name,
+        marker={"color": [c.generation for c, _ in measured], "colorscale": "Blues", "cmin": -2, "size": 8, "line": {"width": 0.5, "color": "#456"}},
+        text=[hover(c.strategy, m, baseline_ms) for c, m in measured],
+        hovertemplate="%{text}<extra></extra>",
+        **look,
+    )
+
+
 def _add_front(figure: go.Figure, record: SearchRecord, name: str, colour: str, markers: bool = False) -> None:
     front = record.front()
-    plain = record.baselines.get(UNACCELERATED)
+    baseline_ms = record.plain(record.images).latency_ms if UNACCELERATED in record.baselines else None
     figure.add_scatter(
         x=[m.latency_ms for _, m in front],
         y=[m.fid for _, m in front],
         mode="lines+markers" if markers else "lines",
         name=name,
         line={"color": colour, "width": 2, "shape": "hv"},
-        text=[hover(c.strategy, m, plain[1].latency_ms if plain else None) for c, m in front],
+        text=[hover(c.strategy, m, baseline_ms) for c, m in front],
         **({"hovertemplate": "%{text}<extra></extra>"} if markers else {"hoverinfo": "skip"}),
     )
 

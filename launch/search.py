@@ -61,7 +61,7 @@ def run(overrides: Sequence[str]) -> int:
         ledger.close()
 
 
-def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: dict[str, float], view: SearchView) -> int:
+def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: dict[tuple[str, int], float], view: SearchView) -> int:
     began = time.monotonic()
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
@@ -265,15 +265,13 @@ def _git() -> dict[str, Any]:
     return {"git": {"commit": said[0], "changed": bool(said[1])}}
 
 
-def _recorded_latencies(folder: str | None) -> dict[str, float]:
+def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:
     if folder is None:
         return {}
     path = Path(folder) / "ledger.jsonl"
     if not path.is_file():
         raise ConfigError(f"replay_latency is {folder!r}, which holds no ledger.jsonl; give the folder of a search")
-    record = read_ledger(path)
-    found = {c.strategy.digest: m.latency_ms for c, m in record.baselines.values()}
-    return found | {c.strategy.digest: m.latency_ms for c, m in record.evaluated()}
+    return read_ledger(path).latencies
 
 
 def _samples(pool: Pool, record: SearchRecord, steps: int) -> dict[str, torch.Tensor]:

@@ -68,7 +68,7 @@ class Driver:
         measure: Shards of one strategy to its measurement.
         baselines: Named strategies measured first; "unaccelerated" is one.
         watchers: Told of everything.
-        latencies: Recorded latencies in ms by strategy digest, used in place of measured ones: repeats a search exactly.
+        latencies: Recorded latencies in ms by strategy digest and images, used in place of measured ones: repeats a search exactly.
         kept: Where shards of candidates that may be promoted are kept; needed where the protocol has fidelities.
         calibration: Strategies that a cost table is measured with; needed for predicted latencies.
         before: Given the pool before anything is measured.
@@ -86,7 +86,7 @@ class Driver:
         measure: Callable[[Sequence[Shard]], Measurement],
         baselines: Mapping[str, Strategy],
         watchers: Sequence[Watcher] = (),
-        latencies: Mapping[str, float] | None = None,
+        latencies: Mapping[tuple[str, int], float] | None = None,
         kept: KeptShards | None = None,
         calibration: Sequence[Strategy] = (),
         before: Callable[[Pool], None] | None = None,
@@ -148,7 +148,7 @@ class Driver:
             return True
         if plan.max_minutes and time.monotonic() - self._began >= 60 * plan.max_minutes:
             return True
-        if plan.max_device_hours and device_seconds(known) >= 3600 * plan.max_device_hours:
+        if plan.max_device_hours and known.device_seconds() >= 3600 * plan.max_device_hours:
             return True
         grown = known.hypervolumes
         return bool(plan.stalled and len(grown) > plan.stalled and grown[-1] <= grown[-1 - plan.stalled] * (1 + STALLED))
@@ -277,11 +277,14 @@ class Driver:
         for watcher in self.watchers:
             watcher.measured(self.record, candidate)
 
-    def _promising(self, images: int) -> list[Candidate]:
-        """The candidates of the first ranks among those measured on so many images. One that left them never comes back."""
-        left = self.record.evaluated(images)
+    def _promising(self, images: int, ranks: int = 0) -> list[Candidate]:
+        """The candidates of the first ranks among those measured on so many images and within the limits, or among all where none is.
+
+        One that left them never comes back.
+        """
+        left = self._within_limits(images) or self.record.evaluated(images)
         chosen: list[Candidate] = []
-        for _ in range(self.plan.promoted_ranks):
+        for _ in range(ranks or self.plan.promoted_ranks):
             best, lowest = [], float("inf")
             for candidate, m in sorted(left, key=lambda p: (p[1].latency_ms, p[1].fid)):
                 if m.fid < lowest:
@@ -292,22 +295,35 @@ class Driver:
             chosen += best
         return chosen
 
+    def _within_limits(self, images: int) -> list[tuple[Candidate, Measurement]]:
+        """Candidates measured on so many images that keep the search's limits."""
+        return [(c, m) for c, m in self.record.evaluated(images) if not self._violation(m)]
+
     def _promote(self) -> None:
         """Measure the best at each number of images on more, paying for the new images only."""
         for low, high in itertools.pairwise(self.protocol.counts):
-            assert self._kept is not None
-            due = [c for c in self._promising(low) if high not in self.record.promotions.get(c.number, {})]
-            earlier = {c.number: self._kept.get(c.number, low) for c in due}
-            jobs = [Job(c.number, [c.strategy], self.protocol.batches(first=low if earlier[c.number] else 0, last=high)) for c in due]
-            for job, shards in self.pool.map(jobs):
-                candidate = self.record.candidates[job.key]
-                whole = [*(earlier[job.key] or []), shards[0]] if shards else None
-                measurement = self._to_measurement(candidate.strategy, job, whole)
-                if whole and measurement.ok:
-                    self._kept.put(candidate.number, high, whole)
-                self.ledger.promotion(candidate.number, high, measurement)
-                for watcher in self.watchers:
-                    watcher.measured(self.record, candidate)
+            ranks, known = self.plan.promoted_ranks, self.record.evaluated(low)
+            while True:
+                chosen = self._promising(low, ranks)
+                self._measure_more([c for c in chosen if high not in self.record.promotions.get(c.number, {})], low, high)
+                # Those at a limit may be beyond it on more images: the next ranks go on until one is within.
+                if self._within_limits(high) or len(chosen) >= len(self._within_limits(low) or known):
+                    break
+                ranks += 1
+
+    def _measure_more(self, due: Sequence[Candidate], low: int, high: int) -> None:
+        assert self._kept is not None
+        earlier = {c.number: self._kept.get(c.number, low) for c in due}
+        jobs = [Job(c.number, [c.strategy], self.protocol.batches(first=low if earlier[c.number] else 0, last=high)) for c in due]
+        for job, shards in self.pool.map(jobs):
+            candidate = self.record.candidates[job.key]
+            whole = [*(earlier[job.key] or []), shards[0]] if shards else None
+            measurement = self._to_measurement(candidate.strategy, job, whole)
+            if whole and measurement.ok:
+                self._kept.put(candidate.number, high, whole)
+            self.ledger.promotion(candidate.number, high, measurement)
+            for watcher in self.watchers:
+                watcher.measured(self.record, candidate)
 
     def _close_generation(self, generation: int) -> None:
         if len(self.record.hypervolumes) > generation:
@@ -340,9 +356,9 @@ class Driver:
         if not measurement.ok:
             return measurement
         if self.latencies:
-            recorded = self.latencies.get(strategy.digest)
+            recorded = self.latencies.get((strategy.digest, measurement.images))
             if recorded is None:
-                raise LedgerError(f"no latency is recorded for strategy {strategy.digest}: replay_latency names a ledger of another search")
+                raise LedgerError(f"no latency is recorded for strategy {strategy.digest} on {measurement.images} images: replay_latency names a ledger of another search")
             return replace(measurement, latency_ms=recorded)
         if self.record.costs is not None:
             predicted = CostTable.from_dict(self.record.costs).predict(strategy)
@@ -372,11 +388,3 @@ class Driver:
                     fresh_baseline=fresh[UNACCELERATED],
                 )
             )
-
-
-def device_seconds(record: SearchRecord) -> float:
-    """Time that devices spent evaluating; a promotion counts its new images only."""
-    total = sum(m.seconds for _, m in record.baselines.values())
-    for number, m in record.results.items():
-        total += max([m.seconds, *(p.seconds for p in record.promotions.get(number, {}).values())])
-    return total

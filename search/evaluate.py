@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -37,25 +38,35 @@ class Protocol:
     """Resamples behind an interval; 0 for none (with Inception features one takes seconds)."""
     offset: int = 0
     """Index of the first image."""
-    fidelities: Sequence[int] = ()
-    """Smaller numbers of images, ascending: every candidate is measured on the first, and the best on the next, up to `images`."""
+    fidelities: Sequence[float] = ()
+    """Smaller numbers of images, ascending: every candidate is measured on the first, and the best on the next, up to `images`.
+
+    A value below 1 is a share of `images`, in whole batches; it is left out where that is all of them.
+    """
 
     def __post_init__(self) -> None:
         for name, least in (("images", 2), ("batch", 1), ("bootstrap", 0), ("offset", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
-        counts = [*self.fidelities, self.images]
+        given = [self._share(c) if isinstance(c, float) and 0 < c < 1 else c for c in self.fidelities]
+        counts = [*(c for c in given if c is not None), self.images]
         if any(not isinstance(c, int) or c < 2 for c in counts) or counts != sorted(set(counts)):
             raise ValueError(
-                f"protocol.fidelities is {list(self.fidelities)!r}; give ascending numbers of images, from 2 to less than protocol.images ({self.images})"
+                f"protocol.fidelities is {list(self.fidelities)!r}; give ascending numbers of images, from 2 to less than protocol.images ({self.images}), "
+                "or shares of it, such as 0.5"
             )
-        object.__setattr__(self, "fidelities", tuple(self.fidelities))
+        object.__setattr__(self, "fidelities", tuple(counts[:-1]))
+
+    def _share(self, share: float) -> int | None:
+        """So many images, up to the next whole batch; None where that is all of them or too few to have an FID."""
+        images = self.batch * math.ceil(share * self.images / self.batch)
+        return images if 2 <= images < self.images else None
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Numbers of images that candidates are compared at, ascending."""
-        return (*self.fidelities, self.images)
+        return (*(int(c) for c in self.fidelities), self.images)
 
     def batches(self, fresh: bool = False, first: int = 0, last: int | None = None) -> list[list[int]]:
         """Indices of images `first` to before `last` (all by default), by batch; fresh ones are used by no search."""

@@ -147,9 +147,19 @@ class SearchRecord:
     winners: dict[str, Winner] = field(default_factory=dict)
     finished: bool = False
 
+    def baseline(self, name: str, images: int) -> Measurement:
+        """A baseline on so many images; on all of them where the search never measured it on fewer. `KeyError` where it is not measured."""
+        return self.baselines_at.get(name, {}).get(images) or self.baselines[name][1]
+
     def plain(self, images: int) -> Measurement:
-        """The unaccelerated pipeline on so many images; on all of them where the search never measured it on fewer."""
-        return self.baselines_at.get(UNACCELERATED, {}).get(images) or self.baselines[UNACCELERATED][1]
+        """The unaccelerated pipeline on so many images, as `baseline`."""
+        return self.baseline(UNACCELERATED, images)
+
+    def device_seconds(self, number: int | None = None) -> float:
+        """Time that devices spent evaluating a candidate, or everything; a promotion counts its new images only."""
+        if number is not None:
+            return max([self.results[number].seconds, *(p.seconds for p in self.promotions.get(number, {}).values())])
+        return sum(m.seconds for _, m in self.baselines.values()) + sum(map(self.device_seconds, self.results))
 
     def evaluated(self, images: int | None = None) -> list[tuple[Candidate, Measurement]]:
         """The candidates measured without failing on so many images, in the order of asking; None for the least, which all have."""
@@ -169,6 +179,12 @@ class SearchRecord:
         for n, m in self.results.items():
             yield n, m
             yield from ((n, p) for p in self.promotions.get(n, {}).values())
+
+    @property
+    def latencies(self) -> dict[tuple[str, int], float]:
+        """Milliseconds per image of everything measured, by strategy digest and number of images."""
+        found = {(c.strategy.digest, n): m.latency_ms for name, (c, _) in self.baselines.items() for n, m in self.baselines_at[name].items() if m.ok}
+        return found | {(self.candidates[n].strategy.digest, m.images): m.latency_ms for n, m in self._measured() if m.ok}
 
     def front(self, images: int | None = None) -> list[tuple[Candidate, Measurement]]:
         """The measured candidates that none beats in both FID and latency, fastest first; of equal ones the first asked.

@@ -12,6 +12,8 @@ BENCHES = {
     "pipeline": "[model=embedded] [batch=20]: whole images, with text encoder, UNet and VAE apart",
     "cost": "[model=embedded] [strategies=20]: how well the cost table predicts the latency of strategies that it was not made from",
     "search": "[seeds=5] [candidates=500]: hypervolume over UNet MACs of our searches, Optuna, pymoo and random, on replayed evaluations",
+    "fidelity": "[counts=12,25,50,100,200] [strategies=24]: how well FIDs on few images order strategies",
+    "prefix": "folders=<search folders>: what resuming candidates from stored latents would have saved",
     "memory": "[geometry=sd15] [batch=2] [dtype=float32]: peak memory of a process that runs the UNet, plain and accelerated",
     "scale": "[workers=1,8,64] [mean_s=2] [simulated_workers=1000]: how busy a search keeps its workers, by way of scheduling",
     "tracking": "[candidates=2000] [steps=50]: logging the candidates of a large search into MLflow, and listing them",

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dato.strategy import Strategy
+from dato.strategy import FULL, Strategy
 from launch.config import ConfigError
 from search.ledger import read_ledger
 from search.records import UNACCELERATED
-from search.surrogate import features
 
 SCHEMA = "dato.evaluations/1"
 
@@ -47,8 +46,32 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     return {"schema": SCHEMA, "model": config[0]["name"], "images": plain.images, "plain_fid": plain.fid, "evaluations": list(rows.values())}
 
 
+def description(strategy: Strategy) -> np.ndarray:
+    """What each step does, and nothing that follows from several steps: `search.surrogate` must find that out by itself."""
+    depth = np.array([s.cache_depth for s in strategy])
+    kept = np.array([1 - s.prune_ratio for s in strategy])
+    full, replay = depth == FULL, depth == 0
+    return np.concatenate([full, replay, np.where(full, kept, 0), np.where(full | replay, 0, kept)]).astype(float)
+
+
+def read_evaluations(path: Path) -> dict[str, Any]:
+    """What `collect` made. Raises `ConfigError`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"evaluations is {str(path)!r}, which cannot be read as JSON ({error}); make it with dato bench search collect=<search folders>") from None
+    if data.get("schema") != SCHEMA:
+        raise ConfigError(f"{path} has schema {data.get('schema')!r}; this version reads {SCHEMA!r}: make it again with dato bench search collect=<search folders>")
+    return dict(data)
+
+
+def recorded_strategies(path: Path) -> list[tuple[Strategy, float]]:
+    """Strategies that `collect` found, with their FIDs. Raises `ConfigError`."""
+    return [(_strategy(row["steps"]), row["fid"]) for row in read_evaluations(path)["evaluations"]]
+
+
 class Landscape:
-    """FID of any strategy: a Gaussian process on `search.surrogate.features`, in log FID, fitted to recorded evaluations.
+    """FID of any strategy: a Gaussian process on `description`, in log FID, fitted to recorded evaluations.
 
     Args:
         path: As `collect` makes it.
@@ -59,16 +82,11 @@ class Landscape:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"evaluations is {str(path)!r}, which cannot be read as JSON ({error}); make it with collect=<search folders>") from None
-        if data.get("schema") != SCHEMA:
-            raise ConfigError(f"{path} has schema {data.get('schema')!r}; this version reads {SCHEMA!r}: make it again with collect=<search folders>")
+        data = read_evaluations(path)
         self.images, self.plain_fid, self.steps = data["images"], data["plain_fid"], len(data["evaluations"][0]["steps"])
         strategies = [_strategy(row["steps"]) for row in data["evaluations"]]
-        rows, target = np.array([features(s) for s in strategies]), np.log([row["fid"] for row in data["evaluations"]])
-        kernel = ConstantKernel(1.0, (1e-2, 1e3)) * RBF(15.0, (1.0, 1e3)) + WhiteKernel(1e-3, (1e-6, 1e-1))
+        rows, target = np.array([description(s) for s in strategies]), np.log([row["fid"] for row in data["evaluations"]])
+        kernel = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(15.0, (1.0, 1e3), nu=1.5) + WhiteKernel(1e-3, (1e-6, 1e-1))
         model = make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound is a flat direction
@@ -80,7 +98,7 @@ class Landscape:
 
     def fid(self, strategies: Sequence[Strategy]) -> np.ndarray:
         """(N,) FIDs on `images` images."""
-        return np.exp(self._model.predict(np.array([features(s) for s in strategies])))
+        return np.exp(self._model.predict(np.array([description(s) for s in strategies])))
 
 
 def noise(strategy: Strategy, images: int, spread: float) -> float:

@@ -46,18 +46,19 @@ DEFAULTS = {
     "candidates": "500",
     "seeds": "5",
     "population": "20",
-    "noise": "0.02",  # measured: FIDs of 13 strategies on 50 and on 100 images differ by 0.09 with a spread of 0.022
+    "images": "500",
+    "fidelity": "100",
+    "noise": "0.02",  # of an FID on 100 images, see dato bench fidelity
     "methods": "all",
     "output": "analysis/results",
 }
 WARM = ("paper-b1", "authors-l12@0.5")
 METHODS: dict[str, Callable[[SearchSpace, int, int], Any]] = {
-    "stepwise": lambda space, size, seed: Nsga2(space=space, population=size, seed=seed, given=[Strategy.load(w) for w in WARM]),
+    "stepwise": lambda space, size, seed: _stepwise(space, size, seed),
     "stepwise, no presets": lambda space, size, seed: Nsga2(space=space, population=size, seed=seed),
-    "stepwise, fidelities": lambda space, size, seed: Nsga2(space=space, population=size, seed=seed, given=[Strategy.load(w) for w in WARM]),
-    "stepwise, surrogate": lambda space, size, seed: Nsga2(
-        space=space, population=size, seed=seed, given=[Strategy.load(w) for w in WARM], screen=Surrogate(seed=seed)
-    ),
+    "stepwise, fidelities": lambda space, size, seed: _stepwise(space, size, seed),
+    "stepwise, surrogate": lambda space, size, seed: _stepwise(space, size, seed, Surrogate(seed=seed)),
+    "stepwise, fidelities, surrogate": lambda space, size, seed: _stepwise(space, size, seed, Surrogate(seed=seed)),
     "paper": lambda space, size, seed: Nsga2(space=space, population=size, seed=seed, operators="paper"),
     "pymoo NSGA-II": lambda space, size, seed: StockNsga2(space, 100, seed),
     "Optuna TPE": lambda space, size, seed: OptunaSearch(space, size, optuna.samplers.TPESampler(seed=seed)),
@@ -68,11 +69,15 @@ POINTS = 60
 """Budgets at which curves are read off."""
 
 
+def _stepwise(space: SearchSpace, size: int, seed: int, screen: Surrogate | None = None) -> Nsga2:
+    return Nsga2(space=space, population=size, seed=seed, given=[Strategy.load(w) for w in WARM], screen=screen)
+
+
 class Replay:
     """An evaluator that scores strategies without images. Latency is that of the MACs, full calls at one ms."""
 
-    def __init__(self, landscape: Landscape, costs: Costs, spread: float) -> None:
-        self._landscape, self._costs, self._spread = landscape, costs, spread
+    def __init__(self, landscape: Landscape, costs: Costs) -> None:
+        self.landscape, self._costs = landscape, costs
 
     def build(self) -> Replay:
         """Nothing to load."""
@@ -82,7 +87,7 @@ class Replay:
         """Shards that hold a strategy's FID as their only feature, and its MACs as their time."""
         images = sum(len(batch) for batch in batches)
         shards = []
-        for strategy, fid in zip(strategies, self._landscape.fid(strategies), strict=True):
+        for strategy, fid in zip(strategies, self.landscape.fid(strategies), strict=True):
             shards.append(Shard(torch.tensor([[float(fid)]]), batch_ms=[self._costs.run(strategy)], seconds=images * self._costs.run(strategy), batch=images))
         return shards
 
@@ -115,14 +120,15 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"methods names {unknown[0]!r}; there are {'; '.join(METHODS)}, separated by semicolons")
     landscape, costs = Landscape(Path(given["evaluations"])), Costs()
     print(f"replay fitted to {landscape.held_out['evaluations']} evaluations; held out: R2 {landscape.held_out['r2']:.3f}, rank correlation {landscape.held_out['rank_correlation']:.3f}")
-    size, count, spread = int(given["population"]), int(given["candidates"]), float(given["noise"])
+    size, count = int(given["population"]), int(given["candidates"])
+    protocol = Protocol(images=int(given["images"]), batch=int(given["images"]), fidelities=(int(given["fidelity"]),))
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     # What `paper` spends on its candidates is everyone's budget.
     for seed in range(int(given["seeds"])):
         budget = None
         for name in sorted(names, key=lambda n: n != "paper"):
             began = time.monotonic()
-            record = _search(name, landscape, costs, size, count, seed, spread, budget)
+            record = _search(name, Replay(landscape, costs), protocol, float(given["noise"]), size, count, seed, budget)
             curve = hypervolume_curve(record, landscape, costs)
             budget = budget or curve["macs"][-1]
             curves[name].append({"seed": seed, **curve})
@@ -136,10 +142,9 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _search(name: str, landscape: Landscape, costs: Costs, size: int, count: int, seed: int, spread: float, budget: float | None) -> SearchRecord:
+def _search(name: str, replay: Replay, protocol: Protocol, spread: float, size: int, count: int, seed: int, budget: float | None) -> SearchRecord:
     """One search from its first candidate to its budget; only its ledger is looked at."""
-    steps, images = landscape.steps, landscape.images
-    fidelities = (images // 4,) if "fidelities" in name else ()
+    steps = replay.landscape.steps
     folder = Path(tempfile.mkdtemp(prefix="dato-bench-"))
     # A unit of budget is a full call of one image; the driver counts hours of devices, here 3600 units.
     limit = None if budget is None else budget / 3600
@@ -169,8 +174,8 @@ def _search(name: str, landscape: Landscape, costs: Costs, size: int, count: int
             ledger=ledger,
             algorithm=METHODS[name](SearchSpace(steps=steps), size, seed),
             plan=SearchPlan(generations=generations, population=population, max_device_hours=limit),
-            protocol=Protocol(images=images, batch=images, fidelities=fidelities),
-            pool=InProcessPool(Replay(landscape, costs, spread)),
+            protocol=protocol if "fidelities" in name else replace(protocol, fidelities=()),
+            pool=InProcessPool(replay),
             measure=measure,
             baselines={UNACCELERATED: Strategy.full(steps)},
             kept=KeptShards(folder / "kept"),

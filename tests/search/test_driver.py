@@ -54,7 +54,7 @@ class Toy:
 
 
 def search(
-    folder: Path, evaluator: Toy, generations: int = 4, seed: int = 0, latencies: dict[str, float] | None = None, **plan: Any
+    folder: Path, evaluator: Toy, generations: int = 4, seed: int = 0, latencies: dict[tuple[str, int], float] | None = None, **plan: Any
 ) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", {"seed": seed}, {})
     chosen = SearchPlan(generations=generations, population=6, **plan)
@@ -99,7 +99,7 @@ def test_a_finished_search_is_not_paid_for_again(tmp_path: Path) -> None:
 
 def test_recorded_latencies_repeat_a_search(tmp_path: Path) -> None:
     first = search(tmp_path / "a", Toy())
-    recorded = {c.strategy.digest: m.latency_ms for c, m in [*first.evaluated(), *first.baselines.values()]}
+    recorded = first.latencies
     assert outcome(search(tmp_path / "b", Toy(), latencies=recorded)) == outcome(first)
     with pytest.raises(LedgerError, match="no latency is recorded"):
         search(tmp_path / "c", Toy(), seed=1, latencies=recorded)

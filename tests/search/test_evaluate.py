@@ -98,3 +98,11 @@ def test_the_embedded_model_is_the_same_code_with_another_path(tmp_path, evaluat
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert weights_digest(copy) == weights_digest(MODEL)
     assert generate(pipe, copy, Data(DIGITS), [0, 1]).images.shape == (2, 3, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("given", "images", "counts"),
+    [([0.5], 100, (50, 100)), ([0.25], 100, (30, 100)), ([0.5], 6, (6,)), ([0.2, 0.5], 500, (100, 250, 500)), ([100], 500, (100, 500)), ([], 5, (5,))],
+)
+def test_fidelities_are_numbers_or_shares_in_whole_batches(given: list[float], images: int, counts: tuple[int, ...]) -> None:
+    assert Protocol(images=images, batch=10, fidelities=given).counts == counts

@@ -70,6 +70,9 @@ from search.workers import InProcessPool
 from dato.strategy import Strategy
 from tests.search.test_faults import Toy
 
+import mlflow.store.db.utils
+
+mlflow.store.db.utils.MAX_RETRY_COUNT = 4  # of 10: MLflow tries a database that refuses it for 102 s, and for 1 s with this
 seed, folder = int(sys.argv[1]), Path(sys.argv[2])
 config = {"seed": seed, "model": {"name": "toy"}, "data": {"name": "toy"}, "mlflow": {"uri": None}}
 ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", config, {})
