@@ -23,10 +23,10 @@ from search.models import ModelSpec
 from search.nsga2 import Nsga2
 from search.objectives import Objectives
 from search.plan import SearchPlan
+from search.sources import read_given
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
 from search.surrogate import Surrogate
-from search.warm import read_given
 
 CONF = Path(conf.__file__).parent
 _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")

@@ -12,6 +12,7 @@ from dato.baselines import plain
 from launch.config import CONF, ConfigError
 from launch.evaluation import Evaluation, build_evaluation, evaluate, listed, say
 from search.entries import Entry
+from search.sources import read_sources
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     if not evaluations[0][1].strategies():
         raise ConfigError("strategy is empty; give what to transfer, such as strategy=[paper-b1]")
     columns = {target: _evaluate(target, evaluation) for target, evaluation in evaluations}
-    names = listed(evaluations[0][1].raw["strategy"], "strategy")
+    names = [name for name, _ in read_sources(listed(evaluations[0][1].raw["strategy"], "strategy"), "strategy")]
     failed = False
     rows: list[list[str]] = []
     for name in names:

@@ -11,7 +11,7 @@ from typing import Any
 from dato import baselines
 from dato.baselines import SAMPLERS, Baseline
 from dato.runtime import Options
-from dato.strategy import Strategy
+from search.sources import read_sources
 
 FAMILIES = ("plain", "fewer", "tomesd", "deepcache", "naive", "strategy")
 
@@ -55,13 +55,11 @@ class Entry:
 
 
 def strategy_entries(sources: Sequence[str], steps: int) -> list[Entry]:
-    """Entries of strategies by preset, file or registry name; those of another length are resampled, and their name says so."""
+    """Entries of what `search.sources` reads; strategies of another length are resampled, and their name says so."""
     found = []
-    for place, source in enumerate(sources):
-        strategy = Strategy.load(source)
-        name = source
+    for place, (name, strategy) in enumerate(read_sources(sources, "strategy")):
         if len(strategy) != steps:
-            name = f"{source} ({len(strategy)} steps resampled to {steps})"
+            name = f"{name} ({len(strategy)} steps resampled to {steps})"
             strategy = strategy.resample(steps)
         found.append(Entry(name=name, baseline=Baseline(name=name, steps=steps, strategy=strategy), place=place))
     return found

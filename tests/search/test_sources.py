@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from dato.strategy import Strategy, StrategyError
+from search.entries import strategy_entries
 from search.ledger import Ledger
 from search.records import Candidate, Measurement
-from search.warm import read_given
+from search.sources import read_given
 
 
 def test_presets_files_and_lists(tmp_path: Path) -> None:
@@ -24,6 +25,8 @@ def test_the_front_of_a_search_thinned_evenly(tmp_path: Path) -> None:
         ledger.result(n, Measurement(fid=1.0 + n, images=10, latency_ms=100.0 - n))
     ledger.close()
     assert len(read_given([str(tmp_path)], most=20)) == 9
+    names = [entry.name for entry in strategy_entries(["paper-b1", str(tmp_path)], 20)]
+    assert names == ["paper-b1 (50 steps resampled to 20)", *(f"{tmp_path.name}, candidate {n}" for n in range(8, -1, -1))]
     assert read_given([str(tmp_path)], most=3) == [Strategy.uniform(20, n + 2) for n in (8, 4, 0)], "both ends of the front are kept"
 
 

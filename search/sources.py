@@ -1,0 +1,63 @@
+"""Strategies by name, for a search to begin with or an evaluation: presets, files, registry names, lists, fronts of searches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dato.strategy import Strategy, StrategyError
+from search.ledger import read_ledger
+
+
+def read_given(sources: Sequence[str], most: int) -> list[Strategy]:
+    """What a search begins with.
+
+    Args:
+        sources: As for `read_sources`.
+        most: No more than so many: what is left over is thinned evenly, so that a front keeps both its ends.
+
+    Raises:
+        StrategyError: A source that is none of these.
+    """
+    found = [strategy for _, strategy in read_sources(sources, "search.warm_start")]
+    if len(found) <= most:
+        return found
+    return [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
+
+
+def read_sources(sources: Sequence[str], key: str) -> list[tuple[str, Strategy]]:
+    """Strategies of each source in turn, with names.
+
+    Args:
+        sources: Preset names, strategy JSON files, JSON lists of strategies, ``models:/name@alias``, or folders of searches,
+            whose fronts are taken; of any number of steps and any model.
+        key: Of the configuration, for messages.
+
+    Raises:
+        StrategyError: A source that is none of these.
+    """
+    if isinstance(sources, str) or not all(isinstance(s, str) for s in sources):
+        raise StrategyError(f"{key} is {sources!r}; give a list of presets, files or search folders, such as [paper-b1]")
+    return [named for source in sources for named in _read(source, key)]
+
+
+def _read(source: str, key: str) -> list[tuple[str, Strategy]]:
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "ledger.jsonl").is_file():
+            raise StrategyError(f"{key} names the folder {source!r}, which holds no ledger.jsonl; give the folder of a search")
+        front = [(f"{path.resolve().name}, candidate {c.number}", c.strategy) for c, _ in read_ledger(path / "ledger.jsonl").front()]
+        if not front:
+            raise StrategyError(f"{key} names the search {source!r}, which measured nothing yet; leave it out")
+        return front
+    if path.suffix == ".json" and path.is_file():
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StrategyError(f"{source} cannot be read as JSON ({error}); give a strategy file or a list of strategies") from None
+        if isinstance(document, list):
+            return [(f"{source}, entry {i}", Strategy.from_json(json.dumps(one), where=f"{source}, entry {i}")) for i, one in enumerate(document)]
+    return [(source, Strategy.load(source))]
