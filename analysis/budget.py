@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 from analysis.figures import style
 from analysis.page import figure_section, page, write_page
 
-_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#9aa3ab", "#5a6570", "#1d252c")
+_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#8c6d31", "#9aa3ab", "#5a6570", "#1d252c")
 
 
 def budget_figure(result: Mapping[str, Any]) -> go.Figure:
@@ -19,7 +20,7 @@ def budget_figure(result: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure()
     most = result["budgets"][-1]
     shares = [b / most for b in result["budgets"]]
-    for (name, found), colour in zip(result["methods"].items(), _COLOURS, strict=False):
+    for (name, found), colour in zip(result["methods"].items(), cycle(_COLOURS), strict=False):
         band = [*found["most"], *reversed(found["least"])]
         figure.add_scatter(x=[*shares, *reversed(shares)], y=band, fill="toself", fillcolor=colour, opacity=0.12, line={"width": 0}, hoverinfo="skip", showlegend=False)
         figure.add_scatter(x=shares, y=found["median"], mode="lines", name=name, line={"color": colour, "width": 2})

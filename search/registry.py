@@ -109,10 +109,8 @@ def _make_version(client: MlflowClient, name: str, alias: str, strategy: Strateg
 
 
 def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
-    with warnings.catch_warnings():
-        # MLflow would load the whole pipeline to try an example.
-        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
-        warnings.filterwarnings("ignore", message=".*An input example was not provided")
+    # Recorded, not filtered: MLflow sets filters of its own around the first of these.
+    with warnings.catch_warnings(record=True) as said:
         mlflow.pyfunc.save_model(
             target,
             python_model=str(SERVED),
@@ -122,6 +120,10 @@ def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
             pip_requirements=_REQUIREMENTS,
             metadata={"dato.digest": strategy.digest},
         )
+    for warning in said:
+        # The signature stands for type hints, and to try an example would load the whole pipeline.
+        if not any(known in str(warning.message) for known in ("Add type hints to the `predict` method", "An input example was not provided")):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     write_card(strategy, target)
 
 

@@ -42,10 +42,11 @@ def run(arguments: Sequence[str]) -> int:
         f"calibration {i}": partial(known.run, s) for i, s in enumerate(calibration(space.steps, space.depths, space.ratios))
     }
     turns |= {f"strategy {i}": partial(lambda i, s: measured[i].append(unknown.run(s)), i, s) for i, s in enumerate(drawn)}
+    random_source.shuffle(names := list(turns))
     known.run(Strategy.full(space.steps))
     known.works.clear()
     known.fixed.clear()
-    interleave(turns, int(given["rounds"]), pipe.device, warmup=0)
+    interleave({name: turns[name] for name in names}, int(given["rounds"]), pipe.device, warmup=0)
     table = known.table(device_name(pipe.device))
     errors, rows = [], []
     for i, strategy in enumerate(drawn):
