@@ -111,6 +111,7 @@ def _make_version(client: MlflowClient, name: str, alias: str, strategy: Strateg
 def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
     # Recorded, not filtered: MLflow sets filters of its own around the first of these.
     with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         mlflow.pyfunc.save_model(
             target,
             python_model=str(SERVED),

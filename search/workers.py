@@ -175,7 +175,8 @@ class RayPool:
                 if error and not slot.died:
                     raise WorkerError(f"a worker cannot load its model: {error}")
                 if error and slot.starts == self._tries:
-                    raise WorkerError(f"a worker died {slot.starts} times while it was loading its model: {error}")
+                    fix = "; was the cluster started without tokens? Then set RAY_AUTH_MODE=disabled" if "cancelled before it started" in error else ""
+                    raise WorkerError(f"a worker died {slot.starts} times while it was loading its model: {error}{fix}")
                 if error:
                     self._launch(slot)
         self._check_devices()

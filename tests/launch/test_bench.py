@@ -124,7 +124,7 @@ def test_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_search_refuses_what_it_cannot_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna", reason="the extra 'baselines' is not installed")
     assert main(["bench", "search", f"evaluations={tmp_path / 'none.json'}"]) == 2
-    assert "make it with collect=<search folders>" in capsys.readouterr().err
+    assert "make it with dato bench search collect=<search folders>" in capsys.readouterr().err
     assert main(["bench", "search", f"collect={tmp_path}"]) == 2
     assert "holds no ledger.jsonl" in capsys.readouterr().err
     assert main(["bench", "search", "methods=simulated annealing"]) == 2
