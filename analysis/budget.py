@@ -22,10 +22,14 @@ def budget_figure(result: Mapping[str, Any]) -> go.Figure:
     shares = [b / most for b in result["budgets"]]
     for (name, found), colour in zip(result["methods"].items(), cycle(_COLOURS), strict=False):
         band = [*found["most"], *reversed(found["least"])]
-        figure.add_scatter(x=[*shares, *reversed(shares)], y=band, fill="toself", fillcolor=colour, opacity=0.12, line={"width": 0}, hoverinfo="skip", showlegend=False)
-        figure.add_scatter(x=shares, y=found["median"], mode="lines", name=name, line={"color": colour, "width": 2})
+        box = {"fill": "toself", "fillcolor": colour, "opacity": 0.5 / len(result["methods"]), "line": {"width": 0}}
+        figure.add_scatter(x=[*shares, *reversed(shares)], y=band, hoverinfo="skip", showlegend=False, legendgroup=name, **box)
+        figure.add_scatter(x=shares, y=found["median"], mode="lines", name=name, legendgroup=name, line={"color": colour, "width": 2})
     style(figure, "share of the budget of UNet MACs", "hypervolume (higher is better)", 520)
-    figure.update_xaxes(type="log", tickvals=[0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 1.0], tickformat=".0%")
+    # Below a hundredth of the budget there is little but the first candidates' luck.
+    values = [v for found in result["methods"].values() for v, share in zip(found["median"], shares, strict=True) if share >= 0.01]
+    figure.update_yaxes(range=[0.95 * min(values), 1.05 * max(values)])
+    figure.update_xaxes(type="log", range=[-2, 0], tickvals=[0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 1.0], tickformat=".0%")
     return figure
 
 

@@ -144,7 +144,7 @@ def pool_of(cluster: Cluster, folder: Path, pause: float = 0.15, **settings: Any
 def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: object) -> None:
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
-    pool = pool_of(cluster, tmp_path, pause=1.0)
+    pool = pool_of(cluster, tmp_path, pause=0.4)
     record = search(tmp_path, pool, At(7, lambda: os.kill(int(evaluations(tmp_path)[-1][0]), signal.SIGKILL)))
     check(record, tmp_path, calm)
     assert len({pid for pid, *_ in evaluations(tmp_path)}) == 3
@@ -153,7 +153,7 @@ def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: obje
 def test_a_node_is_killed_and_another_joins_late(cluster: Cluster, tmp_path: Path, calm: object) -> None:
     cluster.add_node(num_cpus=1)
     doomed = cluster.add_node(num_cpus=1)
-    pool = pool_of(cluster, tmp_path, pause=1.5)
+    pool = pool_of(cluster, tmp_path, pause=0.5)
     joined: list[str] = []
 
     def kill() -> None:
@@ -190,7 +190,7 @@ def test_a_node_is_taken_away_after_a_notice(cluster: Cluster, tmp_path: Path, c
 
     cluster.add_node(num_cpus=1)
     spot = cluster.add_node(num_cpus=1)
-    pool = pool_of(cluster, tmp_path, pause=1.0)
+    pool = pool_of(cluster, tmp_path, pause=0.5)
     accepted: list[bool] = []
 
     def notice() -> None:
