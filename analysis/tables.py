@@ -66,6 +66,16 @@ def comparison_table(results: Sequence[Mapping[str, Any]], quoted_key: str | Non
     return head, rows
 
 
+def equal_latency_block(found: Mapping[str, Mapping[float, Mapping[str, Any] | None]]) -> str:
+    """`search.verdict.at_speedups` as Markdown; "" where there is nothing to compare."""
+    if not any(v for row in found.values() for v in row.values()):
+        return ""
+    speedups = list(next(iter(found.values())))
+    rows = [[kind, *(number(row[s], sign=True) if row[s] else "none" for s in speedups)] for kind, row in found.items()]
+    note = "At equal latency: FID of the best strategy at least so fast, less that of each kind of rival [95 %]; negative is better, none: no such rival is so fast."
+    return f"{note}\n\n{markdown(['rival', *(f'{s:g}x' for s in speedups)], rows)}"
+
+
 def matrix_table(corner: str, results: Sequence[Mapping[str, Any]], metric: str = "fid") -> tuple[Row, list[Row]]:
     """Heading and rows of an ablation: one row and one column for each label of the results' places, the metric in the cells."""
     rows = list(dict.fromkeys(r["row"][0] for r in results if r["row"][0]))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Baseline:
             if self.sampler is not None:
                 name, settings = SAMPLERS[self.sampler]
                 before = pipe.scheduler
-                pipe.scheduler = getattr(diffusers, name).from_config(before.config, **settings)
+                pipe.scheduler = exchange_scheduler(before, name, **settings)
                 stack.callback(setattr, pipe, "scheduler", before)
             if self.merge_ratio:
                 tomesd = _package("tomesd")
@@ -70,6 +71,18 @@ class Baseline:
             if self.strategy is not None:
                 stack.enter_context(accelerate(pipe, self.strategy, options))
             yield pipe, self.steps
+
+
+def exchange_scheduler(scheduler: Any, name: str, **settings: Any) -> Any:
+    """The diffusers scheduler `name` for the model that `scheduler` is for.
+
+    Where the model's configuration is silent, latents are not clipped: they have no bounds, and diffusers' default, meant for
+    pixels, would cut DDIM's off at 1.
+    """
+    kind = getattr(diffusers, name)
+    if "clip_sample" in inspect.signature(kind.__init__).parameters and "clip_sample" not in scheduler.config:
+        settings["clip_sample"] = False
+    return kind.from_config(scheduler.config, **settings)
 
 
 def plain(steps: int) -> Baseline:

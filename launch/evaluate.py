@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from analysis.bias import write_bias_page
 from analysis.quoted import quoted
-from analysis.tables import comparison_table, quoted_block, write_tables
+from analysis.tables import comparison_table, equal_latency_block, quoted_block, write_tables
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
 from launch.pictures import grid
 from search.entries import Entry, rival_entries
+from search.verdict import at_speedups
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -21,7 +23,9 @@ def run(overrides: Sequence[str]) -> int:
     entries = [*rival_entries(evaluation.steps, evaluation.raw["rivals"]), *evaluation.strategies()]
     outcome = evaluate(evaluation, entries)
     head, rows = comparison_table([r.to_dict() for r in outcome.results], key)
-    path = write_tables(evaluation.folder, "table", head, rows, caption(evaluation), quoted_block(key) if key else "")
+    against = {kind: {s: asdict(v) if v else None for s, v in row.items()} for kind, row in at_speedups(outcome.results).items()}
+    below = [b for b in (equal_latency_block(against), quoted_block(key) if key else "") if b]
+    path = write_tables(evaluation.folder, "table", head, rows, caption(evaluation), "\n".join(below))
     write_grid(evaluation, entries)
     if outcome.about.get("fid_by_images"):
         write_bias_page(evaluation.folder / "images.html", outcome.about["fid_by_images"], caption(evaluation))

@@ -11,6 +11,8 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
+from dato.baselines import exchange_scheduler
+
 EMBEDDED = Path(__file__).parent / "embedded" / "pipeline"
 
 
@@ -84,7 +86,7 @@ def load_pipeline(spec: ModelSpec) -> Any:
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise ModelError(f"cannot load model.path {spec.path!r}: {str(error).strip().splitlines()[0]}") from error
     if spec.scheduler:
-        pipe.scheduler = getattr(diffusers, spec.scheduler).from_config(pipe.scheduler.config)
+        pipe.scheduler = exchange_scheduler(pipe.scheduler, spec.scheduler)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.to(memory_format=torch.channels_last)  # what convolutions run fastest in, on CPUs and GPUs
     return pipe.to(device)

@@ -16,6 +16,9 @@ from search.features import FeatureNet, class_logits
 from search.moments import Moments, frechet
 from search.quality import Fid, Kid, Value, inception_score, mean_score, resamples
 
+KINDS: dict[str, str | None] = {"fewer": None, "deepcache": "DeepCache", "tomesd": "ToMeSD", "naive": "DeepCache + ToMeSD"}
+"""Names of the rivals' families; those of fewer steps are named after their samplers."""
+
 _UNKNOWN = Value(value=float("nan"))
 
 
@@ -189,18 +192,47 @@ def at_equal_latency(result: Result, results: Sequence[Result]) -> Value | None:
     """
     if result.error or "fid" not in result.metrics or result.family in ("plain", "fewer"):
         return None
+    reached = _reached([r for r in results if r.family in ("plain", "fewer")], result.latency.value)
+    return result.metrics["fid"].minus(reached) if reached else None
+
+
+def at_speedups(results: Sequence[Result], speedups: Sequence[float] = (1.5, 2, 2.5, 3, 3.5, 4)) -> dict[str, dict[float, Value | None]]:
+    """The strategies against each kind of rival at equal latency: by kind, by speedup.
+
+    The FID of the best strategy that is at least so fast, less what the kind reaches in the same time: that of its rivals, and
+    of the unaccelerated model, interpolated over latency as in `at_equal_latency`. The strategies' own is not interpolated.
+    Negative is better. None where no rival of the kind, or no strategy, is so fast.
+    """
+    measured = [r for r in results if r.error is None and "fid" in r.metrics]
+    plain = [r for r in measured if r.family == "plain"]
+    kinds: dict[str, list[Result]] = {}
+    for r in measured:
+        if r.family in KINDS:
+            kinds.setdefault(KINDS[r.family] or f"{r.name.rpartition('-')[0]}, fewer steps", []).append(r)
+    found: dict[str, dict[float, Value | None]] = {kind: {} for kind in kinds} if plain else {}
+    for speedup in speedups if plain else ():
+        latency = plain[0].latency.value / speedup
+        ours = [r.metrics["fid"] for r in measured if r.family == "strategy" and r.latency.value <= latency]
+        best = min(ours, key=lambda v: v.value) if ours else None
+        for kind, rivals in kinds.items():
+            reached = _reached([*plain, *rivals], latency)
+            found[kind][speedup] = best.minus(reached) if best and reached else None
+    return found
+
+
+def _reached(rivals: Sequence[Result], latency: float) -> Value | None:
+    """The FID that rivals reach in `latency` milliseconds, without those that another one beats in both; None where none is so fast or so slow."""
     curve: list[Result] = []
-    rivals = [r for r in results if r.error is None and r.family in ("plain", "fewer")]
-    for rival in sorted(rivals, key=lambda r: r.latency.value):
+    rivals = sorted((r for r in rivals if r.error is None and "fid" in r.metrics), key=lambda r: r.latency.value)
+    for rival in rivals:
         if not curve or rival.metrics["fid"].value < curve[-1].metrics["fid"].value:
             curve.append(rival)
-    here = result.latency.value
-    if curve and here >= curve[-1].latency.value and here <= max(r.latency.value for r in rivals):
-        return result.metrics["fid"].minus(curve[-1].metrics["fid"])
+    if curve and curve[-1].latency.value <= latency <= rivals[-1].latency.value:
+        return curve[-1].metrics["fid"]
     for a, b in pairwise(curve):
-        if a.latency.value <= here <= b.latency.value:
-            share = (here - a.latency.value) / (b.latency.value - a.latency.value)
-            return result.metrics["fid"].minus(_between(a.metrics["fid"], b.metrics["fid"], share))
+        if a.latency.value <= latency <= b.latency.value:
+            share = (latency - a.latency.value) / (b.latency.value - a.latency.value)
+            return _between(a.metrics["fid"], b.metrics["fid"], share)
     return None
 
 

@@ -18,8 +18,8 @@ from search.geometry import geometry
 DEFAULTS = {"geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "output": "analysis/results"}
 STRATEGIES = {
     "plain": None,
-    "caching": Strategy((Step(FULL), Step(1), Step(FULL), Step(1))),
-    "caching and pruning": Strategy((Step(FULL, 0.5), Step(1, 0.5), Step(FULL, 0.5), Step(1, 0.5))),
+    "caching": Strategy((Step(FULL), *[Step(1)] * 4)),
+    "caching and pruning": Strategy((Step(FULL, 0.5), *[Step(1, 0.5)] * 4)),
 }
 
 
@@ -47,16 +47,17 @@ def _peak(name: str, given: dict[str, str]) -> dict[str, int]:
     call = shape.example(int(given["batch"]), dtype, device)
     strategy, cached = STRATEGIES[name], 0
     with torch.inference_mode():
-        pipe.scheduler.set_timesteps(4)
+        pipe.scheduler.set_timesteps(5)
         if strategy is None:
             for _ in range(3):
                 pipe.unet(**call)
         else:
             with accelerate(pipe, strategy):
-                for t in pipe.scheduler.timesteps[:3]:
+                for t in pipe.scheduler.timesteps[:4]:  # after the last one nothing is kept
                     pipe.unet(**{**call, "timestep": t})
                 hook = pipe.unet._diffusers_hook.get_hook("dato")
-                kept = [*hook.cached.values(), *hook.compared]
+                shared = [x for share in hook.shares.values() for x in (share.convolution, share.shortcut)]
+                kept = [*hook.cached.values(), *shared, *hook.compared]
                 cached = sum(x.numel() * x.element_size() for x in kept)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"peak_bytes": peak, "cached_bytes": cached}

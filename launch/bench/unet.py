@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 
 from dato import FULL, Options, Step, Strategy, accelerate
 from dato.costs import CostModel
@@ -30,7 +30,7 @@ from search.geometry import geometry
 DEFAULTS = {
     "geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "threads": "0", "rounds": "4", "schedules": "1",
     "compile": "none", "channels_last": "false",
-    "which": "actions,paper-b1,authors-l12@0.5,deepcache-5,packages", "output": "analysis/results",
+    "which": "actions,overhead,paper-b1,authors-l12@0.5,deepcache-5,packages", "output": "analysis/results",
 }
 ACTIONS = (Step(FULL, 0.5), Step(1), Step(1, 0.5), Step(1, 0.7), Step(0))
 
@@ -72,7 +72,10 @@ def run(arguments: Sequence[str]) -> int:
             result["actions"], medians = _actions(setting, costs, rounds)
             result["planning"] = _planning(setting, rounds)
             result["planning"]["share_of_d1_r0.5"] = result["planning"]["median_s"] / medians["dato d=1 r=0.5"]
-        named = [name for name in which if name != "actions"]
+        if "overhead" in which:
+            result["overhead"] = _overhead()
+            print(f"our code adds {1000 * result['overhead']['seconds_per_call']:.2f} ms to a call")
+        named = [name for name in which if name not in ("actions", "overhead")]
         if schedules and named:
             result["schedules"] = _schedules(setting, costs, schedules, named)
     print(write_result("unet", given, setting.device, result, given["output"]))
@@ -105,6 +108,10 @@ def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str,
         ("DeepCache shallow + tomesd 0.7", 0.7, True),
     ):
         variants[name] = partial(_theirs, setting, ratio, shallow)
+    if setting.options.compile:
+        compiled = torch.compile(setting.unet, mode=setting.options.compile)
+        variants["plain, compiled"] = lambda: [timed(partial(compiled, **setting.call), setting.device)]
+        compiled(**setting.call)
     times: dict[str, list[float]] = {name: [] for name in variants}
     setting.plain()
     interleave({name: partial(lambda n, v: times[n].extend(v()), name, variant) for name, variant in variants.items()}, rounds, setting.device, warmup=0)
@@ -173,8 +180,30 @@ def _planning(setting: Setting, rounds: int) -> dict[str, Any]:
     return summary(interleave({"planning": work}, max(rounds, 5), setting.device, warmup=2)["planning"])
 
 
+def _overhead(pairs: int = 200) -> dict[str, Any]:
+    """What our code adds to a call outside the model's own kernels: full calls without pruning of one UNet, plain ones of its copy.
+
+    With the embedded model, whose kernels are short and whose layers are as many as those of SD v1.5; the calls take turns.
+    """
+    device, shape = torch.device("cpu"), geometry("embedded")
+    ours, theirs = (
+        Setting(
+            SimpleNamespace(unet=unet, scheduler=DDIMScheduler(), do_classifier_free_guidance=True), shape.example(2, torch.float32, device), Options(), device
+        )
+        for unet in (shape.random(torch.float32, device), shape.random(torch.float32, device))
+    )
+    # The last step is shallow: without one, full calls would keep nothing.
+    strategy = Strategy((*[Step(FULL)] * pairs, Step(1)))
+    ours.pipe.scheduler.set_timesteps(len(strategy))
+    with accelerate(ours.pipe, strategy):
+        both = [(timed(partial(ours.at, t), device), timed(partial(theirs.at, t), device)) for t in ours.pipe.scheduler.timesteps[:-1]][1:]
+    added = statistics.median(a - b for a, b in both)
+    return {"ours": summary([a for a, _ in both]), "plain": summary([b for _, b in both]), "seconds_per_call": added}
+
+
 def _schedules(setting: Setting, costs: CostModel, repeats: int, named: Sequence[str]) -> dict[str, Any]:
-    """Whole schedules of 50 steps in 51 calls, as PNDM makes them."""
+    """Whole schedules of 50 steps in the 51 calls that PNDM makes."""
+    setting.pipe.scheduler = PNDMScheduler(skip_prk_steps=True)
     strategies = {name: Strategy.load(name) for name in named if name != "packages"}
     variants: dict[str, Callable[[], Any]] = {name: partial(_run_ours, setting, s) for name, s in strategies.items()}
     if "packages" in named:
@@ -203,7 +232,7 @@ def _schedules(setting: Setting, costs: CostModel, repeats: int, named: Sequence
 
 def _run_ours(setting: Setting, strategy: Strategy) -> None:
     with accelerate(setting.pipe, strategy, setting.options):
-        _loop(setting, len(strategy) + 1)
+        _loop(setting, len(strategy))
 
 
 def _run_theirs(setting: Setting, ratio: float) -> None:
@@ -216,14 +245,14 @@ def _run_theirs(setting: Setting, ratio: float) -> None:
     helper.set_params(cache_interval=5, cache_branch_id=0)
     helper.enable()
     try:
-        _loop(setting, 51)
+        _loop(setting, 50)
     finally:
         helper.disable()
         if ratio:
             remove_patch(setting.unet)
 
 
-def _loop(setting: Setting, calls: int) -> None:
-    setting.pipe.scheduler.set_timesteps(calls)
+def _loop(setting: Setting, steps: int) -> None:
+    setting.pipe.scheduler.set_timesteps(steps)
     for t in setting.pipe.scheduler.timesteps:
         setting.at(t)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from analysis.tables import equal_latency_block
 from dato import baselines
 from dato.baselines import Baseline
 from dato.runtime import Options
@@ -21,7 +23,7 @@ from search.evaluate import Protocol
 from search.models import ModelSpec
 from search.moments import Moments
 from search.quality import Fid, Value
-from search.verdict import Metrics, Result, at_equal_latency, fid_by_images, judge, speedup
+from search.verdict import Metrics, Result, at_equal_latency, at_speedups, fid_by_images, judge, speedup
 from search.workers import InProcessPool
 
 STEPS = 4
@@ -196,6 +198,25 @@ def test_equal_latency_is_read_between_the_rivals() -> None:
     rivals[0] = result("unaccelerated", "plain", 100, 40, (39, 41, 40))  # worse than 10 steps of DDIM, and slower
     slow = at(80)
     assert slow is not None and slow.value == pytest.approx(-5)
+
+
+def test_the_front_is_compared_at_given_speedups() -> None:
+    results = [
+        result("unaccelerated", "plain", 100, 20, (19, 21, 20)), result("DDIM-5", "fewer", 40, 50, (49, 51, 50)), result("PLMS-10", "fewer", 50, 30, (29, 31, 30)),
+        result("DeepCache, every 3", "deepcache", 50, 24, (23, 25, 24)),
+        result("a", "strategy", 60, 21, (20, 22, 21)), result("b", "strategy", 45, 22, (21, 23, 22)), result("c", "strategy", 30, 60, (59, 61, 60)),
+    ]  # fmt: skip
+    found = at_speedups(results, (1.5, 2, 2.5, 3))
+
+    def values(kind: str) -> list[float | None]:
+        return [v.value if v else None for v in found[kind].values()]
+
+    assert list(found) == ["DDIM, fewer steps", "PLMS, fewer steps", "DeepCache"]
+    assert values("PLMS, fewer steps") == [pytest.approx(21 - (30 - 10 / 3)), pytest.approx(22 - 30), None, None]
+    assert values("DeepCache") == [pytest.approx(21 - (24 - 4 / 3)), pytest.approx(22 - 24), None, None]
+    assert values("DDIM, fewer steps") == [pytest.approx(21 - (20 + 30 / 1.8)), pytest.approx(22 - 45), pytest.approx(60 - 50), None]
+    text = equal_latency_block({k: {s: asdict(v) if v else None for s, v in row.items()} for k, row in found.items()})
+    assert "| DeepCache | -1.67 [-1.67, -1.67] | -2.00 [-2.00, -2.00] | none | none |" in text
 
 
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
