@@ -38,8 +38,9 @@ def caption(evaluation: Evaluation) -> str:
     """What a table's numbers are of."""
     model, protocol = evaluation.spec.model, evaluation.spec.protocol
     size = f", {model.width} x {model.height}" if model.width and model.height else ""
+    sampler = model.scheduler or "the model's own sampler"
     return (
-        f"{model.name} on {evaluation.spec.data.name}: {protocol.images} images, {model.steps} steps of {model.scheduler or 'the model own sampler'}, "
+        f"{model.name} on {evaluation.spec.data.name}: {protocol.images} images, {model.steps} steps of {sampler}, "
         f"guidance {model.guidance:g}{size}, {model.dtype}, {protocol.features.partition(':')[0]} features; compare values of this table only."
     )
 
