@@ -1,6 +1,7 @@
 """How good the embedded model is, unaccelerated: classified as prompted, and FID against the held-out digits.
 
     python -m search.embedded.check --images 500
+    python -m search.embedded.check --pipeline /tmp/other/pipeline   # another one that was trained
 
 The judge is a support vector machine on 8 x 8 scans, fitted to the training digits: it shares nothing with the feature
 net that a search's FID is taken on.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from sklearn.svm import SVC
@@ -37,19 +39,21 @@ def judge(model: SVC, images: torch.Tensor, labels: Sequence[int]) -> float:
     return float((torch.from_numpy(found) == torch.tensor(labels)).float().mean())
 
 
-def make_images(count: int, batch: int = 25) -> torch.Tensor:
+def make_images(count: int, batch: int = 25, model: ModelSpec = MODEL) -> torch.Tensor:
     """(count, 3, 40, 40) uint8 images of the unaccelerated pipeline, image i of digit i mod 10."""
-    pipe, data = load_pipeline(MODEL), Data(DIGITS)
+    pipe, data = load_pipeline(model), Data(DIGITS)
     indices = [list(range(i, min(i + batch, count))) for i in range(0, count, batch)]
-    return torch.cat([generate(pipe, MODEL, data, part).images for part in indices])
+    return torch.cat([generate(pipe, model, data, part).images for part in indices])
 
 
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=500)
-    count = parser.parse_args().images
-    images = make_images(count)
+    parser.add_argument("--pipeline", default=MODEL.path, help="folder of another pipeline for the digits")
+    arguments = parser.parse_args()
+    count = arguments.images
+    images = make_images(count, model=replace(MODEL, path=arguments.pipeline))
     real, truth = load_split(reference=True)
     judged = fit_judge()
     print(f"real held-out digits classified correctly: {judge(judged, real * 255, truth.tolist()):.3f}")
