@@ -141,7 +141,21 @@ def _refuse_compiled(unet: Any) -> None:
         )
 
 
+# Of diffusers' deprecated pipelines: no call of theirs has one timestep, and one place in the image, to itself.
+_SEVERAL_CALLS = {
+    "StableDiffusionPanoramaPipeline": "for each of its views",
+    "StableDiffusionSAGPipeline": "with and without its guidance",
+    "StableDiffusionAttendAndExcitePipeline": "to refine its latents",
+}
+
+
 def _refuse_unsupported(pipe: Any, runtime: Runtime) -> None:
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in _SEVERAL_CALLS:
+            raise ValueError(
+                f"{type(pipe).__name__} calls its UNet more than once in a step, {_SEVERAL_CALLS[kind.__name__]}, so what one call keeps does "
+                "not fit the next; dato accelerates pipelines that call it once in a step, such as StableDiffusionPipeline"
+            )
     shallow = any(0 < s.cache_depth < FULL for s in runtime.strategy)
     reused = any(s.cache_depth < FULL for s in runtime.strategy)
     pruned = any(s.cache_depth and s.prune_ratio for s in runtime.strategy)

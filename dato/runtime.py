@@ -14,7 +14,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from dato import pruning, scoring
-from dato.schedule import works
+from dato.position import Position, value_of
+from dato.schedule import Work, works
 from dato.split import CachedShare
 from dato.strategy import FULL, PATCH, Step, Strategy, StrategyError
 from dato.units import Layout, bind_call, run_shallow, share_of, unit_output
@@ -103,7 +104,7 @@ class Runtime(ModelHook):
         self.forward: Any = None
         self.report: RunReport | None = None
         self._actions: dict[tuple[Step, bool], Callable[..., torch.Tensor]] = {}
-        self._timesteps: torch.Tensor | None = None
+        self.position = Position()
         self._forget()
 
     def _forget(self) -> None:
@@ -125,7 +126,7 @@ class Runtime(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget the run; diffusers calls this when asked to reset stateful hooks."""
         self._forget()
-        self._timesteps = None
+        self.position = Position()
         return module
 
     # -- one call of the UNet ------------------------------------------------------------------------------------------
@@ -160,39 +161,68 @@ class Runtime(ModelHook):
             self._start_call(None)
             self.prediction = prediction
         self.report.calls_by_depth[depth] += 1
-        self.position += 1
-        if self.position == len(self._places) or self.report.calls == getattr(self.pipe, "num_timesteps", None):
+        self.position.next += 1
+        if self.position.next >= self.position.end:
             self.report.finished = True
-        if self.position == len(self._places):
             self._forget()
         return UNet2DConditionOutput(sample=prediction) if call["return_dict"] else (prediction,)
 
     def coming_step(self, timestep: torch.Tensor | float) -> Step:
         """What the call at `timestep` does; starts a run where one begins. Asking again gives the same answer.
 
-        Every scheduler makes a new `timesteps` tensor in `set_timesteps`, so its identity marks a run.
+        Raises:
+            ValueError: The call belongs to no run of the enabled pipeline.
+            StrategyError: The run has another number of steps than the strategy.
         """
-        timesteps = self.pipe.scheduler.timesteps
-        if timesteps is not self._timesteps or self.position >= len(self._places):
-            self._begin(timesteps, timestep)
-        return self._works[self.position - self._first].step
+        place = self.position.coming(self.pipe.scheduler.timesteps, timestep)
+        if place is None:
+            self._begin(timestep)
+        else:
+            self.position.next = place
+        return self._work().step
 
-    def _begin(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> None:
-        """Start a run at the place of its first timestep: image-to-image and refiners start late."""
+    def replays(self, timestep: torch.Tensor | float) -> bool:
+        """Whether the call at `timestep` is the next one of the run and will replay a prediction. Changes nothing."""
+        place = self.position.coming(self.pipe.scheduler.timesteps, timestep)
+        return place is not None and self._works[place - self.position.first].step.cache_depth == 0
+
+    def _work(self) -> Work:
+        return self._works[self.position.next - self.position.first]
+
+    def _begin(self, timestep: torch.Tensor | float) -> None:
+        """Start a run at the place of its first timestep; a call that is refused leaves the run before it as it was."""
+        scheduler = self.pipe.scheduler
+        begun = self.position.begun(scheduler.timesteps, timestep)
+        if begun is None:
+            raise ValueError(self._stranger(timestep))
+        try:
+            found = works(self.strategy, len(begun.values), getattr(scheduler, "order", 1), begun.first)
+        except StrategyError:
+            if begun.own:
+                raise
+            raise ValueError(self._stranger(timestep)) from None
+        # A base model before a refiner makes only the first of its sampler's calls, and its pipeline knows how many.
+        if begun.own and getattr(self.pipe, "denoising_end", None) is not None:
+            begun.end = min(begun.end, begun.first + self.pipe.num_timesteps)
         self._forget()
-        places = [float(t) for t in timesteps.tolist()]
-        first = float(torch.as_tensor(timestep).flatten()[0])
-        found = [i for i, t in enumerate(places) if abs(t - first) < 1e-3 * max(1.0, abs(first))]
-        # Some samplers visit a timestep twice; then the pipeline knows how many calls it is going to make.
-        late = len(places) - (getattr(self.pipe, "num_timesteps", None) or len(places))
-        start = late if late in found or not found else found[0]
-        self._works = works(self.strategy, len(places), getattr(self.pipe.scheduler, "order", 1), start)
-        self._timesteps, self._places = timesteps, places
-        self._first = self.position = start
+        self.position, self._works = begun, found
         # The modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
         self.layout = Layout.of(self.layout.unet)
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.report = RunReport(self.strategy, tuple(self.layers))
+
+    def _stranger(self, timestep: torch.Tensor | float) -> str:
+        name, p = type(self.pipe).__name__, self.position
+        if p.next < p.end and p.timesteps is self.pipe.scheduler.timesteps:
+            expected = f"comes to {p.values[p.next]:g} next (call {p.next - p.first + 1} of {p.end - p.first})"
+        else:
+            expected = f"has {len(self.strategy)} steps and does not begin there"
+        return (
+            f"this UNet is called at timestep {value_of(timestep):g}, but the run of the enabled {name} {expected}: a pipeline or sampler other "
+            f"than the enabled one calls it, or it is called more than once in a step. Call dato.disable on the enabled {name} before another "
+            "one uses its UNet, or dato.enable on the one that runs; a loop of your own calls scheduler.set_timesteps, and then the UNet once "
+            "for each timestep"
+        )
 
     def _follow_guidance(self, batch: int) -> None:
         """When guidance is switched off within a run, the batch loses its first half, the unconditional one."""
@@ -224,7 +254,7 @@ class Runtime(ModelHook):
 
     def _share_work(self, depth: int) -> None:
         """Do once what this and later calls at `depth` have in common; a single call gains nothing by it."""
-        planned = self._works[self.position - self._first].share == "made"
+        planned = self._work().share == "made"
         if depth == FULL or depth in self.shares or not (self.options.compile or planned):
             return
         share = share_of(self.layout, depth, self.cached[depth])
