@@ -98,14 +98,20 @@ class Runtime(ModelHook):
                 f"cache_depth {max(shallow)} is beyond this UNet, which has {len(layout)} units; allowed are 0 to "
                 f"{len(layout) - 1}, or {FULL} to compute everything"
             )
-        self.layers = _chosen_layers(layout, options)
-        self.captured = {layout.outputs[d].last: d for d in shallow}
         self.undo: list[Callable[[], None]] = []
         self.forward: Any = None
         self.report: RunReport | None = None
         self._actions: dict[tuple[Step, bool], Callable[..., torch.Tensor]] = {}
-        self.position = Position()
-        self._forget()
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Read which modules matter now, and forget every run."""
+        # Modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
+        self.layout = Layout.of(self.layout.unet)
+        self.layers = _chosen_layers(self.layout, self.options)
+        self.captured = {self.layout.outputs[d].last: d for d in {s.cache_depth for s in self.strategy} - {0, FULL}}
+        self.report = None
+        self.reset_state(self.layout.unet)
 
     def _forget(self) -> None:
         """Drop every tensor of a run."""
@@ -192,6 +198,7 @@ class Runtime(ModelHook):
     def _begin(self, timestep: torch.Tensor | float) -> None:
         """Start a run at the place of its first timestep; a call that is refused leaves the run before it as it was."""
         scheduler = self.pipe.scheduler
+        refuse_compiled(self.pipe.unet)
         begun = self.position.begun(scheduler.timesteps, timestep)
         if begun is None:
             raise ValueError(self._stranger(timestep))
@@ -206,8 +213,7 @@ class Runtime(ModelHook):
             begun.end = min(begun.end, begun.first + self.pipe.num_timesteps)
         self._forget()
         self.position, self._works = begun, found
-        # The modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
-        self.layout = Layout.of(self.layout.unet)
+        self.layout = Layout.of(self.layout.unet)  # a LoRA adapter may have exchanged modules since the last run
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.report = RunReport(self.strategy, tuple(self.layers))
 
@@ -315,6 +321,15 @@ class Runtime(ModelHook):
             self.plans[downsample] = found
         self.pruned.append((name, num_prune * batch))
         return found
+
+
+def refuse_compiled(unet: Any) -> None:
+    """Raise ValueError for a UNet that is compiled as a whole or in regions."""
+    if hasattr(unet, "_orig_mod") or any(m._compiled_call_impl is not None for m in unet.modules()):
+        raise ValueError(
+            "this UNet is compiled, and a compiled whole cannot follow a strategy from step to step: give the pipeline its plain "
+            'UNet and let dato compile each action apart, dato.enable(pipe, strategy, dato.Options(compile="default"))'
+        )
 
 
 def token_grid(latent: tuple[int, int], downsample: int) -> tuple[int, int]:

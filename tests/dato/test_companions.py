@@ -16,6 +16,8 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionPAGPipeline,
 )
+from diffusers.hooks import HookRegistry
+from diffusers.hooks import ModelHook as DiffusersHook
 from peft import LoraConfig
 
 import dato
@@ -23,6 +25,7 @@ from dato import FULL, Options, Step, Strategy
 from tests.dato.conftest import STEPS, run, use
 
 HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
+IMAGE = {"image": torch.ones(1, 3, 32, 32)}  # for a ControlNet
 
 
 def parts(pipe: Any) -> dict[str, Any]:
@@ -125,6 +128,68 @@ class TestControlNet:
             for end in (1.0, 1 / STEPS):  # with the ControlNet throughout, or only in the first, full call
                 results.append(run(control, image=image, control_guidance_end=end))
         assert not torch.allclose(*results)
+
+
+class TestASharedControlNet:
+    @pytest.fixture
+    def two(self, make_pipe: Callable[..., Any]) -> tuple[Any, Any]:
+        """Two pipelines with a UNet each and one ControlNet."""
+        pipes = [use(make_pipe(), "DDIMScheduler") for _ in range(2)]
+        torch.manual_seed(5)
+        net = ControlNetModel.from_unet(pipes[0].unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        first, second = (StableDiffusionControlNetPipeline(**parts(p), controlnet=net, requires_safety_checker=False) for p in pipes)
+        for p in (first, second):
+            p.set_progress_bar_config(disable=True)
+        return first, second
+
+    def test_enabling_the_second_is_refused_before_anything_is_touched(self, two: tuple[Any, Any]) -> None:
+        first, second = two
+        with dato.accelerate(first, HALF):
+            alone = run(first, **IMAGE)
+            with pytest.raises(ValueError, match=r"another pipeline shares this ControlNet.*call dato.disable on that pipeline first"):
+                dato.enable(second, HALF)
+            assert dato.status(second) is None
+            assert not hasattr(second.unet, "_diffusers_hook")
+            assert not any(m._forward_hooks for m in second.unet.modules())
+            assert torch.equal(run(first, **IMAGE), alone)
+        with dato.accelerate(second, HALF):
+            run(second, **IMAGE)
+
+    @pytest.mark.parametrize("one_scheduler", [False, True])
+    def test_a_plain_pipeline_is_untouched_even_after_an_interrupted_run(self, two: tuple[Any, Any], one_scheduler: bool) -> None:
+        first, second = two
+        if one_scheduler:
+            second.scheduler = first.scheduler
+        plain = run(second, **IMAGE)
+
+        def stop(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        with dato.accelerate(first, Strategy((Step(FULL), *[Step(0)] * 5))):
+            with pytest.raises(KeyboardInterrupt):
+                run(first, callback_on_step_end=stop, **IMAGE)
+            assert torch.equal(run(second, **IMAGE), plain)
+            report = dato.status(first)
+            assert report is not None
+            assert report.controls_skipped == 0
+            run(first, **IMAGE)
+            report = dato.status(first)
+            assert report is not None
+            assert report.controls_skipped == 5
+
+    def test_enabling_that_fails_midway_leaves_everything_as_it_was(self, two: tuple[Any, Any]) -> None:
+        first, _ = two
+        plain = run(first, **IMAGE)
+        registry = HookRegistry.check_if_exists_or_initialize(first.controlnet)
+        registry.register_hook(DiffusersHook(), "dato")  # someone else's, of our name
+        with pytest.raises(ValueError, match="already exists"):
+            dato.enable(first, HALF)
+        assert not hasattr(first.unet, "_diffusers_hook")
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in first.unet.modules())
+        registry.remove_hook("dato")
+        assert torch.equal(run(first, **IMAGE), plain)
 
 
 class TestOtherHooks:
@@ -247,6 +312,20 @@ class TestCompile:
                 dato.enable(pipe, HALF)
         with pytest.raises(ValueError, match="compile is 'fast'; allowed are None, 'default'"):
             Options(compile="fast")
+
+    @pytest.mark.parametrize("how", ["whole", "in place"])
+    def test_a_unet_compiled_after_enabling_is_refused_when_a_run_begins(self, pipe: Any, how: str) -> None:
+        plain, unet = run(pipe), pipe.unet
+        with dato.accelerate(pipe, HALF):
+            run(pipe)
+            if how == "whole":
+                pipe.unet = torch.compile(unet, backend="eager")
+            else:
+                unet.compile(backend="eager")
+            with pytest.raises(ValueError, match=r'plain UNet.*dato.Options\(compile="default"\)'):
+                run(pipe)
+        pipe.unet, unet._compiled_call_impl = unet, None
+        assert torch.equal(run(pipe), plain)
 
     @pytest.mark.slow
     def test_one_graph_for_each_distinct_action(self, pipe: Any) -> None:
