@@ -2,7 +2,8 @@
 
 from dato import pruning, scoring
 from dato.accelerate import accelerate, disable, enable, status
-from dato.runtime import Options, RunReport
+from dato.options import Options
+from dato.runtime import RunReport
 from dato.strategy import FULL, Step, Strategy, StrategyError
 
 __version__ = "0.1.0"

@@ -11,8 +11,9 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from dato.attention import prune_layer
 from dato.control import ControlSkip
+from dato.options import Options
 from dato.provenance import check
-from dato.runtime import Options, RunReport, Runtime, refuse_compiled
+from dato.runtime import RunReport, Runtime, refuse_compiled
 from dato.strategy import FULL, Strategy
 from dato.units import Layout
 
@@ -184,6 +185,11 @@ def _refuse_unsupported(pipe: Any, runtime: Runtime) -> None:
         raise ValueError(f"{name}: GLIGEN does not work with cached features; use cache depths {FULL} and 0 only")
     if pruned and runtime.options.align != "none" and (hasattr(type(pipe), "image_guidance_scale") or hasattr(type(pipe), "pag_scale")):
         raise ValueError(f'{name} guides three ways, and only [uncond, cond] can be aligned; use dato.Options(align="none") or prune_ratio 0')
+    guides = "do_classifier_free_guidance"
+    if pruned and runtime.options.align != "none" and runtime.options.use_score and not (hasattr(type(pipe), guides) or guides in vars(pipe)):
+        raise ValueError(
+            f'{name} does not say whether it guides (it has no {guides}), so [uncond, cond] cannot be aligned; use dato.Options(align="none") or prune_ratio 0'
+        )
     if reused and hasattr(type(pipe), "pag_scale"):
         raise ValueError(f"{name}: perturbed-attention guidance changes its batch as it runs; use dato with the pipeline without PAG")
 

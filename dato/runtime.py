@@ -6,7 +6,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
@@ -14,48 +14,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from dato import pruning, scoring
+from dato.options import Options, chosen_layers, patch_side, token_grid
 from dato.position import Position, value_of
-from dato.schedule import Work, works
+from dato.schedule import Work, check_steps, works
 from dato.split import CachedShare
-from dato.strategy import FULL, PATCH, Step, Strategy, StrategyError
+from dato.strategy import FULL, Step, Strategy, StrategyError
 from dato.units import Layout, bind_call, run_shallow, share_of, unit_output
-
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How tokens are chosen; the defaults are what the paper describes and what its code does by default."""
-
-    diff_source: Literal["noise", "feature"] = "noise"
-    """What Eq. 6 compares: the UNet's predictions, or the features of its last output unit."""
-    use_score: bool = True
-    """False: base tokens are drawn at random in every call (the "w/o DiffScore" of Table 4)."""
-    align: scoring.Align = "cond"
-    """Whose base tokens the other guidance half takes (Eq. 8); "none" is the "w/o alignment" of Table 3."""
-    plan_per: Literal["call", "layer"] = "call"
-    """Plan once a call for all layers of one resolution, or anew in every layer."""
-    patch: int = PATCH
-    """Side of a patch in tokens."""
-    max_downsample: int | None = None
-    """Prune where latent side / token grid side is at most this; None: the layers of the finest grid only."""
-    layers: tuple[str, ...] | None = None
-    """Prune only in layers whose module name starts with one of these, such as "up_blocks.3"; None: in all of them."""
-    score_noise: float = 0.0
-    """Standard deviation of noise added to DiffScore, in units of the score's own."""
-    seed: int = 0
-    """Seeds the private generator behind every random choice; the global generator is never touched."""
-    compile: str | None = None
-    """A mode of torch.compile, such as "default": each distinct action becomes one graph. None: nothing is compiled."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("diff_source", ("noise", "feature")), ("align", ("cond", "uncond", "none")), ("plan_per", ("call", "layer"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(map(repr, allowed))}")
-        if self.compile not in (None, *COMPILE_MODES):
-            raise ValueError(f"compile is {self.compile!r}; allowed are None, {', '.join(map(repr, COMPILE_MODES))}")
-        if self.patch < PATCH:
-            raise ValueError(f"patch is {self.patch}; allowed are integers from {PATCH}: a prune ratio may reach 1 - 1/{PATCH}^2")
 
 
 @dataclass
@@ -92,12 +56,8 @@ class Runtime(ModelHook):
     def __init__(self, pipe: Any, layout: Layout, strategy: Strategy, options: Options) -> None:
         super().__init__()
         self.pipe, self.layout, self.strategy, self.options = pipe, layout, strategy, options
-        shallow = {s.cache_depth for s in strategy} - {0, FULL}
-        if shallow and max(shallow) >= len(layout):
-            raise StrategyError(
-                f"cache_depth {max(shallow)} is beyond this UNet, which has {len(layout)} units; allowed are 0 to "
-                f"{len(layout) - 1}, or {FULL} to compute everything"
-            )
+        for step in strategy:
+            layout.require_depth(step.cache_depth)
         self.undo: list[Callable[[], None]] = []
         self.forward: Any = None
         self.report: RunReport | None = None
@@ -108,7 +68,7 @@ class Runtime(ModelHook):
         """Read which modules matter now, and forget every run."""
         # Modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
         self.layout = Layout.of(self.layout.unet)
-        self.layers = _chosen_layers(self.layout, self.options)
+        self.layers = chosen_layers(self.layout, self.options, any(s.cache_depth and s.prune_ratio for s in self.strategy))
         self.captured = {self.layout.outputs[d].last: d for d in {s.cache_depth for s in self.strategy} - {0, FULL}}
         self.report = None
         self.reset_state(self.layout.unet)
@@ -203,7 +163,9 @@ class Runtime(ModelHook):
         if begun is None:
             raise ValueError(self._stranger(timestep))
         try:
-            found = works(self.strategy, len(begun.values), getattr(scheduler, "order", 1), begun.first)
+            order = getattr(scheduler, "order", 1)
+            check_steps(len(self.strategy), begun.values, getattr(scheduler, "num_inference_steps", None), order)
+            found = works(self.strategy, len(begun.values), order, begun.first)
         except StrategyError:
             if begun.own:
                 raise
@@ -282,21 +244,27 @@ class Runtime(ModelHook):
         bases = {}
         for downsample in sorted(wanted):
             height, width = token_grid(latent, downsample)
+            patch = patch_side(self.options, height, width)
+            if patch is None:
+                continue
             if score is not None:
                 grid = tuple(self.compared[0].shape[-2:])
                 pooled = scoring.pool_score(score, (grid[0], grid[1]), (height, width))
                 if self.options.score_noise:
-                    noise = self._draw(height * width, torch.randn).to(pooled)
+                    noise = self._draw(height * width, torch.randn, device).to(pooled)
                     pooled = pooled + self.options.score_noise * pooled.std(1, keepdim=True) * noise
             else:
                 # One draw for the whole batch: an image's result does not depend on its neighbours.
-                pooled = self._draw(height * width, torch.rand).to(device).expand(batch, -1)
-            base = scoring.base_tokens(pooled, height, width, min(self.options.patch, height, width))
+                pooled = self._draw(height * width, torch.rand, device).expand(batch, -1)
+            base = scoring.base_tokens(pooled, height, width, patch)
             bases[downsample] = scoring.align(base, self.options.align) if guided and score is not None else base
         return bases
 
-    def _draw(self, count: int, draw: Any) -> torch.Tensor:
-        return draw(1, count, generator=self.generator)
+    def _draw(self, count: int, draw: Any, device: torch.device) -> torch.Tensor:
+        """(1, count) random numbers, the same on every device."""
+        drawn = draw(1, count, generator=self.generator)
+        # From pinned memory a copy waits for nothing; from any other it waits for all that the GPU still has to do.
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
     # -- what the hooks on the layers ask ------------------------------------------------------------------------------
 
@@ -330,20 +298,3 @@ def refuse_compiled(unet: Any) -> None:
             "this UNet is compiled, and a compiled whole cannot follow a strategy from step to step: give the pipeline its plain "
             'UNet and let dato compile each action apart, dato.enable(pipe, strategy, dato.Options(compile="default"))'
         )
-
-
-def token_grid(latent: tuple[int, int], downsample: int) -> tuple[int, int]:
-    """Rows and columns of the tokens at a downsample: each downsampler halves a side, rounded up."""
-    height, width = latent
-    for _ in range(downsample.bit_length() - 1):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width
-
-
-def _chosen_layers(layout: Layout, options: Options) -> dict[str, tuple[nn.Module, int]]:
-    layers = layout.self_attentions()
-    limit = options.max_downsample or min((d for _, d in layers.values()), default=1)
-    found = {name: layer for name, layer in layers.items() if layer[1] <= limit and (options.layers is None or name.startswith(options.layers))}
-    if options.layers is not None and not found:
-        raise ValueError(f"no self-attention layer at downsample <= {limit} is named {' or '.join(options.layers)}...; there are {', '.join(layers)}")
-    return found

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 
 from dato import FULL, Options, Step, Strategy, accelerate
 from dato.costs import CostModel
+from dato.options import token_grid
 from dato.pruning import plan
-from dato.runtime import token_grid
 from dato.scoring import align, base_tokens, diff_score, pool_score
 from dato.units import Layout
 from launch.bench.timing import chosen_device, chosen_dtype, interleave, parse, print_table, summary, timed, write_result
@@ -203,7 +203,7 @@ def _schedules(setting: Setting, costs: CostModel, repeats: int, named: Sequence
 
 def _run_ours(setting: Setting, strategy: Strategy) -> None:
     with accelerate(setting.pipe, strategy, setting.options):
-        _loop(setting, len(strategy) + 1)
+        _loop(setting, len(strategy))
 
 
 def _run_theirs(setting: Setting, ratio: float) -> None:
@@ -216,14 +216,16 @@ def _run_theirs(setting: Setting, ratio: float) -> None:
     helper.set_params(cache_interval=5, cache_branch_id=0)
     helper.enable()
     try:
-        _loop(setting, 51)
+        _loop(setting, 50)
     finally:
         helper.disable()
         if ratio:
             remove_patch(setting.unet)
 
 
-def _loop(setting: Setting, calls: int) -> None:
-    setting.pipe.scheduler.set_timesteps(calls)
+def _loop(setting: Setting, steps: int) -> None:
+    """A run of PNDM, which makes one call more than it has steps."""
+    setting.pipe.scheduler = PNDMScheduler(skip_prk_steps=True)
+    setting.pipe.scheduler.set_timesteps(steps)
     for t in setting.pipe.scheduler.timesteps:
         setting.at(t)
