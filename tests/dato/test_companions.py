@@ -11,10 +11,12 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
     ControlNetModel,
+    StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPAGPipeline,
+    T2IAdapter,
 )
 from diffusers.hooks import HookRegistry
 from diffusers.hooks import ModelHook as DiffusersHook
@@ -299,6 +301,40 @@ class TestOtherPipelines:
             dato.enable(pag, HALF)
         with pytest.raises(ValueError, match="without PAG"):
             dato.enable(pag, HALF, Options(align="none"))
+
+
+class TestRefusals:
+    def test_t2i_adapter_and_shallow_calls(self, pipe: Any) -> None:
+        adapter = T2IAdapter(in_channels=3, channels=[8, 16, 16, 16], num_res_blocks=1, downscale_factor=2)
+        with_adapter = StableDiffusionAdapterPipeline(**parts(pipe), adapter=adapter, requires_safety_checker=False)
+        with pytest.raises(ValueError, match="StableDiffusionAdapterPipeline: T2I-Adapter residuals do not work with cached features; use cache depths 12 and 0 only"):
+            dato.enable(with_adapter, HALF)
+        dato.enable(with_adapter, Strategy((Step(FULL), Step(0)) * 3))
+
+    def test_gligen_and_shallow_calls(self, make_pipe: Callable[..., Any]) -> None:
+        pipe = make_pipe(attention_type="gated")
+        with pytest.raises(ValueError, match="GLIGEN does not work with cached features; use cache depths 12 and 0 only"):
+            dato.enable(pipe, HALF)
+        dato.enable(pipe, Strategy((Step(FULL), Step(0)) * 3))
+
+    def test_another_batch_within_a_run(self, pipe: Any) -> None:
+        def on(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if step == 2:
+                _pipe._guidance_scale = 3.0
+                kwargs["prompt_embeds"] = torch.cat([kwargs["prompt_embeds"]] * 2)
+            return kwargs
+
+        use(pipe, "DDIMScheduler")
+        with dato.accelerate(pipe, HALF), pytest.raises(ValueError, match="the batch changed from 1 to 2 within a run; start a new run for another batch"):
+            run(pipe, guidance_scale=1.0, callback_on_step_end=on, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+    @torch.inference_mode()
+    def test_a_self_attention_mask(self, pipe: Any) -> None:
+        use(pipe, "DDIMScheduler").scheduler.set_timesteps(STEPS)
+        pipe._guidance_scale = 1.0
+        mask = {"attention_mask": torch.ones(1, 256)}
+        with dato.accelerate(pipe, HALF), pytest.raises(ValueError, match=r"token pruning cannot follow a self-attention mask: use prune_ratio 0, or dato.disable\(pipe\)"):
+            pipe.unet(torch.ones(1, 4, 16, 16), pipe.scheduler.timesteps[0], torch.ones(1, 7, 64), **mask)
 
 
 class TestCompile:
