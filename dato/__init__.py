@@ -1,8 +1,12 @@
 """Accelerate a diffusers pipeline with a per-step caching and pruning strategy (DaTo, arXiv 2501.00375)."""
 
+import importlib
+from types import ModuleType
+
 from dato import pruning, scoring
 from dato.accelerate import accelerate, disable, enable, status
-from dato.runtime import Options, RunReport
+from dato.options import Options
+from dato.runtime import RunReport
 from dato.strategy import FULL, Step, Strategy, StrategyError
 
 __version__ = "0.1.0"
@@ -21,3 +25,10 @@ __all__ = [
     "scoring",
     "status",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Imported when asked for: most who use a strategy need neither.
+    if name in ("baselines", "costs"):
+        return importlib.import_module(f"dato.{name}")
+    raise AttributeError(f"module 'dato' has no attribute {name!r}")

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from torch.utils.hooks import RemovableHandle
 
 from dato.attention import prune_layer
 from dato.control import ControlSkip
+from dato.options import Options
 from dato.provenance import check
-from dato.runtime import Options, RunReport, Runtime
+from dato.runtime import RunReport, Runtime, refuse_compiled
 from dato.strategy import FULL, Strategy
 from dato.units import Layout
 
@@ -37,53 +37,55 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
 
     A strategy whose provenance names other weights, another sampler or other steps is a `dato.provenance.ProvenanceWarning`.
     """
+    _enable(pipe, strategy, options)
+
+
+def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> Runtime:
     if not isinstance(strategy, Strategy):
         raise TypeError(f"expected a dato.Strategy, but got {type(strategy).__name__}; dato.Strategy.load reads files and names")
     unet = getattr(pipe, "unet", None)
     if unet is None:
         raise TypeError(f"{type(pipe).__name__} has no unet; dato accelerates pipelines with a UNet2DConditionModel")
-    _refuse_compiled(unet)
-    layout = Layout.of(unet)
-    runtime = Runtime(pipe, layout, strategy, options or Options())
+    refuse_compiled(unet)
+    runtime = Runtime(pipe, Layout.of(unet), strategy, options or Options())
     _refuse_unsupported(pipe, runtime)
-    check(pipe, strategy)
     active = _find(pipe)
     if active is not None and active.pipe is not pipe:
         raise ValueError("another pipeline shares this UNet and is accelerated already: call dato.disable on that pipeline first")
-    disable(pipe)
-    runtime.undo = [_hook(unet, runtime)]
-    handles: list[RemovableHandle] = []
-    for module, depth in runtime.captured.items():
-        handles.append(module.register_forward_hook(partial(_capture, runtime, depth)))
-    if runtime.options.diff_source == "feature":
-        handles.append(layout.outputs[0].last.register_forward_hook(partial(_capture_feature, runtime)))
-    for name, (layer, downsample) in runtime.layers.items():
-        handles += prune_layer(layer, partial(runtime.plan, name, downsample))
-    runtime.undo += [handle.remove for handle in handles]
-    if getattr(pipe, "controlnet", None) is not None:
-        runtime.undo.append(_hook(pipe.controlnet, ControlSkip(runtime)))
+    control = _hook_of(getattr(pipe, "controlnet", None))
+    if isinstance(control, ControlSkip) and control.runtime is not active:
+        raise ValueError("another pipeline shares this ControlNet and is accelerated already: call dato.disable on that pipeline first")
+    check(pipe, strategy)
+    if active is not None:
+        _uninstall(active)
+    try:
+        _install(runtime)
+    except BaseException:
+        if active is not None:
+            _install(active)
+        raise
+    return runtime
 
 
 def disable(pipe: Any) -> None:
     """Undo `enable` exactly; does nothing where nothing is enabled."""
     runtime = _find(pipe)
-    if runtime is None or runtime.pipe is not pipe:
-        return
-    for undo in runtime.undo:
-        undo()
+    if runtime is not None and runtime.pipe is pipe:
+        _uninstall(runtime)
 
 
 @contextmanager
 def accelerate(pipe: Any, strategy: Strategy, options: Options | None = None) -> Iterator[Any]:
     """`enable` within a ``with`` block; whatever was enabled before is back afterwards."""
     before = _find(pipe)
-    enable(pipe, strategy, options)
+    runtime = _enable(pipe, strategy, options)
     try:
         yield pipe
     finally:
+        _uninstall(runtime)  # also where the pipeline has been given another UNet since
         disable(pipe)
         if before is not None:
-            enable(pipe, before.strategy, before.options)
+            _install(before)
 
 
 def status(pipe: Any) -> RunReport | None:
@@ -101,6 +103,31 @@ def status(pipe: Any) -> RunReport | None:
             "enable_model_cpu_offload does when it was called before: call dato.enable(pipe, strategy) again, after that tool"
         )
     return runtime.report or RunReport(runtime.strategy, tuple(runtime.layers))
+
+
+def _install(runtime: Runtime) -> None:
+    """Hook a runtime on its UNet, or leave everything as it was."""
+    runtime.prepare()
+    try:
+        runtime.undo.append(_hook(runtime.layout.unet, runtime))
+        for module, depth in runtime.captured.items():
+            runtime.undo.append(module.register_forward_hook(partial(_capture, runtime, depth)).remove)
+        if runtime.options.diff_source == "feature":
+            runtime.undo.append(runtime.layout.outputs[0].last.register_forward_hook(partial(_capture_feature, runtime)).remove)
+        for name, (layer, downsample) in runtime.layers.items():
+            runtime.undo += [handle.remove for handle in prune_layer(layer, partial(runtime.plan, name, downsample))]
+        if getattr(runtime.pipe, "controlnet", None) is not None:
+            runtime.undo.append(_hook(runtime.pipe.controlnet, ControlSkip(runtime)))
+    except BaseException:
+        _uninstall(runtime)
+        raise
+
+
+def _uninstall(runtime: Runtime) -> None:
+    """Undo `_install`; a second time nothing."""
+    undos, runtime.undo = runtime.undo, []
+    for undo in undos:
+        undo()
 
 
 def _hook(module: Any, hook: ModelHook) -> Callable[[], None]:
@@ -133,15 +160,21 @@ def _reachable(runtime: Runtime) -> bool:
     return order[-1] != _HOOK or runtime.forward in (vars(unet).get("forward"), getattr(unet, "_old_forward", None))
 
 
-def _refuse_compiled(unet: Any) -> None:
-    if hasattr(unet, "_orig_mod") or any(m._compiled_call_impl is not None for m in unet.modules()):
-        raise ValueError(
-            "this UNet is compiled, and a compiled whole cannot follow a strategy from step to step: give the pipeline its plain "
-            'UNet and let dato compile each action apart, dato.enable(pipe, strategy, dato.Options(compile="default"))'
-        )
+# Of diffusers' deprecated pipelines: no call of theirs has one timestep, and one place in the image, to itself.
+_SEVERAL_CALLS = {
+    "StableDiffusionPanoramaPipeline": "for each of its views",
+    "StableDiffusionSAGPipeline": "with and without its guidance",
+    "StableDiffusionAttendAndExcitePipeline": "to refine its latents",
+}
 
 
 def _refuse_unsupported(pipe: Any, runtime: Runtime) -> None:
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in _SEVERAL_CALLS:
+            raise ValueError(
+                f"{type(pipe).__name__} calls its UNet more than once in a step, {_SEVERAL_CALLS[kind.__name__]}, so what one call keeps does "
+                "not fit the next; dato accelerates pipelines that call it once in a step, such as StableDiffusionPipeline"
+            )
     shallow = any(0 < s.cache_depth < FULL for s in runtime.strategy)
     reused = any(s.cache_depth < FULL for s in runtime.strategy)
     pruned = any(s.cache_depth and s.prune_ratio for s in runtime.strategy)
@@ -152,14 +185,23 @@ def _refuse_unsupported(pipe: Any, runtime: Runtime) -> None:
         raise ValueError(f"{name}: GLIGEN does not work with cached features; use cache depths {FULL} and 0 only")
     if pruned and runtime.options.align != "none" and (hasattr(type(pipe), "image_guidance_scale") or hasattr(type(pipe), "pag_scale")):
         raise ValueError(f'{name} guides three ways, and only [uncond, cond] can be aligned; use dato.Options(align="none") or prune_ratio 0')
+    guides = "do_classifier_free_guidance"
+    if pruned and runtime.options.align != "none" and runtime.options.use_score and not (hasattr(type(pipe), guides) or guides in vars(pipe)):
+        raise ValueError(
+            f'{name} does not say whether it guides (it has no {guides}), so [uncond, cond] cannot be aligned; use dato.Options(align="none") or prune_ratio 0'
+        )
     if reused and hasattr(type(pipe), "pag_scale"):
         raise ValueError(f"{name}: perturbed-attention guidance changes its batch as it runs; use dato with the pipeline without PAG")
 
 
 def _find(pipe: Any) -> Runtime | None:
-    registry = getattr(getattr(pipe, "unet", None), "_diffusers_hook", None)
-    hook = registry.get_hook(_HOOK) if registry is not None else None
+    hook = _hook_of(getattr(pipe, "unet", None))
     return hook if isinstance(hook, Runtime) else None
+
+
+def _hook_of(module: Any) -> ModelHook | None:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry.get_hook(_HOOK) if registry is not None else None
 
 
 def _capture(runtime: Runtime, depth: int, _module: Any, _args: Any, output: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import diffusers
 
 from dato.accelerate import accelerate
-from dato.runtime import Options
+from dato.options import Options
 from dato.strategy import Strategy
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dato import pruning
 from dato.attention import prune_layer
-from dato.runtime import Options, _chosen_layers, token_grid
+from dato.options import Options, chosen_layers, patch_side, token_grid
 from dato.strategy import FULL, Step, Strategy
 from dato.units import Layout, bind_call, run_shallow, unit_output
 
@@ -42,11 +42,18 @@ class CostModel:
             self._meta = UNet2DConditionModel.from_config(self.unet.config).eval()
             self._layout = Layout.of(self._meta)
             self._call = self._example()
-        self._layers = _chosen_layers(self._layout, self.options)
+        self._layers = chosen_layers(self._layout, self.options, prunes=False)
         self._known: dict[Step, int] = {}
 
     def macs(self, step: Step) -> int:
-        """MACs of a call at this depth and ratio, one sample; guidance doubles them."""
+        """MACs of a call at this depth and ratio, one sample; guidance doubles them.
+
+        Raises:
+            ValueError: The UNet does not have this depth, or no layer to prune in.
+        """
+        self._layout.require_depth(step.cache_depth)
+        if step.prune_ratio and not self._layers:
+            chosen_layers(self._layout, self.options)
         if step.cache_depth == 0:
             return 0
         if step not in self._known:
@@ -71,11 +78,12 @@ class CostModel:
         def planner(downsample: int, tokens: torch.Tensor) -> pruning.PrunePlan | None:
             total = tokens.shape[1]
             num_prune = int(step.prune_ratio * total + 1e-9)
-            if not num_prune:
+            height, width = token_grid((self.height, self.width), downsample)
+            patch = patch_side(self.options, height, width)
+            if not num_prune or patch is None:
                 return None
             if self.options.plan_per == "layer" or downsample not in plans:
-                height, width = token_grid((self.height, self.width), downsample)
-                base = (height // self.options.patch) * (width // self.options.patch)
+                base = (height // patch) * (width // patch)
                 plans[downsample] = pruning.plan(tokens, torch.zeros(1, base, dtype=torch.int64, device="meta"), num_prune)
             return plans[downsample]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from dato.strategy import FULL, Step, Strategy, StrategyError
@@ -32,27 +33,42 @@ def presets() -> dict[str, Strategy]:
     for line, vector in _AUTHORS_VECTORS.items():
         source = f"cache vector of line {line} of run_command7, published with the code of arXiv 2501.00375"
         found[f"authors-l{line}"] = Strategy(tuple(Step(FULL if c == "F" else int(c)) for c in vector), {"source": source})
-    for n in (2, 3, 5, 10):
-        found[f"deepcache-{n}"] = Strategy.uniform(50, n).with_provenance(source="DeepCache (arXiv 2312.00858), branch 0, uniform")
-    return found
+    return found | {f"deepcache-{n}": _deepcache(n) for n in (2, 3, 5, 10)}
+
+
+def is_preset(name: str) -> bool:
+    """Whether `preset` knows the name, with or without a ratio after "@"."""
+    base = name.partition("@")[0]
+    return base in presets() or _interval(base) is not None
+
+
+def _deepcache(interval: int) -> Strategy:
+    return Strategy.uniform(50, interval).with_provenance(source="DeepCache (arXiv 2312.00858), branch 0, uniform")
+
+
+def _interval(name: str) -> int | None:
+    """N of "deepcache-N", which need not be in the list of presets."""
+    found = re.fullmatch(r"deepcache-([1-9][0-9]?)", name)
+    return int(found[1]) if found and 2 <= int(found[1]) <= 50 else None
 
 
 def preset(name: str, prune_ratio: float | None = None) -> Strategy:
     """A preset, with one prune ratio at every step where it holds none of its own.
 
     Args:
-        name: One of `presets`, or with a ratio after "@", such as "authors-l12@0.5".
+        name: One of `presets`, or deepcache-N with any N from 2 to 50, or with a ratio after "@", such as "authors-l12@0.5".
         prune_ratio: For presets that are cache vectors only.
     """
     base, _, ratio = name.partition("@")
-    if base not in presets():
-        raise StrategyError(f"no preset is named {base!r}; there are {', '.join(presets())}")
+    if not is_preset(base):
+        raise StrategyError(f"no preset is named {base!r}; there are {', '.join(presets())}, and deepcache-N for every N from 2 to 50")
     if ratio:
         try:
             prune_ratio = float(ratio)
         except ValueError:
             raise StrategyError(f"{name!r} has no number after the @; write a prune ratio, such as {base}@0.5") from None
-    found = presets()[base]
+    interval = _interval(base)
+    found = _deepcache(interval) if interval else presets()[base]
     if prune_ratio is None:
         return found
     if any(s.prune_ratio for s in found):

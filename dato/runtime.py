@@ -6,7 +6,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
@@ -14,47 +14,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from dato import pruning, scoring
-from dato.schedule import works
+from dato.options import Options, chosen_layers, patch_side, token_grid
+from dato.position import Position, value_of
+from dato.schedule import Work, check_steps, works
 from dato.split import CachedShare
-from dato.strategy import FULL, PATCH, Step, Strategy, StrategyError
+from dato.strategy import FULL, Step, Strategy, StrategyError
 from dato.units import Layout, bind_call, run_shallow, share_of, unit_output
-
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How tokens are chosen; the defaults are what the paper describes and what its code does by default."""
-
-    diff_source: Literal["noise", "feature"] = "noise"
-    """What Eq. 6 compares: the UNet's predictions, or the features of its last output unit."""
-    use_score: bool = True
-    """False: base tokens are drawn at random in every call (the "w/o DiffScore" of Table 4)."""
-    align: scoring.Align = "cond"
-    """Whose base tokens the other guidance half takes (Eq. 8); "none" is the "w/o alignment" of Table 3."""
-    plan_per: Literal["call", "layer"] = "call"
-    """Plan once a call for all layers of one resolution, or anew in every layer."""
-    patch: int = PATCH
-    """Side of a patch in tokens."""
-    max_downsample: int | None = None
-    """Prune where latent side / token grid side is at most this; None: the layers of the finest grid only."""
-    layers: tuple[str, ...] | None = None
-    """Prune only in layers whose module name starts with one of these, such as "up_blocks.3"; None: in all of them."""
-    score_noise: float = 0.0
-    """Standard deviation of noise added to DiffScore, in units of the score's own."""
-    seed: int = 0
-    """Seeds the private generator behind every random choice; the global generator is never touched."""
-    compile: str | None = None
-    """A mode of torch.compile, such as "default": each distinct action becomes one graph. None: nothing is compiled."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("diff_source", ("noise", "feature")), ("align", ("cond", "uncond", "none")), ("plan_per", ("call", "layer"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(map(repr, allowed))}")
-        if self.compile not in (None, *COMPILE_MODES):
-            raise ValueError(f"compile is {self.compile!r}; allowed are None, {', '.join(map(repr, COMPILE_MODES))}")
-        if self.patch < PATCH:
-            raise ValueError(f"patch is {self.patch}; allowed are integers from {PATCH}: a prune ratio may reach 1 - 1/{PATCH}^2")
 
 
 @dataclass
@@ -91,20 +56,22 @@ class Runtime(ModelHook):
     def __init__(self, pipe: Any, layout: Layout, strategy: Strategy, options: Options) -> None:
         super().__init__()
         self.pipe, self.layout, self.strategy, self.options = pipe, layout, strategy, options
-        shallow = {s.cache_depth for s in strategy} - {0, FULL}
-        if shallow and max(shallow) >= len(layout):
-            raise StrategyError(
-                f"cache_depth {max(shallow)} is beyond this UNet, which has {len(layout)} units; allowed are 0 to "
-                f"{len(layout) - 1}, or {FULL} to compute everything"
-            )
-        self.layers = _chosen_layers(layout, options)
-        self.captured = {layout.outputs[d].last: d for d in shallow}
+        for step in strategy:
+            layout.require_depth(step.cache_depth)
         self.undo: list[Callable[[], None]] = []
         self.forward: Any = None
         self.report: RunReport | None = None
         self._actions: dict[tuple[Step, bool], Callable[..., torch.Tensor]] = {}
-        self._timesteps: torch.Tensor | None = None
-        self._forget()
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Read which modules matter now, and forget every run."""
+        # Modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
+        self.layout = Layout.of(self.layout.unet)
+        self.layers = chosen_layers(self.layout, self.options, any(s.cache_depth and s.prune_ratio for s in self.strategy))
+        self.captured = {self.layout.outputs[d].last: d for d in {s.cache_depth for s in self.strategy} - {0, FULL}}
+        self.report = None
+        self.reset_state(self.layout.unet)
 
     def _forget(self) -> None:
         """Drop every tensor of a run."""
@@ -125,7 +92,7 @@ class Runtime(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget the run; diffusers calls this when asked to reset stateful hooks."""
         self._forget()
-        self._timesteps = None
+        self.position = Position()
         return module
 
     # -- one call of the UNet ------------------------------------------------------------------------------------------
@@ -160,39 +127,70 @@ class Runtime(ModelHook):
             self._start_call(None)
             self.prediction = prediction
         self.report.calls_by_depth[depth] += 1
-        self.position += 1
-        if self.position == len(self._places) or self.report.calls == getattr(self.pipe, "num_timesteps", None):
+        self.position.next += 1
+        if self.position.next >= self.position.end:
             self.report.finished = True
-        if self.position == len(self._places):
             self._forget()
         return UNet2DConditionOutput(sample=prediction) if call["return_dict"] else (prediction,)
 
     def coming_step(self, timestep: torch.Tensor | float) -> Step:
         """What the call at `timestep` does; starts a run where one begins. Asking again gives the same answer.
 
-        Every scheduler makes a new `timesteps` tensor in `set_timesteps`, so its identity marks a run.
+        Raises:
+            ValueError: The call belongs to no run of the enabled pipeline.
+            StrategyError: The run has another number of steps than the strategy.
         """
-        timesteps = self.pipe.scheduler.timesteps
-        if timesteps is not self._timesteps or self.position >= len(self._places):
-            self._begin(timesteps, timestep)
-        return self._works[self.position - self._first].step
+        place = self.position.coming(self.pipe.scheduler.timesteps, timestep)
+        if place is None:
+            self._begin(timestep)
+        else:
+            self.position.next = place
+        return self._work().step
 
-    def _begin(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> None:
-        """Start a run at the place of its first timestep: image-to-image and refiners start late."""
+    def replays(self, timestep: torch.Tensor | float) -> bool:
+        """Whether the call at `timestep` is the next one of the run and will replay a prediction. Changes nothing."""
+        place = self.position.coming(self.pipe.scheduler.timesteps, timestep)
+        return place is not None and self._works[place - self.position.first].step.cache_depth == 0
+
+    def _work(self) -> Work:
+        return self._works[self.position.next - self.position.first]
+
+    def _begin(self, timestep: torch.Tensor | float) -> None:
+        """Start a run at the place of its first timestep; a call that is refused leaves the run before it as it was."""
+        scheduler = self.pipe.scheduler
+        refuse_compiled(self.pipe.unet)
+        begun = self.position.begun(scheduler.timesteps, timestep)
+        if begun is None:
+            raise ValueError(self._stranger(timestep))
+        try:
+            order = getattr(scheduler, "order", 1)
+            check_steps(len(self.strategy), begun.values, getattr(scheduler, "num_inference_steps", None), order)
+            found = works(self.strategy, len(begun.values), order, begun.first)
+        except StrategyError:
+            if begun.own:
+                raise
+            raise ValueError(self._stranger(timestep)) from None
+        # A base model before a refiner makes only the first of its sampler's calls, and its pipeline knows how many.
+        if begun.own and getattr(self.pipe, "denoising_end", None) is not None:
+            begun.end = min(begun.end, begun.first + self.pipe.num_timesteps)
         self._forget()
-        places = [float(t) for t in timesteps.tolist()]
-        first = float(torch.as_tensor(timestep).flatten()[0])
-        found = [i for i, t in enumerate(places) if abs(t - first) < 1e-3 * max(1.0, abs(first))]
-        # Some samplers visit a timestep twice; then the pipeline knows how many calls it is going to make.
-        late = len(places) - (getattr(self.pipe, "num_timesteps", None) or len(places))
-        start = late if late in found or not found else found[0]
-        self._works = works(self.strategy, len(places), getattr(self.pipe.scheduler, "order", 1), start)
-        self._timesteps, self._places = timesteps, places
-        self._first = self.position = start
-        # The modules may have been exchanged since the last run, as adding a LoRA adapter to a convolution does.
-        self.layout = Layout.of(self.layout.unet)
+        self.position, self._works = begun, found
+        self.layout = Layout.of(self.layout.unet)  # a LoRA adapter may have exchanged modules since the last run
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.report = RunReport(self.strategy, tuple(self.layers))
+
+    def _stranger(self, timestep: torch.Tensor | float) -> str:
+        name, p = type(self.pipe).__name__, self.position
+        if p.next < p.end and p.timesteps is self.pipe.scheduler.timesteps:
+            expected = f"comes to {p.values[p.next]:g} next (call {p.next - p.first + 1} of {p.end - p.first})"
+        else:
+            expected = f"has {len(self.strategy)} steps and does not begin there"
+        return (
+            f"this UNet is called at timestep {value_of(timestep):g}, but the run of the enabled {name} {expected}: a pipeline or sampler other "
+            f"than the enabled one calls it, or it is called more than once in a step. Call dato.disable on the enabled {name} before another "
+            "one uses its UNet, or dato.enable on the one that runs; a loop of your own calls scheduler.set_timesteps, and then the UNet once "
+            "for each timestep"
+        )
 
     def _follow_guidance(self, batch: int) -> None:
         """When guidance is switched off within a run, the batch loses its first half, the unconditional one."""
@@ -224,7 +222,7 @@ class Runtime(ModelHook):
 
     def _share_work(self, depth: int) -> None:
         """Do once what this and later calls at `depth` have in common; a single call gains nothing by it."""
-        planned = self._works[self.position - self._first].share == "made"
+        planned = self._work().share == "made"
         if depth == FULL or depth in self.shares or not (self.options.compile or planned):
             return
         share = share_of(self.layout, depth, self.cached[depth])
@@ -246,21 +244,27 @@ class Runtime(ModelHook):
         bases = {}
         for downsample in sorted(wanted):
             height, width = token_grid(latent, downsample)
+            patch = patch_side(self.options, height, width)
+            if patch is None:
+                continue
             if score is not None:
                 grid = tuple(self.compared[0].shape[-2:])
                 pooled = scoring.pool_score(score, (grid[0], grid[1]), (height, width))
                 if self.options.score_noise:
-                    noise = self._draw(height * width, torch.randn).to(pooled)
+                    noise = self._draw(height * width, torch.randn, device).to(pooled)
                     pooled = pooled + self.options.score_noise * pooled.std(1, keepdim=True) * noise
             else:
                 # One draw for the whole batch: an image's result does not depend on its neighbours.
-                pooled = self._draw(height * width, torch.rand).to(device).expand(batch, -1)
-            base = scoring.base_tokens(pooled, height, width, min(self.options.patch, height, width))
+                pooled = self._draw(height * width, torch.rand, device).expand(batch, -1)
+            base = scoring.base_tokens(pooled, height, width, patch)
             bases[downsample] = scoring.align(base, self.options.align) if guided and score is not None else base
         return bases
 
-    def _draw(self, count: int, draw: Any) -> torch.Tensor:
-        return draw(1, count, generator=self.generator)
+    def _draw(self, count: int, draw: Any, device: torch.device) -> torch.Tensor:
+        """(1, count) random numbers, the same on every device."""
+        drawn = draw(1, count, generator=self.generator)
+        # From pinned memory a copy waits for nothing; from any other it waits for all that the GPU still has to do.
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
     # -- what the hooks on the layers ask ------------------------------------------------------------------------------
 
@@ -287,18 +291,10 @@ class Runtime(ModelHook):
         return found
 
 
-def token_grid(latent: tuple[int, int], downsample: int) -> tuple[int, int]:
-    """Rows and columns of the tokens at a downsample: each downsampler halves a side, rounded up."""
-    height, width = latent
-    for _ in range(downsample.bit_length() - 1):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width
-
-
-def _chosen_layers(layout: Layout, options: Options) -> dict[str, tuple[nn.Module, int]]:
-    layers = layout.self_attentions()
-    limit = options.max_downsample or min((d for _, d in layers.values()), default=1)
-    found = {name: layer for name, layer in layers.items() if layer[1] <= limit and (options.layers is None or name.startswith(options.layers))}
-    if options.layers is not None and not found:
-        raise ValueError(f"no self-attention layer at downsample <= {limit} is named {' or '.join(options.layers)}...; there are {', '.join(layers)}")
-    return found
+def refuse_compiled(unet: Any) -> None:
+    """Raise ValueError for a UNet that is compiled as a whole or in regions."""
+    if hasattr(unet, "_orig_mod") or any(m._compiled_call_impl is not None for m in unet.modules()):
+        raise ValueError(
+            "this UNet is compiled, and a compiled whole cannot follow a strategy from step to step: give the pipeline its plain "
+            'UNet and let dato compile each action apart, dato.enable(pipe, strategy, dato.Options(compile="default"))'
+        )

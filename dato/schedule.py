@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dato.strategy import FULL, Step, Strategy, StrategyError
@@ -30,6 +31,27 @@ def entry_of_call(position: int, all_calls: int, steps: int, order: int = 1) -> 
             f"run with num_inference_steps={steps}, or use strategy.resample({needed})"
         )
     return max(0, position - extra)
+
+
+def check_steps(entries: int, timesteps: Sequence[float], steps: int | None, order: int = 1) -> None:
+    """Raise `StrategyError` where a strategy of so many entries is not for this run.
+
+    Args:
+        entries: Of the strategy.
+        timesteps: Of all calls of a whole run.
+        steps: The sampler's own count of its steps; None where it keeps none.
+        order: The scheduler's `order`.
+    """
+    calls = len(timesteps)
+    # PNDM visits its second timestep twice. Rounding may make two timesteps of other samplers equal: these are steps each.
+    repeats = steps == calls - 1 and len(set(timesteps)) < calls
+    needed = calls - repeats if order == 1 else (calls + 1) // 2
+    if entries != needed:
+        made = "" if calls == needed else f" for {needed} steps"
+        raise StrategyError(
+            f"the strategy has {entries} steps, but the scheduler makes {calls} calls{made}: "
+            f"run with num_inference_steps={entries}, or use strategy.resample({needed})"
+        )
 
 
 @dataclass(frozen=True)

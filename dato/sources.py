@@ -10,6 +10,7 @@ from typing import Any
 
 from dato import schema
 from dato.https import fetch
+from dato.presets import is_preset
 from dato.strategy import Strategy, StrategyError
 
 MAX_BYTES = 1 << 20
@@ -29,7 +30,7 @@ def load_strategy(source: str | Path) -> Strategy:
         StrategyError: It cannot be read, is too large, was changed after it was written, or is something else.
     """
     text = str(source)
-    if text.partition("@")[0] in Strategy.presets():
+    if is_preset(text):
         return Strategy.preset(text)
     if text.startswith(("models:/", "runs:/")):
         return _from_mlflow(text)

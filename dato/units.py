@@ -17,11 +17,15 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import apply_freeu
+from diffusers.models.upsampling import Upsample2D
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import nn
 
 from dato.split import CachedShare, cached_share, can_split, run_resnet
+from dato.strategy import FULL, StrategyError
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Layout:
         """Read the layout off a UNet. Raises TypeError or ValueError for a model that is not of this family."""
         if not isinstance(unet, UNet2DConditionModel):
             raise TypeError(f"expected a diffusers UNet2DConditionModel, but got {type(unet).__name__}: its units are not known")
+        _refuse_family(unet)
         inputs = [Unit(unet.conv_in, 1)]
         factor = 1
         for block in unet.down_blocks:
@@ -90,6 +95,13 @@ class Layout:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def require_depth(self, depth: int) -> None:
+        """Raise `StrategyError` for a cache depth that this UNet does not have."""
+        if depth != FULL and depth >= len(self):
+            raise StrategyError(
+                f"cache_depth {depth} is beyond this UNet, which has {len(self)} units; allowed are 0 to {len(self) - 1}, or {FULL} to compute everything"
+            )
+
     def self_attentions(self) -> dict[str, tuple[nn.Module, int]]:
         """Every self-attention layer by its module name, with its downsample."""
         found: dict[int, int] = {}
@@ -97,6 +109,23 @@ class Layout:
             for block in getattr(unit.attention, "transformer_blocks", ()):
                 found[id(block.attn1)] = unit.downsample
         return {name: (m, found[id(m)]) for name, m in self.unet.named_modules() if id(m) in found}
+
+
+def _refuse_family(unet: UNet2DConditionModel) -> None:
+    # Blocks of Kandinsky 2 and DeepFloyd IF have other attentions, and resnets in the place of samplers.
+    for name, block in (*unet.down_blocks.named_children(), *unet.up_blocks.named_children()):
+        parts = (
+            (getattr(block, "attentions", None) or (), Transformer2DModel),
+            (getattr(block, "downsamplers", None) or (), Downsample2D),
+            (getattr(block, "upsamplers", None) or (), Upsample2D),
+        )
+        for modules, kind in parts:
+            for module in modules:
+                if not isinstance(module, kind):
+                    raise ValueError(
+                        f"block {name} of this UNet is a {type(block).__name__} with {type(module).__name__}, where {kind.__name__} is needed: "
+                        "caching by depth needs the blocks of Stable Diffusion v1, v2 and XL"
+                    )
 
 
 def unit_output(output: Any) -> torch.Tensor:

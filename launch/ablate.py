@@ -8,7 +8,7 @@ from dataclasses import replace
 from analysis.quoted import quoted, source
 from analysis.tables import comparison_table, markdown, matrix_table, write_tables
 from dato.baselines import Baseline, plain
-from dato.runtime import Options
+from dato.options import Options
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption

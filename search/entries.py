@@ -10,7 +10,7 @@ from typing import Any
 
 from dato import baselines
 from dato.baselines import SAMPLERS, Baseline
-from dato.runtime import Options
+from dato.options import Options
 from search.sources import read_sources
 
 FAMILIES = ("plain", "fewer", "tomesd", "deepcache", "naive", "strategy")

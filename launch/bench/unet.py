@@ -19,8 +19,8 @@ from diffusers import DDIMScheduler, PNDMScheduler
 
 from dato import FULL, Options, Step, Strategy, accelerate
 from dato.costs import CostModel
+from dato.options import token_grid
 from dato.pruning import plan
-from dato.runtime import token_grid
 from dato.scoring import align, base_tokens, diff_score, pool_score
 from dato.units import Layout
 from launch.bench.timing import chosen_device, chosen_dtype, interleave, parse, print_table, summary, timed, write_result
@@ -253,6 +253,7 @@ def _run_theirs(setting: Setting, ratio: float) -> None:
 
 
 def _loop(setting: Setting, steps: int) -> None:
+    """A run of PNDM, which makes one call more than it has steps."""
     setting.pipe.scheduler.set_timesteps(steps)
     for t in setting.pipe.scheduler.timesteps:
         setting.at(t)

@@ -39,6 +39,31 @@ def test_a_nested_strategy_gives_way_again(pipe: Any) -> None:
     assert dato.status(pipe) is None
 
 
+def test_another_unet_in_the_block_leaves_no_hook_on_either(pipe: Any, make_pipe: Callable[..., StableDiffusionPipeline]) -> None:
+    first, second = pipe.unet, make_pipe().unet
+    with dato.accelerate(pipe, Strategy.full(STEPS)):
+        with dato.accelerate(pipe, Strategy.uniform(STEPS, 3, prune_ratio=0.5)):
+            pipe.unet = second
+            assert dato.status(pipe) is None
+            dato.enable(pipe, Strategy.full(STEPS))
+        assert hasattr(first, "_diffusers_hook")  # the outer strategy, on the UNet that it was enabled on
+    for unet in (first, second):
+        assert not hasattr(unet, "_diffusers_hook")
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
+
+
+def test_nothing_is_held_after_a_finished_run(make_layout: Callable[[str], Any]) -> None:
+    pipe = use(make_layout("sdxl"), "EulerDiscreteScheduler")
+    with dato.accelerate(pipe, Strategy.uniform(STEPS, 3, prune_ratio=0.5)):
+        runtime = pipe.unet._diffusers_hook.get_hook("dato")
+        for settings in ({}, {"denoising_end": 0.5}):
+            run(pipe, **settings)
+            report = dato.status(pipe)
+            assert report is not None
+            assert report.finished
+            assert (runtime.cached, runtime.shares, runtime.prediction, list(runtime.compared)) == ({}, {}, None, [])
+
+
 def test_canonical_strategies_give_the_same_images(pipe: Any) -> None:
     strategy = Strategy(tuple(Step(d, 0.5) for d in (0, 1, 0, FULL, 0, 1)))
     results = []

@@ -1,5 +1,7 @@
 """The rivals run through the same interface, and DeepCache as a strategy is the DeepCache package."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -58,3 +60,13 @@ def test_what_is_not_one_is_refused() -> None:
         baselines.tomesd(50, 0.9)
     with pytest.raises(ValueError, match=r"the strategy has 20; use strategy.resample\(50\)"):
         baselines.Baseline(name="x", steps=50, strategy=Strategy.full(20))
+
+
+def test_they_are_reached_from_the_package_and_imported_when_asked_for() -> None:
+    code = (
+        "import sys, dato; assert not {'dato.baselines', 'dato.costs'} & set(sys.modules); "
+        "print(dato.baselines.plain(3).name, dato.costs.CostModel.__name__); dato.nothing"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["unaccelerated", "CostModel"]
+    assert "AttributeError: module 'dato' has no attribute 'nothing'" in done.stderr

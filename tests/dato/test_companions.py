@@ -11,11 +11,15 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
     ControlNetModel,
+    StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPAGPipeline,
+    T2IAdapter,
 )
+from diffusers.hooks import HookRegistry
+from diffusers.hooks import ModelHook as DiffusersHook
 from peft import LoraConfig
 
 import dato
@@ -23,6 +27,7 @@ from dato import FULL, Options, Step, Strategy
 from tests.dato.conftest import STEPS, run, use
 
 HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
+IMAGE = {"image": torch.ones(1, 3, 32, 32)}  # for a ControlNet
 
 
 def parts(pipe: Any) -> dict[str, Any]:
@@ -125,6 +130,68 @@ class TestControlNet:
             for end in (1.0, 1 / STEPS):  # with the ControlNet throughout, or only in the first, full call
                 results.append(run(control, image=image, control_guidance_end=end))
         assert not torch.allclose(*results)
+
+
+class TestASharedControlNet:
+    @pytest.fixture
+    def two(self, make_pipe: Callable[..., Any]) -> tuple[Any, Any]:
+        """Two pipelines with a UNet each and one ControlNet."""
+        pipes = [use(make_pipe(), "DDIMScheduler") for _ in range(2)]
+        torch.manual_seed(5)
+        net = ControlNetModel.from_unet(pipes[0].unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        first, second = (StableDiffusionControlNetPipeline(**parts(p), controlnet=net, requires_safety_checker=False) for p in pipes)
+        for p in (first, second):
+            p.set_progress_bar_config(disable=True)
+        return first, second
+
+    def test_enabling_the_second_is_refused_before_anything_is_touched(self, two: tuple[Any, Any]) -> None:
+        first, second = two
+        with dato.accelerate(first, HALF):
+            alone = run(first, **IMAGE)
+            with pytest.raises(ValueError, match=r"another pipeline shares this ControlNet.*call dato.disable on that pipeline first"):
+                dato.enable(second, HALF)
+            assert dato.status(second) is None
+            assert not hasattr(second.unet, "_diffusers_hook")
+            assert not any(m._forward_hooks for m in second.unet.modules())
+            assert torch.equal(run(first, **IMAGE), alone)
+        with dato.accelerate(second, HALF):
+            run(second, **IMAGE)
+
+    @pytest.mark.parametrize("one_scheduler", [False, True])
+    def test_a_plain_pipeline_is_untouched_even_after_an_interrupted_run(self, two: tuple[Any, Any], one_scheduler: bool) -> None:
+        first, second = two
+        if one_scheduler:
+            second.scheduler = first.scheduler
+        plain = run(second, **IMAGE)
+
+        def stop(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        with dato.accelerate(first, Strategy((Step(FULL), *[Step(0)] * 5))):
+            with pytest.raises(KeyboardInterrupt):
+                run(first, callback_on_step_end=stop, **IMAGE)
+            assert torch.equal(run(second, **IMAGE), plain)
+            report = dato.status(first)
+            assert report is not None
+            assert report.controls_skipped == 0
+            run(first, **IMAGE)
+            report = dato.status(first)
+            assert report is not None
+            assert report.controls_skipped == 5
+
+    def test_enabling_that_fails_midway_leaves_everything_as_it_was(self, two: tuple[Any, Any]) -> None:
+        first, _ = two
+        plain = run(first, **IMAGE)
+        registry = HookRegistry.check_if_exists_or_initialize(first.controlnet)
+        registry.register_hook(DiffusersHook(), "dato")  # someone else's, of our name
+        with pytest.raises(ValueError, match="already exists"):
+            dato.enable(first, HALF)
+        assert not hasattr(first.unet, "_diffusers_hook")
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in first.unet.modules())
+        registry.remove_hook("dato")
+        assert torch.equal(run(first, **IMAGE), plain)
 
 
 class TestOtherHooks:
@@ -236,6 +303,40 @@ class TestOtherPipelines:
             dato.enable(pag, HALF, Options(align="none"))
 
 
+class TestRefusals:
+    def test_t2i_adapter_and_shallow_calls(self, pipe: Any) -> None:
+        adapter = T2IAdapter(in_channels=3, channels=[8, 16, 16, 16], num_res_blocks=1, downscale_factor=2)
+        with_adapter = StableDiffusionAdapterPipeline(**parts(pipe), adapter=adapter, requires_safety_checker=False)
+        with pytest.raises(ValueError, match="StableDiffusionAdapterPipeline: T2I-Adapter residuals do not work with cached features; use cache depths 12 and 0 only"):
+            dato.enable(with_adapter, HALF)
+        dato.enable(with_adapter, Strategy((Step(FULL), Step(0)) * 3))
+
+    def test_gligen_and_shallow_calls(self, make_pipe: Callable[..., Any]) -> None:
+        pipe = make_pipe(attention_type="gated")
+        with pytest.raises(ValueError, match="GLIGEN does not work with cached features; use cache depths 12 and 0 only"):
+            dato.enable(pipe, HALF)
+        dato.enable(pipe, Strategy((Step(FULL), Step(0)) * 3))
+
+    def test_another_batch_within_a_run(self, pipe: Any) -> None:
+        def on(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if step == 2:
+                _pipe._guidance_scale = 3.0
+                kwargs["prompt_embeds"] = torch.cat([kwargs["prompt_embeds"]] * 2)
+            return kwargs
+
+        use(pipe, "DDIMScheduler")
+        with dato.accelerate(pipe, HALF), pytest.raises(ValueError, match="the batch changed from 1 to 2 within a run; start a new run for another batch"):
+            run(pipe, guidance_scale=1.0, callback_on_step_end=on, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+    @torch.inference_mode()
+    def test_a_self_attention_mask(self, pipe: Any) -> None:
+        use(pipe, "DDIMScheduler").scheduler.set_timesteps(STEPS)
+        pipe._guidance_scale = 1.0
+        mask = {"attention_mask": torch.ones(1, 256)}
+        with dato.accelerate(pipe, HALF), pytest.raises(ValueError, match=r"token pruning cannot follow a self-attention mask: use prune_ratio 0, or dato.disable\(pipe\)"):
+            pipe.unet(torch.ones(1, 4, 16, 16), pipe.scheduler.timesteps[0], torch.ones(1, 7, 64), **mask)
+
+
 class TestCompile:
     def test_a_compiled_unet_is_refused_with_the_way_out(self, make_pipe: Callable[..., Any]) -> None:
         whole, in_place, regional = make_pipe(), make_pipe(), make_pipe()
@@ -247,6 +348,20 @@ class TestCompile:
                 dato.enable(pipe, HALF)
         with pytest.raises(ValueError, match="compile is 'fast'; allowed are None, 'default'"):
             Options(compile="fast")
+
+    @pytest.mark.parametrize("how", ["whole", "in place"])
+    def test_a_unet_compiled_after_enabling_is_refused_when_a_run_begins(self, pipe: Any, how: str) -> None:
+        plain, unet = run(pipe), pipe.unet
+        with dato.accelerate(pipe, HALF):
+            run(pipe)
+            if how == "whole":
+                pipe.unet = torch.compile(unet, backend="eager")
+            else:
+                unet.compile(backend="eager")
+            with pytest.raises(ValueError, match=r'plain UNet.*dato.Options\(compile="default"\)'):
+                run(pipe)
+        pipe.unet, unet._compiled_call_impl = unet, None
+        assert torch.equal(run(pipe), plain)
 
     @pytest.mark.slow
     def test_one_graph_for_each_distinct_action(self, pipe: Any) -> None:

@@ -33,6 +33,16 @@ def test_vectors_take_one_ratio() -> None:
         Strategy.preset("paper")
 
 
+def test_deepcache_with_any_interval() -> None:
+    for n in (2, 4, 10, 50):
+        assert Strategy.preset(f"deepcache-{n}") == Strategy.load(f"deepcache-{n}") == Strategy.uniform(50, n)
+        assert Strategy.preset(f"deepcache-{n}").provenance == Strategy.preset("deepcache-5").provenance
+    assert {s.prune_ratio for s in Strategy.load("deepcache-7@0.5")} == {0.5}
+    for name in ("deepcache-1", "deepcache-51", "deepcache-05", "deepcache-", "deepcache-100"):
+        with pytest.raises(StrategyError, match=rf"no preset is named '{name}'; there are paper-b1, .*, and deepcache-N for every N from 2 to 50"):
+            Strategy.preset(name)
+
+
 def test_the_second_reading_of_table_6_is_the_first_backwards() -> None:
     b1, other = presets()["paper-b1"], presets()["paper-b1-reversed"]
     assert other.steps == tuple(reversed(b1.steps))

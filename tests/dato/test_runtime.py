@@ -24,13 +24,13 @@ def freeu(pipe: Any) -> Iterator[Any]:
 @torch.inference_mode()
 @pytest.mark.parametrize("depth", range(1, 12))
 def test_freeu_which_scales_in_place_leaves_the_cache_alone(freeu: Any, depth: int) -> None:
-    call = (torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(500), torch.ones(2, 7, 64))
-    plain = freeu.unet(*call).sample
+    sample, states = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(2, 7, 64)
+    plain = freeu.unet(sample, torch.tensor(500), states).sample
     dato.enable(freeu, Strategy((Step(FULL), Step(depth), Step(depth))))
-    freeu.scheduler.set_timesteps(3)
+    freeu.scheduler.timesteps = torch.full((3,), 500)
     # With the same input, features that are kept are those that would be computed: every call gives the full result.
-    for _ in range(3):
-        assert torch.equal(freeu.unet(*call).sample, plain)
+    for t in freeu.scheduler.timesteps:
+        assert torch.equal(freeu.unet(sample, t, states).sample, plain)
 
 
 def test_image_to_image_with_an_extra_call_follows_the_last_entries(pipe: Any) -> None:

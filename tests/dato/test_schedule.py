@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dato
-from dato import FULL, Step, Strategy
-from dato.schedule import Work, works
-from tests.dato.conftest import STEPS, run
+from dato import FULL, Step, Strategy, StrategyError
+from dato.schedule import Work, check_steps, works
+from tests.dato.conftest import SAMPLERS, STEPS, run, use
 
 STEP = st.builds(Step, st.sampled_from([0, 1, 2, 5, FULL]), st.sampled_from([0.0, 0.5]))
 
@@ -55,3 +56,22 @@ def test_a_run_does_what_was_foreseen(pipe: Any) -> None:
     for work, kept in list(zip(foreseen, seen, strict=True))[:-1]:
         if 0 < work.step.cache_depth < FULL:
             assert (work.step.cache_depth in kept) == (work.share != "none")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("entries", [STEPS - 1, STEPS + 1])
+def test_one_step_more_or_less_is_refused(pipe: Any, sampler: str, entries: int) -> None:
+    use(pipe, sampler)
+    calls = "7 calls for 6 steps" if sampler == "PNDMScheduler" else "6 calls"
+    message = rf"the strategy has {entries} steps, but the scheduler makes {calls}: run with num_inference_steps={entries}, or use strategy.resample\(6\)"
+    with dato.accelerate(pipe, Strategy.full(entries)), pytest.raises(StrategyError, match=message):
+        run(pipe)
+
+
+def test_steps_of_a_run() -> None:
+    check_steps(6, [9, 7, 7, 5, 3, 2, 1], 6)  # PNDM
+    check_steps(7, [9, 7, 6, 5, 3, 1, 1], 7)  # rounded until two are equal, as DPM++ does with Karras's sigmas
+    check_steps(6, [9, 7, 6, 5, 3, 1], None)
+    check_steps(4, [9, 7, 7, 5, 5, 3, 3], 4, order=2)
+    with pytest.raises(StrategyError, match=r"the strategy has 7 steps, but the scheduler makes 7 calls for 4 steps: .* strategy.resample\(4\)"):
+        check_steps(7, [9, 7, 7, 5, 5, 3, 3], 4, order=2)

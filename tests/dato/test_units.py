@@ -97,3 +97,33 @@ def test_what_cannot_be_cached_is_refused(unet: UNet2DConditionModel) -> None:
             run_shallow(layout, 1, torch.zeros(1, 8, 16, 16), {**call, key: value})
     with pytest.raises(TypeError, match="expected a diffusers UNet2DConditionModel, but got UNet2DModel"):
         Layout.of(UNet2DModel(block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "down_block_types": ("SimpleCrossAttnDownBlock2D",) * 3 + ("ResnetDownsampleBlock2D",),
+                "up_block_types": ("ResnetUpsampleBlock2D",) + ("SimpleCrossAttnUpBlock2D",) * 3,
+                "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+                "attention_head_dim": 8,
+            },
+            "block 0 of this UNet is a SimpleCrossAttnDownBlock2D with Attention, where Transformer2DModel is needed: .* Stable Diffusion v1, v2 and XL",
+        ),
+        (
+            {"down_block_types": ("ResnetDownsampleBlock2D",) + ("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",)},
+            "ResnetDownsampleBlock2D with ResnetBlock2D, where Downsample2D is needed",
+        ),
+    ],
+)
+def test_unets_of_another_family_are_refused(make_pipe: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Layout.of(make_pipe(**changes).unet)
+
+
+def test_units_that_do_not_pair_up_are_refused(make_pipe: Any) -> None:
+    unet = make_pipe().unet
+    unet.up_blocks[0].resnets = unet.up_blocks[0].resnets[1:]
+    with pytest.raises(ValueError, match="this UNet has 12 input units and 11 output units; caching by depth needs one output unit for each input unit"):
+        Layout.of(unet)

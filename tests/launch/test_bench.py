@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,8 @@ def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[s
     for name in ("paper-b1", "authors-l12", "deepcache-10"):
         assert name in out
     assert "own ratios" in out
+    # Its entries are 4 full, 21 of d = 1 and 25 of d = 0: of 51 calls the first one is full whatever the first entry says.
+    assert re.search(r"authors-l12 +│ +5 │ +21 │ +25 │", out)
 
 
 def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:

@@ -13,7 +13,7 @@ import torch
 from analysis.tables import equal_latency_block
 from dato import baselines
 from dato.baselines import Baseline
-from dato.runtime import Options
+from dato.options import Options
 from dato.strategy import Strategy
 from search.compare import ComparisonSpec, Edit, EntryShard
 from search.compared_shards import ShardStore, compare

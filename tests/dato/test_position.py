@@ -1,0 +1,156 @@
+"""Which call of which run a UNet call is: other pipelines, own loops, interrupted runs."""
+
+from __future__ import annotations
+
+import copy
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+
+import dato
+from dato import FULL, Step, Strategy
+from dato.position import Position, index_in
+from tests.dato.conftest import STEPS, run, use
+
+CACHED = Strategy.uniform(STEPS, STEPS)  # the first call full, the others shallow
+
+
+def sharing(pipe: Any, kind: Any = StableDiffusionPipeline) -> Any:
+    """A pipeline with the same UNet and a scheduler of its own."""
+    other = kind(**{k: v for k, v in pipe.components.items() if k != "image_encoder"}, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    return other
+
+
+def stop_after(step: int) -> Any:
+    def stop(_pipe: Any, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if i == step:
+            raise KeyboardInterrupt
+        return kwargs
+
+    return stop
+
+
+class TestPipelinesThatShareTheUNet:
+    def test_with_its_own_scheduler_it_follows_from_its_own_start(self, pipe: Any) -> None:
+        other = sharing(use(pipe, "DDIMScheduler"))
+        with dato.accelerate(pipe, CACHED):
+            alone = run(pipe)
+            assert torch.equal(run(other), alone)
+            with pytest.raises(KeyboardInterrupt):
+                run(other, callback_on_step_end=stop_after(2))
+            assert torch.equal(run(other), alone)
+            assert torch.equal(run(pipe), alone)
+            report = dato.status(pipe)
+        assert report is not None
+        assert report.calls_by_depth == {FULL: 1, 1: 5}
+
+    def test_image_to_image_with_its_own_scheduler(self, pipe: Any) -> None:
+        other = sharing(use(pipe, "DDIMScheduler"), StableDiffusionImg2ImgPipeline)
+        settings = {"strength": 0.5, "num_inference_steps": STEPS, "output_type": "latent", "image": torch.zeros(1, 3, 32, 32)}
+        with dato.accelerate(pipe, CACHED):
+            run(pipe)
+            results = [other("x", **settings, generator=torch.Generator().manual_seed(0)).images for _ in range(3)]
+            report = dato.status(pipe)
+        assert report is not None
+        assert report.calls_by_depth == {FULL: 1, 1: 2}
+        assert all(torch.equal(r, results[0]) for r in results)
+
+    def test_other_steps_are_refused(self, pipe: Any) -> None:
+        other = sharing(use(pipe, "DDIMScheduler"))
+        dato.enable(pipe, CACHED)
+        for _ in range(2):  # before the enabled pipeline ever ran, and after
+            with pytest.raises(ValueError, match=r"called at timestep 751, but the run of the enabled StableDiffusionPipeline has 6 steps and does not") as error:
+                run(other, num_inference_steps=4)
+            assert "Call dato.disable on the enabled StableDiffusionPipeline before another one uses its UNet" in str(error.value)
+            run(pipe)
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, callback_on_step_end=stop_after(1))
+        with pytest.raises(ValueError, match=r"timestep 751, but the run of the enabled StableDiffusionPipeline comes to 499 next \(call 3 of 6\)"):
+            run(other, num_inference_steps=4)
+
+    def test_pndm_with_its_own_scheduler_begins_at_either_of_the_repeated_timesteps(self, pipe: Any) -> None:
+        other = sharing(pipe, StableDiffusionImg2ImgPipeline)
+        with dato.accelerate(pipe, CACHED):
+            run(pipe)
+            # Of 7 calls for 6 steps the last 6, then the last 5: the second list begins at the repeated timestep's second place.
+            for strength, calls in ((0.9, 6), (0.7, 5)):
+                other("x", image=torch.zeros(1, 3, 32, 32), strength=strength, num_inference_steps=STEPS, output_type="latent")
+                report = dato.status(pipe)
+                assert report is not None
+                assert report.finished
+                assert report.calls_by_depth == {FULL: 1, 1: calls - 1}
+
+
+class TestOwnLoops:
+    @pytest.fixture
+    def loop(self, pipe: Any) -> Any:
+        scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        return SimpleNamespace(unet=pipe.unet, scheduler=scheduler, x=torch.ones(1, 4, 16, 16), e=torch.ones(1, 7, 64))
+
+    @torch.inference_mode()
+    @pytest.mark.parametrize("kind", ["element", "number", "batch", "half"])
+    def test_a_run_that_stops_early_leaves_nothing_to_the_next(self, loop: Any, kind: str) -> None:
+        as_given = {"element": lambda t: t, "number": float, "batch": lambda t: t.repeat(1), "half": lambda t: t.half()}[kind]
+        loop.scheduler.set_timesteps(STEPS)
+        with dato.accelerate(loop, CACHED):
+            results = []
+            for _ in range(2):
+                for t in loop.scheduler.timesteps[:3]:
+                    results.append(loop.unet(loop.x, as_given(t), loop.e).sample)
+            report = dato.status(loop)
+        assert report is not None
+        assert report.calls_by_depth == {FULL: 1, 1: 2}
+        assert all(torch.equal(a, b) for a, b in zip(results[:3], results[3:], strict=True))
+
+    @torch.inference_mode()
+    @pytest.mark.parametrize("steps", [2, STEPS])
+    @pytest.mark.parametrize("numbers", [False, True])
+    def test_guidance_in_two_calls_is_refused(self, loop: Any, steps: int, numbers: bool) -> None:
+        loop.scheduler.set_timesteps(steps)
+        with dato.accelerate(loop, Strategy.uniform(steps, steps)), pytest.raises(ValueError, match="or it is called more than once in a step"):
+            for t in loop.scheduler.timesteps:
+                for _ in ("uncond", "cond"):
+                    loop.unet(loop.x, float(t) if numbers else t, loop.e)
+
+    @torch.inference_mode()
+    def test_asking_does_not_change_the_position(self, loop: Any) -> None:
+        loop.scheduler.set_timesteps(3)
+        with dato.accelerate(loop, Strategy((Step(FULL), Step(0), Step(1)))):
+            runtime = loop.unet._diffusers_hook.get_hook("dato")
+            first, second, third = loop.scheduler.timesteps
+            assert not runtime.replays(first)
+            loop.unet(loop.x, first, loop.e)
+            assert runtime.replays(second)
+            assert not runtime.replays(third)
+            assert runtime.coming_step(second) == runtime.coming_step(second) == Step(0)
+            with pytest.raises(ValueError, match=r"at timestep 1, but .* SimpleNamespace comes to 334 next \(call 2 of 3\)"):
+                loop.unet(loop.x, third, loop.e)
+            loop.unet(loop.x, second, loop.e)
+
+
+def test_an_element_is_told_by_where_it_lies() -> None:
+    scheduler = PNDMScheduler(skip_prk_steps=True)
+    scheduler.set_timesteps(STEPS)
+    t = scheduler.timesteps
+    assert [index_in(x, t) for x in t] == list(range(STEPS + 1))
+    assert [index_in(x.expand(2), t) for x in t[2:]] == list(range(2, STEPS + 1))
+    assert [index_in(x, t) for x in (t[0].clone(), float(t[0]), t[0].double())] == [None] * 3
+    assert [index_in(x, t[::2]) for x in t[:3]] == [0, None, 1]
+    position = Position().begun(t, t[2])
+    assert position is not None
+    assert (position.first, position.own) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPanoramaPipeline", "StableDiffusionSAGPipeline", "StableDiffusionAttendAndExcitePipeline"])
+def test_pipelines_that_call_more_than_once_in_a_step_are_refused(pipe: Any, name: str) -> None:
+    other = sharing(pipe, getattr(diffusers, name))
+    with pytest.raises(ValueError, match=re.escape(f"{name} calls its UNet more than once in a step")):
+        dato.enable(other, CACHED)
+    assert not hasattr(pipe.unet, "_diffusers_hook")
