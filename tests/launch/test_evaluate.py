@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dato.strategy import Strategy
+
 ROOT = Path(__file__).parents[2]
 SHORT = [
     "model.steps=4", "evaluation.images=6", "protocol.batch=2", "protocol.bootstrap=5", "evaluation.samples=2",
@@ -109,9 +111,13 @@ def test_a_transfer_is_a_matrix(dato, tmp_path: Path) -> None:  # type: ignore[n
 
     other = tmp_path / "second"
     other.symlink_to(EMBEDDED)
-    assert dato("transfer", "strategy=[deepcache-5,deepcache-2@0.5]", f"targets=[embedded,embedded:{other}]", *HERE, "evaluation.images=4") == 0
+    # Found on another UNet: enabling it here would be refused, to try it here is what a transfer is.
+    found = Strategy.load("deepcache-2@0.5").with_provenance(model={"path": "elsewhere", "unet": {"block_out_channels": [8, 16, 16, 16]}})
+    found.save(tmp_path / "found.json")
+    assert dato("transfer", f"strategy=[deepcache-5,{tmp_path / 'found.json'}]", f"targets=[embedded,embedded:{other}]", *HERE, "evaluation.images=4") == 0
     rows = list(csv.DictReader((tmp_path / "outputs" / "transfer" / "matrix.csv").open()))
-    assert [r["strategy"] for r in rows] == ["deepcache-5", "deepcache-2@0.5"]
+    assert [r["strategy"] for r in rows] == ["deepcache-5", str(tmp_path / "found.json")]
+    assert rows[1]["embedded"].startswith("fid ")
     assert rows[0]["embedded"].startswith("fid ")
     assert rows[0]["embedded"].split(",")[0] == rows[0][f"embedded:{other}"].split(",")[0], "the same weights give the same images"
 
