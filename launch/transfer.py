@@ -39,7 +39,8 @@ def run(arguments: Sequence[str]) -> int:
             r = next(r for r in results if r["name"].split(" (")[0] == name)
             failed |= bool(r["error"])
             metric = next(iter(r["differences"]), "fid")
-            row.append(f"failed: {r['error']}" if r["error"] else f"{metric} {number(r['differences'].get(metric), sign=True)}, {number(r['speedup'], unit='x')}")
+            apart = " (timed in another run)" if r["timed_apart"] else ""
+            row.append(f"failed: {r['error']}" if r["error"] else f"{metric} {number(r['differences'].get(metric), sign=True)}, {number(r['speedup'], unit='x')}{apart}")
         rows.append(row)
     folder = Path(evaluations[0][1].raw["output"]).absolute() / "transfer"
     note = "Each cell: metric less the unaccelerated model's own on the same prompts and seeds [95 %], speedup [95 %]."
