@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = ["protocol.images=6", "protocol.batch=3", "protocol.bootstrap=5", "model.steps=5", "search.population=4", "search.generations=2", "search.min_speedup=null"]
 
 
-def dato(folder: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def dato(folder: Path, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "launch", *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout
     )
