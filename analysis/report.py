@@ -54,7 +54,7 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
 
 def _head(record: SearchRecord) -> str:
     measured = len(record.evaluated())
-    images = next((m.images for _, m in record.evaluated()), 0)
+    images = " or ".join(str(n) for n in sorted({m.images for _, m in record.evaluated()} | {n for c in record.promotions.values() for n in c})) or "0"
     devices = ", ".join(sorted({m.device for _, m in record.evaluated() if m.device}))
     return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}.</p>"
 
@@ -77,7 +77,7 @@ def _winners_table(record: SearchRecord) -> str:
     searched = record.baselines[UNACCELERATED][1].fid if UNACCELERATED in record.baselines else float("nan")
     rows = [_winner_row("unaccelerated", 1.0, plain, 0.0, searched)]
     rows += [_winner_row(alias, w.speedup, w.fresh, w.fid_difference, w.searched.fid) for alias, w in record.winners.items()]
-    note = "<p>Winners are measured again on prompts and seeds that the search never saw; the gap to the FID in the search is the winner's curse.</p>"
+    note = "<p>Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
     return f"<h2>Winners</h2>{wide_table(heads, rows)}{note}"
 
 

@@ -99,7 +99,7 @@ def _figures(notes: Mapping[str, Any]) -> list[str]:
     rows = ["| | this strategy | unaccelerated | difference |", "|---|---|---|---|"]
     rows.append(f"| latency, {latency.get('unit', 'ms per image')} | {_number(latency.get('value'))} | {_number(latency.get('baseline'))} | {_number(latency.get('speedup'))}x faster{_range(latency.get('speedup_range'), 'batches')} |")
     rows.append(f"| {quality.get('metric', 'FID')} (lower is better) | {_number(quality.get('value'))} | {_number(quality.get('baseline'))} | {_number(quality.get('difference'), '+')}{_range(quality.get('difference_interval'), '95 %')} |")
-    fresh = "prompts and seeds that the search never saw" if notes.get("validated") else "the search's own prompts and seeds"
+    fresh = "seeds that the search never saw, and prompts from elsewhere in the list" if notes.get("validated") else "the search's own prompts and seeds"
     return [
         "## What it gains and costs",
         "\n".join(rows),

@@ -183,13 +183,13 @@ def make_tracker(config: SearchConfig) -> Any:
 
 
 def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]:
-    """What the parent run shows after each generation; speedup is missing until a candidate reaches the unaccelerated FID."""
+    """What the parent run shows after each generation; speedup is 1, the unaccelerated one, until a candidate reaches its FID."""
     gpus = config.raw["cluster"]["gpus"]
 
     def summary(record: SearchRecord) -> dict[str, float]:
         now = progress(record)
         found: dict[str, float] = {"front_size": now.front, "evaluations": now.done, "failures": now.failures, "device_hours": now.device_hours}
-        return found | ({"gpu_hours": gpus * now.device_hours} if gpus else {}) | ({"speedup": now.speedup} if now.speedup else {})
+        return found | ({"gpu_hours": gpus * now.device_hours} if gpus else {}) | {"speedup": now.speedup or 1.0}
 
     return summary
 

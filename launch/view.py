@@ -84,7 +84,7 @@ class SearchView:
     def winners(self, record: SearchRecord) -> None:
         """The table at the end."""
         plain = next(iter(record.winners.values())).fresh_baseline
-        table = Table(title="winners, on fresh prompts and seeds", title_justify="left")
+        table = Table(title="winners, on fresh seeds", title_justify="left")
         for name in ("winner", "speedup", "ms per image", "FID", "95 % interval", "FID in the search", "strategy"):
             table.add_column(name, justify="left" if name in ("winner", "strategy") else "right", no_wrap=name != "strategy")
         searched = record.baselines[UNACCELERATED][1]

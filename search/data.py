@@ -116,8 +116,12 @@ class Data:
                 self.paths = take(find_images(Path(spec.images).expanduser()), spec.references)
 
     def prompt(self, index: int) -> str:
-        """The prompt of image `index`: they come in turn, from another start for fresh indices."""
-        return self.prompts[index % len(self.prompts)]
+        """The prompt of image `index`: they come in turn.
+
+        Fresh indices begin in the middle of the list: up to half as many images as there are prompts share none with a search.
+        """
+        start = len(self.prompts) // 2 - FRESH_OFFSET if index >= FRESH_OFFSET else 0
+        return self.prompts[(index + start) % len(self.prompts)]
 
     @property
     def preprocessing(self) -> str:

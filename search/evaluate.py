@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import statistics
@@ -22,6 +23,8 @@ from search.models import ModelSpec, load_pipeline, resolve_device
 from search.quality import Fid, Kid, extract, load_features
 from search.records import Measurement
 from search.reference import reference_moments
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ class PipelineEvaluator:
         self.spec = spec
         self.pipe = load_pipeline(spec.model)
         self.data = Data(spec.data)
-        self.net = load_features(spec.protocol.features)
+        self.net = load_features(spec.protocol.features, self.pipe.device)
         self.device = device_name(self.pipe.device)
         # Warm: the first calls of a process allocate and choose kernels, which no candidate should pay for.
         generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2)
@@ -186,7 +189,12 @@ class Measurer:
 
 def reference_features(spec: EvaluatorSpec) -> torch.Tensor:
     """(N, num_features) features of the real images."""
-    return extract(load_features(spec.protocol.features), Data(spec.data).reference())
+    data = Data(spec.data)
+    features = extract(load_features(spec.protocol.features, resolve_device(spec.model.device)), data.reference())
+    if data.unreadable:
+        shown = ", ".join(data.unreadable[:5]) + (", ..." if len(data.unreadable) > 5 else "")
+        _log.warning("%d of %d real images cannot be read and are not in the reference: %s", len(data.unreadable), len(features) + len(data.unreadable), shown)
+    return features
 
 
 def reference(spec: EvaluatorSpec) -> tuple[Fid, Kid | None]:

@@ -6,6 +6,7 @@ Letters: N images, F features.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -56,7 +57,7 @@ class Moments:
             with np.load(Path(path).expanduser(), allow_pickle=False) as file:
                 mu, sigma = (torch.from_numpy(np.asarray(file[k], dtype=np.float64)) for k in ("mu", "sigma"))
                 count = int(file["count"]) if "count" in file else 2
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise QualityError(f"{str(path)!r} holds no statistics ({error}); give a .npz with mu and sigma, as pytorch-fid writes them") from None
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise QualityError(f"{str(path)!r}: expected mu (F,) and sigma (F, F), but they had shapes {tuple(mu.shape)} and {tuple(sigma.shape)}")

@@ -86,13 +86,13 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
-    """A strategy chosen from the front, measured again on prompts and seeds that the search never saw.
+    """A strategy chosen from the front, measured again on seeds that the search never saw.
 
     Attributes:
         alias: "quality", "balanced" or "fastest".
         candidate: The candidate it was.
         searched: Its measurement during the search.
-        fresh: Its measurement on fresh prompts and seeds.
+        fresh: Its measurement on fresh seeds.
         fresh_baseline: The unaccelerated pipeline's on the same prompts and seeds, timed in turn with it.
     """
 

@@ -33,7 +33,7 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
     """Make a version of model `name` of each strategy, then move the aliases of the validated ones to theirs.
 
     A version is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. A strategy is validated
-    when it was measured on fresh prompts and seeds; others get a version, and no alias. Either all aliases move or none does.
+    when it was measured on fresh seeds; others get a version, and no alias. Either all aliases move or none does.
 
     Args:
         name: Registered model; made if missing.

@@ -171,8 +171,10 @@ class Tracker:
 
     def _log_promotions(self, record: SearchRecord, candidate: Candidate) -> None:
         for images, m in record.promotions[candidate.number].items():
-            values = {f"at_{images}_images/{k}": v for k, v in child_metrics(record, candidate, m).items() if k in ("fid", "fid_difference", "with/fid_low", "with/fid_high")}
-            self._client.log_batch(self._logged[str(candidate.number)], metrics=_metrics(values, 0))
+            values = {k: v for k, v in child_metrics(record, candidate, m).items() if k in ("fid", "fid_difference", "with/fid_low", "with/fid_high")}
+            named = {f"at_{images}_images/{k}": v for k, v in values.items()}
+            # The columns that people sort by hold what was measured last, on the most images.
+            self._client.log_batch(self._logged[str(candidate.number)], metrics=[*_metrics(named, 0), *_metrics({**values, "with/images": float(images)}, images)])
 
     def _log_strategy(self, artifact_uri: str, candidate: Candidate) -> None:
         # Not client.log_text, which reads the whole run again to find out where its artifacts are.
@@ -193,7 +195,8 @@ class Tracker:
     def _finish(self, record: SearchRecord, artifacts: Mapping[str, Path]) -> None:
         if self.run_id is None:
             return
-        metrics = {}
+        # Promotions have changed the front since the last generation was logged.
+        metrics = dict(self._summary(record)) if self._summary else {}
         for alias, winner in record.winners.items():
             metrics[f"{alias}_speedup"] = winner.speedup
             metrics[f"{alias}_fid_difference"], *interval = fid_difference(winner.fresh, winner.fresh_baseline)

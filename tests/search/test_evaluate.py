@@ -55,7 +55,8 @@ def test_fresh_images_are_others() -> None:
 def test_prompts_go_with_indices() -> None:
     data = Data(DIGITS)
     assert data.prompt(7) == "a handwritten seven"
-    assert data.prompt(FRESH_OFFSET + 3) == "a handwritten three"
+    assert data.prompt(FRESH_OFFSET + 3) == "a photo of a handwritten three"
+    assert not {data.prompt(i) for i in range(20)} & {data.prompt(FRESH_OFFSET + i) for i in range(20)}
     assert sum(len(b) for b in data.reference()) == 500
 
 
