@@ -144,8 +144,8 @@ class Kid:
     def __init__(self, reference: torch.Tensor, subsets: int = 100, subset_size: int = 1000) -> None:
         self._reference, self._subsets, self._size = reference, subsets, subset_size
 
-    def value(self, features: torch.Tensor, seed: int = 0) -> Value:
-        """KID with an interval from the spread over subsets, scaled to all images. Raises `QualityError`."""
+    def value(self, features: torch.Tensor, number: int = 100, seed: int = 0) -> Value:
+        """KID with an interval over the choice of the generated images, from `number` resamples. Raises `QualityError`."""
         size = min(self._size, len(features), len(self._reference))
         if size < 2 or not torch.isfinite(features).all():
             raise QualityError(f"KID needs at least 2 images with finite features on both sides; got {len(features)} and {len(self._reference)}")
@@ -156,9 +156,24 @@ class Kid:
         metric.update(features, real=False)
         with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global generator
             torch.manual_seed(seed)
-            mean, std = metric.compute()
-        spread = 1.96 * float(std) * (size / len(features)) ** 0.5
-        return Value(value=float(mean), low=float(mean) - spread, high=float(mean) + spread)
+            mean, _ = metric.compute()
+        return Value.around(float(mean), self._draws(features.double(), number))
+
+    def _draws(self, x: torch.Tensor, number: int, rows: int = 1000) -> list[float]:
+        """The squared MMD of resamples of (N, F) features, but for the reals' own part, which is the same for all.
+
+        Not the spread over subsets: where a subset is as large as the set, it is always the same images.
+        """
+        if number < 2:
+            return []
+        count, reals = len(x), self._reference.double()
+        weights = torch.stack([torch.bincount(c, minlength=count) for c in resamples(count, number)]).double()
+        within, across = torch.zeros(number, dtype=torch.float64), torch.zeros(number, dtype=torch.float64)
+        for part in torch.arange(count).split(rows):
+            kernel = (x[part] @ x.T / x.shape[1] + 1) ** 3
+            within += ((weights[:, part] @ kernel) * weights).sum(1) - weights[:, part] @ kernel[torch.arange(len(part)), part]
+            across += weights[:, part] @ ((x[part] @ reals.T / x.shape[1] + 1) ** 3).mean(1)
+        return (within / (count * (count - 1)) - 2 * across / count).tolist()
 
 
 def inception_score(logits: torch.Tensor, number: int = 0, splits: int = 10, seed: int = 0) -> Value:

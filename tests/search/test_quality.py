@@ -127,6 +127,19 @@ def test_kid_sees_a_shift_and_repeats() -> None:
     assert abs(near.value - unbiased) < near.high - near.low
 
 
+def test_kids_interval_is_that_of_other_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(300, 8, generator=generator)
+    kid = Kid(real, subsets=2, subset_size=300)
+    several = [kid.value(torch.randn(300, 8, generator=generator) + 0.3) for _ in range(40)]
+    spread = float(torch.tensor([v.value for v in several]).std())
+    widths = torch.tensor([(v.high - v.low) / 2 / 1.96 for v in several])
+    assert float(widths.median()) == pytest.approx(spread, rel=0.35)
+    x = torch.randn(300, 8, generator=generator)
+    difference = kid.value(x + 0.3).minus(kid.value(x + 0.31))
+    assert 0 < difference.high - difference.low < (several[0].high - several[0].low) / 4, "the same resamples: what both share drops out"
+
+
 def naive_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared MMD with the kernel (x y / F + 1)^3."""
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
