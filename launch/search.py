@@ -19,6 +19,7 @@ import torch
 from analysis.progress import progress
 from analysis.report import front_page, write_report
 from dato.card import write_card
+from dato.sources import without_credentials
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.pictures import grid, write_row
@@ -230,7 +231,7 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
 def _mlflow_command() -> str:
     import mlflow
 
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {mlflow.get_tracking_uri()}"
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {without_credentials(mlflow.get_tracking_uri())}"
 
 
 def _note_model(pool: Pool, folder: Path) -> None:

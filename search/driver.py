@@ -242,7 +242,7 @@ class Driver:
         """Without generations, one is counted for every `population` results."""
         done, population = len(self.record.results), self.plan.population
         if done == population and not any(r.ok for r in self.record.results.values()):
-            raise SearchFailed(f"all of the first {done} candidates failed; the first error: {self.record.results[0].error}")
+            raise SearchFailed(f"all of the first {done} candidates failed; the first error: {next(iter(self.record.results.values())).error}")
         if done and done % population == 0:
             self._close_generation(done // population - 1)
 

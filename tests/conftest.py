@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,8 @@ from search.embedded.train import BETAS, make_autoencoder, make_text_encoder, ma
 from search.ledger import Ledger
 from search.records import Candidate, Measurement, Winner
 
+# Ray reads this once in a process, and `connect` sets it where ~/.ray holds a token: one mode for all tests.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 torch.set_num_threads(1)  # the tiny models gain nothing from more, and two processes with two threads each crawl
 
 

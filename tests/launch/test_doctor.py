@@ -118,7 +118,6 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_TMPDIR", temporary)
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # whatever the machine's ~/.ray holds
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     start = f"mount -t tmpfs none {model} && exec {Path(sys.executable).parent / 'ray'} start --address={cluster.address} --num-cpus=1 --num-gpus=0"
     options = "--object-store-memory=100000000 --dashboard-agent-listen-port=0 --block"

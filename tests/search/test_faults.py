@@ -119,12 +119,6 @@ def check(record: SearchRecord, folder: Path, calm: object) -> None:
     assert all(m.ok for m in record.results.values())
 
 
-@pytest.fixture(autouse=True)
-def no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These clusters ask for none, whatever the machine's ~/.ray holds."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-
-
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without room for workers; tests add nodes of one worker each. Apart from any other Ray on the machine."""
@@ -144,7 +138,7 @@ def pool_of(cluster: Cluster, folder: Path, pause: float = 0.15, **settings: Any
 def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: object) -> None:
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
-    pool = pool_of(cluster, tmp_path, pause=0.4)
+    pool = pool_of(cluster, tmp_path, pause=1.0)
     record = search(tmp_path, pool, At(7, lambda: os.kill(int(evaluations(tmp_path)[-1][0]), signal.SIGKILL)))
     check(record, tmp_path, calm)
     assert len({pid for pid, *_ in evaluations(tmp_path)}) == 3
@@ -153,7 +147,7 @@ def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: obje
 def test_a_node_is_killed_and_another_joins_late(cluster: Cluster, tmp_path: Path, calm: object) -> None:
     cluster.add_node(num_cpus=1)
     doomed = cluster.add_node(num_cpus=1)
-    pool = pool_of(cluster, tmp_path, pause=0.5)
+    pool = pool_of(cluster, tmp_path, pause=1.0)
     joined: list[str] = []
 
     def kill() -> None:
@@ -190,7 +184,7 @@ def test_a_node_is_taken_away_after_a_notice(cluster: Cluster, tmp_path: Path, c
 
     cluster.add_node(num_cpus=1)
     spot = cluster.add_node(num_cpus=1)
-    pool = pool_of(cluster, tmp_path, pause=0.5)
+    pool = pool_of(cluster, tmp_path, pause=1.0)
     accepted: list[bool] = []
 
     def notice() -> None:
