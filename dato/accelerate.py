@@ -62,7 +62,7 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> Runtime:
         _install(runtime)
     except BaseException:
         if active is not None:
-            _install(active)
+            _reinstall(active)
         raise
     return runtime
 
@@ -85,7 +85,7 @@ def accelerate(pipe: Any, strategy: Strategy, options: Options | None = None) ->
         _uninstall(runtime)  # also where the pipeline has been given another UNet since
         disable(pipe)
         if before is not None:
-            _install(before)
+            _reinstall(before)
 
 
 def status(pipe: Any) -> RunReport | None:
@@ -107,7 +107,6 @@ def status(pipe: Any) -> RunReport | None:
 
 def _install(runtime: Runtime) -> None:
     """Hook a runtime on its UNet, or leave everything as it was."""
-    runtime.prepare()
     try:
         runtime.undo.append(_hook(runtime.layout.unet, runtime))
         for module, depth in runtime.captured.items():
@@ -121,6 +120,12 @@ def _install(runtime: Runtime) -> None:
     except BaseException:
         _uninstall(runtime)
         raise
+
+
+def _reinstall(runtime: Runtime) -> None:
+    """`_install` of a runtime that was there before, on what the UNet holds by now."""
+    runtime.prepare()
+    _install(runtime)
 
 
 def _uninstall(runtime: Runtime) -> None:

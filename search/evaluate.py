@@ -225,7 +225,7 @@ def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int, kid: Kid | None =
         seconds=sum(s.seconds for s in shards),
         device=", ".join(sorted({s.device for s in shards})),
         batch=max(s.batch for s in shards),
-        kid=kid.value(features).value if kid else None,
+        kid=kid.value(features, number=0).value if kid else None,
     )
 
 

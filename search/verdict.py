@@ -105,7 +105,7 @@ class Metrics:
             if name == "fid" and self.fid is not None:
                 found[name] = self.fid.value(features, self.bootstrap)
             elif name == "kid" and self.kid is not None:
-                found[name] = self.kid.value(features)
+                found[name] = self.kid.value(features, self.bootstrap)
             elif name == "is" and self.net is not None:
                 found[name] = inception_score(class_logits(self.net, features), self.bootstrap)
             else:

@@ -74,13 +74,16 @@ def test_a_person_finds_the_search_and_its_front(server: tuple[str, str, Any], b
     page.goto(f"{address}/#/experiments/{experiment}/runs?{wanted}")
     page.get_by_text("candidate").first.wait_for()
     page.wait_for_timeout(1500)
+    assert page.get_by_text("candidate").count() > 0
     keep(page, "mlflow-front-runs")
     page.goto(f"{address}/#/experiments/{experiment}/runs/{parent}/artifacts/front.html")
     frame = page.frame_locator("iframe").first
     frame.locator(".js-plotly-plot .main-svg").first.wait_for()
     page.wait_for_timeout(500)
     keep(page, "mlflow-front")
+    assert frame.locator(".js-plotly-plot .main-svg").count() > 0
     children = client.search_runs([experiment], "tags.`dato.front` = 'true'")
+    assert children, "the front's runs are found by their tag"
     runs = ",".join(f'"{r.info.run_id}"' for r in children)
     page.goto(f'{address}/#/compare-runs?runs=[{runs}]&experiments=["{experiment}"]')
     page.get_by_text("Scatter Plot").first.click()
@@ -89,5 +92,6 @@ def test_a_person_finds_the_search_and_its_front(server: tuple[str, str, Any], b
     axes = "[...document.querySelectorAll('.js-plotly-plot')].map(g=>[g.layout.xaxis.title?.text,g.layout.yaxis.title?.text].join())"
     page.wait_for_function(f"{axes}.includes('latency_ms,fid')")
     page.wait_for_timeout(500)
+    assert "latency_ms,fid" in page.evaluate(axes), "FID is plotted against latency"
     keep(page, "mlflow-compare")
     page.close()

@@ -216,8 +216,11 @@ def test_a_node_hangs_and_wakes(cluster: Cluster, tmp_path: Path, calm: object) 
             if process.is_running():
                 process.resume()
 
-    record = search(tmp_path, pool, At(6, freeze), At(18, heal))
+    frozen_at, healed_at = At(6, freeze), At(18, heal)
+    record = search(tmp_path, pool, frozen_at, healed_at)
     check(record, tmp_path, calm)
+    assert frozen_at.done and healed_at.done
+    assert cut.node_id in {node for _, node, _, _ in evaluations(tmp_path)}, "the node that hung had work"
 
 
 NAMESPACES = os.geteuid() == 0 and shutil.which("ip") is not None and subprocess.run(["ip", "netns", "list"], capture_output=True, check=False).returncode == 0
