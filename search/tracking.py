@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import sqlalchemy
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import MlflowClient
 
 from dato.sources import without_credentials
@@ -98,6 +100,7 @@ class Tracker:
     def _start(self, record: SearchRecord) -> None:
         if self.uri:
             mlflow.set_tracking_uri(self.uri)
+        _connect_once(mlflow.get_tracking_uri())
         self._client = MlflowClient()
         self._experiment_id = self._find_experiment()
         names = {k: (record.config.get(k) or {}).get("name") for k in ("model", "data")}
@@ -249,6 +252,16 @@ def front_table(record: SearchRecord) -> str:
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
     now = int(time.time() * 1000)
     return [Metric(k, v, now, step) for k, v in values.items() if math.isfinite(v)]
+
+
+def _connect_once(uri: str) -> None:
+    """Raise now where a database refuses: MLflow itself goes on asking for 102 seconds, and the search would wait."""
+    if uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
