@@ -33,6 +33,13 @@ DEFAULTS = {
     "which": "actions,overhead,paper-b1,authors-l12@0.5,deepcache-5,packages", "output": "analysis/results",
 }
 ACTIONS = (Step(FULL, 0.5), Step(1), Step(1, 0.5), Step(1, 0.7), Step(0))
+RIVALS = {
+    "dato d=full r=0.5": "tomesd 0.5",
+    "dato d=1 r=0": "DeepCache shallow",
+    "dato d=1 r=0.5": "DeepCache shallow + tomesd 0.5",
+    "dato d=1 r=0.7": "DeepCache shallow + tomesd 0.7",
+}
+"""What each action of ours is held against."""
 
 
 @dataclass
@@ -98,28 +105,38 @@ def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str,
     """Every action in turn, `rounds` times over, each time after an untimed call of its own kind."""
     variants: dict[str, Callable[[], list[float]]] = {"plain": lambda: [timed(setting.plain, setting.device)]}
     macs = {"plain": costs.macs(Step(FULL))}
-    for step in ACTIONS:
-        name = f"dato d={'full' if step.cache_depth == FULL else step.cache_depth} r={step.prune_ratio:g}"
+    for step in ACTIONS:  # each beside its rival, so that both meet the same machine
+        name = _name(step)
         variants[name], macs[name] = partial(_ours, setting, step), costs.macs(step)
-    for name, ratio, shallow in (
-        ("tomesd 0.5", 0.5, False),
-        ("DeepCache shallow", 0.0, True),
-        ("DeepCache shallow + tomesd 0.5", 0.5, True),
-        ("DeepCache shallow + tomesd 0.7", 0.7, True),
-    ):
-        variants[name] = partial(_theirs, setting, ratio, shallow)
+        if name in RIVALS:
+            variants[RIVALS[name]] = partial(_theirs, setting, step.prune_ratio, step.cache_depth != FULL)
     if setting.options.compile:
         compiled = torch.compile(setting.unet, mode=setting.options.compile)
         variants["plain, compiled"] = lambda: [timed(partial(compiled, **setting.call), setting.device)]
         compiled(**setting.call)
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[str, list[list[float]]] = {name: [] for name in variants}
     setting.plain()
-    interleave({name: partial(lambda n, v: times[n].extend(v()), name, variant) for name, variant in variants.items()}, rounds, setting.device, warmup=0)
-    medians = {name: summary(t)["median_s"] for name, t in times.items()}
+    interleave({name: partial(lambda n, v: times[n].append(v()), name, variant) for name, variant in variants.items()}, rounds, setting.device, warmup=0)
+    summaries = {name: summary([s for of_round in t for s in of_round]) for name, t in times.items()}
+    medians = {name: found["median_s"] for name, found in summaries.items()}
     plain = medians["plain"]
     rows = [[n, f"{1000 * m:.2f}", f"{plain / m:.2f}x", f"{macs['plain'] / macs[n]:.2f}x" if macs.get(n) else "-"] for n, m in medians.items()]
     print_table("one UNet call, medians", ["variant", "ms", "speedup", "MAC limit"], rows)
-    return {n: {**summary(t), "gmacs_per_sample": macs[n] / 1e9 if n in macs else None} for n, t in times.items()}, medians
+    pairs = [*RIVALS.items(), (_name(Step(1, 0.7)), _name(Step(1)))]
+    against = {f"{a} over {b}": _ratios(times[a], times[b]) for a, b in pairs}
+    print_table("times faster, round by round", ["of two", "median", "rounds"], [[n, f"{f['median']:.2f}x", " ".join(f"{r:.2f}" for r in f["rounds"])] for n, f in against.items()])
+    found = {n: {**f, "gmacs_per_sample": macs[n] / 1e9 if n in macs else None} for n, f in summaries.items()}
+    return {"calls": found, "against": against}, medians
+
+
+def _name(step: Step) -> str:
+    return f"dato d={'full' if step.cache_depth == FULL else step.cache_depth} r={step.prune_ratio:g}"
+
+
+def _ratios(ours: list[list[float]], theirs: list[list[float]]) -> dict[str, Any]:
+    """How much faster one is than another in each round, where both met the same machine, and the median of it."""
+    rounds = [statistics.median(b) / statistics.median(a) for a, b in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(rounds), "rounds": rounds}
 
 
 def _ours(setting: Setting, step: Step) -> list[float]:
