@@ -1,14 +1,16 @@
 """``dato bench unet``: one call of every action, and whole schedules, against plain diffusers, DeepCache and ToMeSD.
 
-Weights are random: speed does not depend on them. Everything runs in one process, interleaved. Accelerated schedules are
-run from end to end, with plain calls before and after each; its plain time is 51 times the mean of those around it, so that
-a machine whose speed drifts does so under both.
+Weights are random: speed does not depend on them. Everything runs in one process, on two UNets that share their weights:
+an action and its rival take turns, call by call, and a schedule's calls with plain ones, so that a machine whose speed drifts
+does so under both.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -32,12 +34,11 @@ DEFAULTS = {
     "compile": "none", "channels_last": "false",
     "which": "actions,overhead,paper-b1,authors-l12@0.5,deepcache-5,packages", "output": "analysis/results",
 }
-ACTIONS = (Step(FULL, 0.5), Step(1), Step(1, 0.5), Step(1, 0.7), Step(0))
 RIVALS = {
-    "dato d=full r=0.5": "tomesd 0.5",
-    "dato d=1 r=0": "DeepCache shallow",
-    "dato d=1 r=0.5": "DeepCache shallow + tomesd 0.5",
-    "dato d=1 r=0.7": "DeepCache shallow + tomesd 0.7",
+    Step(FULL, 0.5): "tomesd 0.5",
+    Step(1): "DeepCache shallow",
+    Step(1, 0.5): "DeepCache shallow + tomesd 0.5",
+    Step(1, 0.7): "DeepCache shallow + tomesd 0.7",
 }
 """What each action of ours is held against."""
 
@@ -64,6 +65,16 @@ class Setting:
         self.call["timestep"] = timestep
         return self.plain()
 
+    def twin(self) -> Setting:
+        """Another UNet of the same weights, held once, that can be wrapped otherwise."""
+        held = {id(t): t for t in (*self.unet.parameters(), *self.unet.buffers())}
+        pipe = SimpleNamespace(**{**vars(self.pipe), "unet": copy.deepcopy(self.unet, held), "scheduler": copy.deepcopy(self.pipe.scheduler)})
+        return Setting(pipe, dict(self.call), self.options, self.device)
+
+
+Caller = Callable[[torch.Tensor], Any]
+"""Makes one call at a timestep."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Measure, print and write the result file."""
@@ -76,9 +87,9 @@ def run(arguments: Sequence[str]) -> int:
         which = given["which"].split(",")
         result: dict[str, Any] = {}
         if "actions" in which:
-            result["actions"], medians = _actions(setting, costs, rounds)
+            result["actions"], result["against"] = _actions(setting, costs, rounds)
             result["planning"] = _planning(setting, rounds)
-            result["planning"]["share_of_d1_r0.5"] = result["planning"]["median_s"] / medians["dato d=1 r=0.5"]
+            result["planning"]["share_of_d1_r0.5"] = result["planning"]["median_s"] / result["actions"]["dato d=1 r=0.5"]["median_s"]
         if "overhead" in which:
             result["overhead"] = _overhead()
             print(f"our code adds {1000 * result['overhead']['seconds_per_call']:.2f} ms to a call")
@@ -101,73 +112,91 @@ def _prepare(given: dict[str, str]) -> tuple[Setting, CostModel]:
     return Setting(pipe, shape.example(int(given["batch"]), dtype, device), options, device), CostModel(shape.meta(), shape.latent, shape.latent)
 
 
-def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """Every action in turn, `rounds` times over, each time after an untimed call of its own kind."""
-    variants: dict[str, Callable[[], list[float]]] = {"plain": lambda: [timed(setting.plain, setting.device)]}
-    macs = {"plain": costs.macs(Step(FULL))}
-    for step in ACTIONS:  # each beside its rival, so that both meet the same machine
-        name = _name(step)
-        variants[name], macs[name] = partial(_ours, setting, step), costs.macs(step)
-        if name in RIVALS:
-            variants[RIVALS[name]] = partial(_theirs, setting, step.prune_ratio, step.cache_depth != FULL)
+def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every action in turn with its rival, `rounds` times over: times of one call, and how much faster one is than the other."""
+    other, device = setting.twin(), setting.device
+    pairs = [(_name(step), partial(_ours, setting, step), name, partial(_theirs, other, step)) for step, name in RIVALS.items()]
+    pairs.append((_name(Step(1, 0.7)), partial(_ours, setting, Step(1, 0.7)), _name(Step(1)), partial(_ours, other, Step(1))))
+    macs = {"plain": costs.macs(Step(FULL)), **{_name(s): costs.macs(s) for s in (*RIVALS, Step(0))}}
+    times: dict[str, list[float]] = {name: [] for name in ("plain", *(n for a, _, b, _ in pairs[:-1] for n in (a, b)), _name(Step(0)))}
+    against: dict[str, list[float]] = {f"{a} over {b}": [] for a, _, b, _ in pairs}
+
+    def duel(mine: str, one: Any, theirs: str, two: Any) -> None:
+        calls = 2 if "full" in mine else 12
+        seconds = _turns(one, two, calls, device)
+        times[mine] += [a for a, _ in seconds]
+        times[theirs] += [b for _, b in seconds]
+        against[f"{mine} over {theirs}"] += [b / a for a, b in seconds]
+
+    def alone(name: str, one: Any, calls: int) -> None:
+        with one(calls + 2) as (call, steps):
+            times[name] += [timed(partial(call, t), device) for t in steps][2:]
+
+    variants: dict[str, Callable[[], Any]] = {f"{a} and {b}": partial(duel, a, one, b, two) for a, one, b, two in pairs}
+    variants["plain"] = lambda: times["plain"].extend(timed(setting.plain, device) for _ in range(2))
+    variants[_name(Step(0))] = partial(alone, _name(Step(0)), partial(_ours, setting, Step(0)), 20)
     if setting.options.compile:
-        compiled = torch.compile(setting.unet, mode=setting.options.compile)
-        variants["plain, compiled"] = lambda: [timed(partial(compiled, **setting.call), setting.device)]
+        compiled, times["plain, compiled"] = torch.compile(setting.unet, mode=setting.options.compile), []
         compiled(**setting.call)
-    times: dict[str, list[list[float]]] = {name: [] for name in variants}
+        variants["plain, compiled"] = lambda: times["plain, compiled"].extend(timed(partial(compiled, **setting.call), device) for _ in range(2))
     setting.plain()
-    interleave({name: partial(lambda n, v: times[n].append(v()), name, variant) for name, variant in variants.items()}, rounds, setting.device, warmup=0)
-    summaries = {name: summary([s for of_round in t for s in of_round]) for name, t in times.items()}
-    medians = {name: found["median_s"] for name, found in summaries.items()}
-    plain = medians["plain"]
-    rows = [[n, f"{1000 * m:.2f}", f"{plain / m:.2f}x", f"{macs['plain'] / macs[n]:.2f}x" if macs.get(n) else "-"] for n, m in medians.items()]
+    interleave(variants, rounds, device, warmup=0)
+    found = {name: {**summary(t), "gmacs_per_sample": macs[name] / 1e9 if name in macs else None} for name, t in times.items()}
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    rows = [[n, f"{1000 * m:.2f}", f"{medians['plain'] / m:.2f}x", f"{macs['plain'] / macs[n]:.2f}x" if macs.get(n) else "-"] for n, m in medians.items()]
     print_table("one UNet call, medians", ["variant", "ms", "speedup", "MAC limit"], rows)
-    pairs = [*RIVALS.items(), (_name(Step(1, 0.7)), _name(Step(1)))]
-    against = {f"{a} over {b}": _ratios(times[a], times[b]) for a, b in pairs}
-    print_table("times faster, round by round", ["of two", "median", "rounds"], [[n, f"{f['median']:.2f}x", " ".join(f"{r:.2f}" for r in f["rounds"])] for n, f in against.items()])
-    found = {n: {**f, "gmacs_per_sample": macs[n] / 1e9 if n in macs else None} for n, f in summaries.items()}
-    return {"calls": found, "against": against}, medians
+    faster = {name: dict(zip(("low", "median", "high"), statistics.quantiles(ratios, n=4), strict=True), pairs=len(ratios)) for name, ratios in against.items()}
+    print_table("times faster, call by call", ["of two", "median", "middle half"], [[n, f"{f['median']:.3f}x", f"{f['low']:.2f} .. {f['high']:.2f}"] for n, f in faster.items()])
+    return found, faster
 
 
 def _name(step: Step) -> str:
     return f"dato d={'full' if step.cache_depth == FULL else step.cache_depth} r={step.prune_ratio:g}"
 
 
-def _ratios(ours: list[list[float]], theirs: list[list[float]]) -> dict[str, Any]:
-    """How much faster one is than another in each round, where both met the same machine, and the median of it."""
-    rounds = [statistics.median(b) / statistics.median(a) for a, b in zip(ours, theirs, strict=True)]
-    return {"median": statistics.median(rounds), "rounds": rounds}
+def _turns(one: Any, two: Any, calls: int, device: torch.device) -> list[tuple[float, float]]:
+    """Seconds of both at each of so many calls, made in turn; who begins changes. The first two calls of each are not timed."""
+    found = []
+    with one(calls + 2) as (first, steps), two(calls + 2) as (second, _):
+        for i, t in enumerate(steps):
+            if i % 2:
+                a, b = timed(partial(first, t), device), timed(partial(second, t), device)
+            else:
+                b, a = timed(partial(second, t), device), timed(partial(first, t), device)
+            found.append((a, b))
+    return found[2:]
 
 
-def _ours(setting: Setting, step: Step) -> list[float]:
-    # A full call, then the action untimed: from the next one on, DiffScore has its two outputs.
-    timed_calls = 1 if step.cache_depth == FULL else 6
-    strategy = Strategy((Step(FULL), *[step] * (1 + timed_calls)))
-    with accelerate(setting.pipe, strategy, setting.options):
-        setting.pipe.scheduler.set_timesteps(len(strategy))
-        steps = setting.pipe.scheduler.timesteps
-        for t in steps[:2]:
-            setting.at(t)
-        return [timed(partial(setting.at, t), setting.device) for t in steps[2:]]
+@contextmanager
+def _ours(setting: Setting, step: Step, calls: int) -> Iterator[tuple[Caller, torch.Tensor]]:
+    # A full call, then the action: from the second action on, DiffScore has its two outputs.
+    with accelerate(setting.pipe, Strategy((Step(FULL), *[step] * (calls - 1))), setting.options):
+        setting.pipe.scheduler.set_timesteps(calls)
+        yield setting.at, setting.pipe.scheduler.timesteps
 
 
-def _theirs(setting: Setting, ratio: float, shallow: bool) -> list[float]:
+@contextmanager
+def _theirs(setting: Setting, step: Step, calls: int) -> Iterator[tuple[Caller, torch.Tensor]]:
+    """What the packages do in place of an action of ours."""
+    setting.pipe.scheduler.set_timesteps(calls)
+    with _packages(setting, step.prune_ratio, 1000 if step.cache_depth != FULL else None):
+        yield setting.at, setting.pipe.scheduler.timesteps
+
+
+@contextmanager
+def _packages(setting: Setting, ratio: float, interval: int | None) -> Iterator[None]:
+    """ToMeSD at a merge ratio, and DeepCache at an interval, of calls 0, interval, ... in full."""
     from DeepCache import DeepCacheSDHelper
     from tomesd import apply_patch, remove_patch
 
-    setting.pipe.scheduler.set_timesteps(8 if shallow else 2)
-    steps = setting.pipe.scheduler.timesteps
     if ratio:
         apply_patch(setting.unet, ratio=ratio)
-    helper = DeepCacheSDHelper(pipe=setting.pipe) if shallow else None
+    helper = DeepCacheSDHelper(pipe=setting.pipe) if interval else None
     if helper is not None:
-        helper.set_params(cache_interval=1000, cache_branch_id=0)
+        helper.set_params(cache_interval=interval, cache_branch_id=0)
         helper.enable()
-    untimed = 2 if shallow else 1
     try:
-        for t in steps[:untimed]:
-            setting.at(t)
-        return [timed(partial(setting.at, t), setting.device) for t in steps[untimed:]]
+        yield
     finally:
         if helper is not None:
             helper.disable()
@@ -219,58 +248,37 @@ def _overhead(pairs: int = 200) -> dict[str, Any]:
 
 
 def _schedules(setting: Setting, costs: CostModel, repeats: int, named: Sequence[str]) -> dict[str, Any]:
-    """Whole schedules of 50 steps in the 51 calls that PNDM makes."""
+    """Whole schedules of 50 steps in the 51 calls that PNDM makes, with a plain call of the twin after every tenth."""
     setting.pipe.scheduler = PNDMScheduler(skip_prk_steps=True)
+    plain = setting.twin()
     strategies = {name: Strategy.load(name) for name in named if name != "packages"}
-    variants: dict[str, Callable[[], Any]] = {name: partial(_run_ours, setting, s) for name, s in strategies.items()}
+    wraps: dict[str, Callable[[], Any]] = {name: partial(accelerate, setting.pipe, s, setting.options) for name, s in strategies.items()}
     if "packages" in named:
-        variants["DeepCache package, every 5"] = partial(_run_theirs, setting, 0.0)
-        variants["DeepCache package, every 5 + tomesd 0.5"] = partial(_run_theirs, setting, 0.5)
+        wraps["DeepCache package, every 5"] = partial(_packages, setting, 0.0, 5)
+        wraps["DeepCache package, every 5 + tomesd 0.5"] = partial(_packages, setting, 0.5, 5)
     limits = {name: costs.limit(s, 1) for name, s in strategies.items()}
-    around: dict[str, list[float]] = {name: [] for name in variants}
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in wraps}
 
-    def between(name: str, run: Callable[[], Any]) -> None:
-        before = timed(setting.plain, setting.device)
-        seconds = timed(run, setting.device)
-        after = timed(setting.plain, setting.device)
-        around[name].append((before + after) / 2)
-        times[name].append(seconds)
+    def course(name: str) -> None:
+        with wraps[name]():
+            setting.pipe.scheduler.set_timesteps(50)  # and PNDM makes 51 calls
+            mine, others = 0.0, []
+            for i, t in enumerate(setting.pipe.scheduler.timesteps):
+                mine += timed(partial(setting.at, t), setting.device)
+                if i % 10 == 0:
+                    others.append(timed(partial(plain.at, t), setting.device))
+            runs[name].append((mine, statistics.mean(others)))
 
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    interleave({name: partial(between, name, run) for name, run in variants.items()}, repeats, setting.device, warmup=0)
+    interleave({name: partial(course, name) for name in wraps}, repeats, setting.device, warmup=0)
     found: dict[str, Any] = {}
-    for name in variants:
-        speedups = [51 * plain / seconds for plain, seconds in zip(around[name], times[name], strict=True)]
-        found[name] = {**summary(times[name]), "plain_calls_s": around[name], "speedup": statistics.median(speedups), "mac_limit": limits.get(name)}
-    rows = [[n, f"{f['median_s']:.2f}", f"{f['speedup']:.2f}x", f"{limits[n]:.2f}x" if n in limits else "-"] for n, f in found.items()]
-    print_table("schedules of 50 steps, 51 calls, against 51 plain calls", ["schedule", "s", "speedup", "MAC limit"], rows)
+    for name, measured in runs.items():
+        speedups = [51 * one / seconds for seconds, one in measured]
+        found[name] = {
+            **summary([seconds for seconds, _ in measured]), "plain_call_s": [one for _, one in measured],
+            "speedup": statistics.median(speedups), "speedups": speedups, "mac_limit": limits.get(name),
+        }  # fmt: skip
+    rows = [
+        [n, f"{f['median_s']:.2f}", f"{f['speedup']:.2f}x", " ".join(f"{s:.2f}" for s in f["speedups"]), f"{limits[n]:.2f}x" if n in limits else "-"] for n, f in found.items()
+    ]
+    print_table("schedules of 50 steps, 51 calls, against 51 plain calls", ["schedule", "s", "speedup", "of each run", "MAC limit"], rows)
     return found
-
-
-def _run_ours(setting: Setting, strategy: Strategy) -> None:
-    with accelerate(setting.pipe, strategy, setting.options):
-        _loop(setting, len(strategy))
-
-
-def _run_theirs(setting: Setting, ratio: float) -> None:
-    from DeepCache import DeepCacheSDHelper
-    from tomesd import apply_patch, remove_patch
-
-    if ratio:
-        apply_patch(setting.unet, ratio=ratio)
-    helper = DeepCacheSDHelper(pipe=setting.pipe)
-    helper.set_params(cache_interval=5, cache_branch_id=0)
-    helper.enable()
-    try:
-        _loop(setting, 50)
-    finally:
-        helper.disable()
-        if ratio:
-            remove_patch(setting.unet)
-
-
-def _loop(setting: Setting, steps: int) -> None:
-    """A run of PNDM, which makes one call more than it has steps."""
-    setting.pipe.scheduler.set_timesteps(steps)
-    for t in setting.pipe.scheduler.timesteps:
-        setting.at(t)
