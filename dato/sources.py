@@ -7,6 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dato import schema
 from dato.https import fetch
@@ -15,6 +16,8 @@ from dato.strategy import Strategy, StrategyError
 
 MAX_BYTES = 1 << 20
 """A strategy is a few kilobytes; a larger file is not one."""
+HANDED_OVER = ("strategy.json", "card.json", "card.md")
+"""Files of a folder that holds one strategy: the first there is read."""
 CARD_SCHEMA = "dato.card/1"
 ACCEPTED = "a JSON file or a card, a folder that holds one, https://..., models:/<name>@<alias>, runs:/<run id>/<path>"
 
@@ -85,15 +88,26 @@ def _block(text: str, where: str) -> str:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in ("strategy.json", "card.json", "card.md"):
+    for name in HANDED_OVER:
         if (folder / name).is_file():
             return folder / name
     raise StrategyError(f"the folder {folder} holds no strategy.json, card.json or card.md; give the folder of one strategy, such as <search>/winners/fastest")
 
 
+_SECRET = r"(?:password|passwd|pwd|token|access_token|secret)"
+"""Query keys whose values are credentials."""
+
+
 def without_credentials(text: str) -> str:
-    """An address or message without the passwords in its addresses."""
-    return re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
+    """An address or message without the passwords and tokens in its addresses."""
+    return re.sub(rf"([?&]{_SECRET}=)[^&\s]+", r"\1***", re.sub(r"(://)[^/@\s]+@", r"\1***@", text), flags=re.IGNORECASE)
+
+
+def holds_credentials(address: str) -> bool:
+    """Whether an address holds a password or token. A database's user name alone is none."""
+    parts = urlsplit(address)
+    token = parts.scheme in ("http", "https") and parts.username
+    return bool(parts.password or token or re.search(rf"[?&]{_SECRET}=.", address, flags=re.IGNORECASE))
 
 
 def _from_mlflow(uri: str) -> Strategy:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -16,9 +15,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from dato.sources import holds_credentials
 from dato.strategy import Step, Strategy
+from launch.keys import check_keys
 from search.data import DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
+from search.latency import CALIBRATION_STEPS
 from search.models import ModelSpec
 from search.nsga2 import Nsga2
 from search.objectives import Objectives
@@ -122,19 +124,15 @@ def _check_cluster(cluster: dict[str, Any]) -> None:
     workers, least = cluster["workers"], cluster["min_workers"]
     if workers is None and cluster["address"] is None:
         raise ConfigError("cluster.workers is null, which only a running cluster allows (cluster.address); give at least 1")
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
+    if workers == 0:
         raise ConfigError(f"cluster.workers is {workers!r}; give at least 1" + (", or null for as many as there is room for" if cluster["address"] else ""))
-    if least is not None and (not isinstance(least, int) or least < 1 or least > (workers or least)):
+    if least is not None and least > (workers or least):
         raise ConfigError(f"cluster.min_workers is {least!r}; give 1 to {workers or 'any number'}, or null for all workers")
-    for key in ("cpus", "gpus", "join_s"):
-        if not isinstance(cluster[key], int | float) or cluster[key] < 0:
-            raise ConfigError(f"cluster.{key} is {cluster[key]!r}; give a number of at least 0")
-    if cluster["code"] not in ("installed", "ship"):
-        raise ConfigError(f"cluster.code is {cluster['code']!r}; allowed are installed and ship")
 
 
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
+    check_keys(raw)
     identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     try:
@@ -147,17 +145,22 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
-    if raw["mlflow"]["children"] not in ("all", "front", "none"):
-        raise ConfigError(f"mlflow.children is {raw['mlflow']['children']!r}; allowed are all, front and none")
-    if s["engine"] not in ("ray", "tune"):
-        raise ConfigError(f"search.engine is {s['engine']!r}; allowed are ray and tune")
     if s["engine"] == "tune" and (plan.mode != "steady" or s["surrogate"]):
         raise ConfigError("search.engine=tune searches without generations or a surrogate; set search.mode=steady and search.surrogate=false")
+    if s["engine"] == "tune" and raw["cluster"]["latency_device"]:
+        raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
     if plan.mode == "steady" and s["surrogate"]:
         raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
+    if plan.latency == "predicted" and model.steps < CALIBRATION_STEPS:
+        raise ConfigError(f"search.latency=predicted needs model.steps of at least {CALIBRATION_STEPS}, to time every kind of call; it is {model.steps}: set search.latency=measured")
     _check_cluster(raw["cluster"])
-    if urlsplit(raw["mlflow"]["uri"] or "").password:
-        raise ConfigError("mlflow.uri holds a password, which would be written into the ledger; leave mlflow.uri null and set the environment variable MLFLOW_TRACKING_URI")
+    if raw["mlflow"]["uri"] and holds_credentials(raw["mlflow"]["uri"]):
+        raise ConfigError(
+            "mlflow.uri holds a password or token, which would be written into the ledger; leave mlflow.uri null and set the environment variable "
+            "MLFLOW_TRACKING_URI (or MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+        )
+    if raw["mlflow"]["enabled"] and set(raw["registry"]["name"]) & set("/:'"):
+        raise ConfigError(f"registry.name is {raw['registry']['name']!r}; give a name without /, : and ', such as dato-{model.name}")
     search_id = f"{model.name}-{data.name}-{digest}"
     return SearchConfig(
         raw=raw, search_id=search_id, evaluator=evaluator, space=space, plan=plan, folder=Path(raw["output"]).absolute() / search_id

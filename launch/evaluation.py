@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from launch.config import ConfigError, compose_config
+from launch.keys import check_keys
 from launch.preflight import room
 from launch.search import environment
 from search.cluster import connect
@@ -26,7 +27,7 @@ from search.features import extract, load_features
 from search.models import ModelSpec, check_model, resolve_device, weights_digest
 from search.quality import Fid, Kid
 from search.reference import reference_moments
-from search.verdict import Metrics, Result, fid_by_images, judge
+from search.verdict import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
 from search.workers import InProcessPool, Job, RayPool
 
 
@@ -71,6 +72,7 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
     if any(o.lstrip("+").startswith("protocol.images=") for o in overrides):
         raise ConfigError("protocol.images is for dato search; set evaluation.images")
     raw = compose_config("evaluate", overrides)
+    check_keys(raw)
     settings = raw["evaluation"]
     try:
         model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
@@ -84,8 +86,8 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
         raise ConfigError(f"a value in the configuration has the wrong type or name ({error}); see the comments in conf/evaluate.yaml") from None
     if not spec.metrics or len(set(spec.metrics)) < len(spec.metrics):
         raise ConfigError(f"evaluation.metrics is {list(spec.metrics)}; give one or more different ones, such as [fid]")
-    if not isinstance(settings["shard"], int) or settings["shard"] < 1:
-        raise ConfigError(f"evaluation.shard is {settings['shard']!r}; give at least 1 batch a job")
+    if "is" in spec.metrics and protocol.images < 10:
+        raise ConfigError(f"evaluation.metrics holds is, the Inception Score, which needs evaluation.images of at least 10; it is {protocol.images}")
     check_model(model)
     batches, size = protocol.batches(fresh=bool(settings["fresh"])), settings["shard"]
     shards = [batches[i : i + size] for i in range(0, len(batches), size)]
@@ -154,7 +156,7 @@ def evaluate(evaluation: Evaluation, entries: Sequence[Entry]) -> Outcome:
         curved = [e for e in entries if e.family in ("plain", "strategy") and e.digest in shards]
         about["fid_by_images"] = {e.name: fid_by_images([s for s, _ in shards[e.digest]], metrics.fid.reference) for e in curved}
     about |= {"environment": environment(), "config": evaluation.raw, "weights": weights_digest(evaluation.spec.model)}
-    content = {"schema": "dato.evaluation/1", "name": evaluation.name, **about, "results": [r.to_dict() for r in results]}
+    content = {"schema": EVALUATION_SCHEMA, "name": evaluation.name, **about, "results": [r.to_dict() for r in results]}
     evaluation.folder.mkdir(parents=True, exist_ok=True)
     (evaluation.folder / "evaluation.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return Outcome(results, about)

@@ -73,6 +73,10 @@ class CostTable:
         return cls(**{k: v for k, v in data.items() if k not in ("schema", "work_ms")}, work_ms=priced)
 
 
+CALIBRATION_STEPS = 7
+"""Fewer steps do not hold every kind of call, so that no cost table can be measured with them."""
+
+
 def calibration(steps: int, depths: Sequence[int], ratios: Sequence[float]) -> list[Strategy]:
     """Strategies that hold every kind of call of a search space, at every ratio, several times."""
     found = []

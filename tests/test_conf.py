@@ -1,12 +1,16 @@
 """Every configuration file composes, and says what each key means."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from dato.strategy import Step, Strategy
+from launch.__main__ import main
 from launch.config import CONF, ConfigError, SearchConfig, build, compose_config
+from launch.keys import KEYS, KeyValueError, check_keys
 from search.steady import SteadyNsga2
 
 GIVEN = {
@@ -82,3 +86,61 @@ def test_restrictions_of_the_space_come_from_the_configuration() -> None:
 def test_settings_that_cannot_be_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         built(*overrides)
+
+
+WRONG: dict[str, tuple[object, ...]] = {
+    "text": (3, True, None, "", ["a"]), "flag": ("yes", 1, None), "integer": ("3", 2.5, True, None, float("nan"), -1),
+    "number": ("3", True, None, float("nan"), [1.0]), "list": ("a", 3, None, {"a": 1}), "section": ("a", 3, ["a"]),
+}  # fmt: skip
+FREE = {"space.fixed_ratios", "strategy", "evaluation.metrics"}
+"""Keys of several kinds, which whoever uses them checks."""
+
+
+def raw_of(name: str) -> dict[str, Any]:
+    return compose_config("search" if name.split(".")[0] not in ("evaluation", "rivals", "ablation", "figures") else "evaluate", [])
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_every_key_refuses_what_it_may_not_be(name: str) -> None:
+    key, section = KEYS[name], name.rpartition(".")[0]
+    raw = raw_of(name)
+    check_keys(raw)
+    wrong = [v for v in WRONG[key.kind] if not (v is None and key.null)] + (["nonsense"] if key.among else [])
+    wrong += [key.least - 1] if key.least is not None else []
+    wrong += [key.above] if key.above is not None else []
+    for value in wrong:
+        holder = raw[section] if section else raw
+        if key.kind == "integer" and value == -1 and key.least is None:
+            continue
+        changed = {**raw, **({section: {**holder, name.rpartition(".")[2]: value}} if section else {name: value})}
+        with pytest.raises(KeyValueError, match=rf"^{re.escape(name)} is {re.escape(repr(value))}; (give|allowed are) .+"):
+            check_keys(changed)
+
+
+def test_every_key_of_the_configuration_is_checked() -> None:
+    for config in ("search", "evaluate"):
+        for name, value in compose_config(config, []).items():
+            inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else [name]
+            assert {key for key in inner if key not in KEYS} <= FREE
+    section = {**compose_config("search", []), "search": 3}
+    with pytest.raises(KeyValueError, match=r"^search is 3; it holds the keys search.operators, "):
+        check_keys(section)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.winner_speedup=fast", "search.winner_speedup is 'fast'; give a number above 0"),
+        ("search.deepcache_interval=0", "search.deepcache_interval is 0; give an integer of at least 1"),
+        ("search.warm_start=null", "search.warm_start is None; give a list"),
+        ("search.max_candidates=0", "search.max_candidates is 0; give an integer of at least 1, or null"),
+        ("mlflow.uri=http://me:word@host", "mlflow.uri holds a password or token, which would be written into the ledger"),
+        ("mlflow.uri=https://token@host", "set the environment variable MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_written(override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", override, f"output={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())

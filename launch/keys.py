@@ -1,0 +1,162 @@
+"""What each configuration key may be, checked before anything is built: YAML and the command line take any type for any key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+class KeyValueError(ValueError):
+    """A key whose value is not allowed: the message says what was given and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key may be. Ranges that depend on other keys are checked by whoever uses them.
+
+    Attributes:
+        kind: "integer" and "number" are no booleans; "section" is a mapping.
+        least: Smallest number allowed.
+        above: Numbers must be larger than this.
+        null: Whether null is allowed too.
+        among: The texts allowed; empty for any that is not empty.
+    """
+
+    kind: Literal["text", "flag", "integer", "number", "list", "section"]
+    least: float | None = None
+    above: float | None = None
+    null: bool = False
+    among: tuple[str, ...] = ()
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value may stand there."""
+        if value is None:
+            return self.null
+        if self.kind in ("integer", "number"):
+            if not isinstance(value, int if self.kind == "integer" else (int, float)) or isinstance(value, bool) or value != value:
+                return False
+            return (self.least is None or value >= self.least) and (self.above is None or value > self.above)
+        if self.kind == "text":
+            return isinstance(value, str) and (value in self.among if self.among else bool(value))
+        kinds: dict[str, type] = {"flag": bool, "list": list, "section": Mapping}
+        return isinstance(value, kinds[self.kind])
+
+    def __str__(self) -> str:
+        null = ", or null" if self.null else ""
+        if self.among:
+            return f"allowed are {', '.join(self.among[:-1])} and {self.among[-1]}{null}"
+        what = {"text": "a text", "flag": "true or false", "integer": "an integer", "number": "a number", "list": "a list, such as [a,b]", "section": "its keys"}[self.kind]
+        if self.least is not None:
+            what += f" of at least {self.least:g}"
+        if self.above is not None:
+            what += f" above {self.above:g}"
+        return f"give {what}{null}"
+
+
+_COUNT = Key("integer", least=1)
+_SECONDS = Key("number", above=0)
+_TEXT, _OPTIONAL_TEXT, _FLAG, _LIST = Key("text"), Key("text", null=True), Key("flag"), Key("list")
+_LIMIT = Key("number", above=0, null=True)
+
+KEYS: dict[str, Key] = {
+    "output": _TEXT,
+    "seed": Key("integer", least=0),
+    "restart": _FLAG,
+    "replay_latency": _OPTIONAL_TEXT,
+    "model.path": _TEXT,
+    "model.name": _TEXT,
+    "model.dtype": _TEXT,
+    "model.device": _TEXT,
+    "model.scheduler": _OPTIONAL_TEXT,
+    "model.steps": _COUNT,
+    "model.guidance": Key("number", least=0),
+    "model.height": Key("integer", least=8, null=True),
+    "model.width": Key("integer", least=8, null=True),
+    "data.name": _TEXT,
+    "data.kind": _TEXT,
+    **{f"data.{name}": _OPTIONAL_TEXT for name in ("prompts", "images", "classes", "labels", "template", "captions", "statistics")},
+    "data.image_size": Key("integer", least=1, null=True),
+    "data.count": Key("integer", least=1, null=True),
+    "data.references": Key("integer", least=2, null=True),
+    "data.on_unreadable": _TEXT,
+    "protocol.images": Key("integer", least=2),
+    "protocol.fidelities": _LIST,
+    "protocol.batch": _COUNT,
+    "protocol.features": _TEXT,
+    "protocol.bootstrap": Key("integer", least=0),
+    "protocol.offset": Key("integer", least=0),
+    "space.depths": _LIST,
+    "space.ratios": _LIST,
+    "space.inert": _LIST,
+    "space.group": _COUNT,
+    "space.fixed_depths": _OPTIONAL_TEXT,
+    "space.frozen": _LIST,
+    "search.operators": Key("text", among=("stepwise", "paper")),
+    "search.engine": Key("text", among=("ray", "tune")),
+    "search.mode": Key("text", among=("generational", "steady")),
+    "search.population": Key("integer", least=4),
+    "search.generations": _COUNT,
+    "search.warm_start": _LIST,
+    "search.latency": Key("text", among=("measured", "predicted")),
+    "search.surrogate": _FLAG,
+    "search.score_weight": _LIMIT,
+    "search.max_fid": _LIMIT,
+    "search.max_latency_ms": _LIMIT,
+    "search.min_speedup": _LIMIT,
+    "search.max_candidates": Key("integer", least=1, null=True),
+    "search.max_minutes": _LIMIT,
+    "search.max_device_hours": _LIMIT,
+    "search.stalled": Key("integer", least=1, null=True),
+    "search.promoted_ranks": _COUNT,
+    "search.winner_speedup": _SECONDS,
+    "search.deepcache_interval": _COUNT,
+    "mlflow.enabled": _FLAG,
+    "mlflow.uri": _OPTIONAL_TEXT,
+    "mlflow.children": Key("text", among=("all", "front", "none")),
+    "mlflow.experiment": _TEXT,
+    "registry.name": _TEXT,
+    "cluster.address": _OPTIONAL_TEXT,
+    "cluster.workers": Key("integer", least=0, null=True),
+    "cluster.min_workers": Key("integer", least=1, null=True),
+    "cluster.cpus": Key("number", least=0),
+    "cluster.gpus": Key("number", least=0),
+    "cluster.threads": Key("integer", least=1, null=True),
+    "cluster.code": Key("text", among=("installed", "ship")),
+    "cluster.latency_device": _OPTIONAL_TEXT,
+    "cluster.join_s": Key("number", least=0),
+    "cluster.tries": _COUNT,
+    "cluster.deadline_s": _SECONDS,
+    "cluster.start_s": _SECONDS,
+    "evaluation.images": Key("integer", least=2),
+    "evaluation.fresh": _FLAG,
+    "evaluation.shard": _COUNT,
+    "evaluation.samples": Key("integer", least=0),
+    "evaluation.quoted": _OPTIONAL_TEXT,
+    "evaluation.edit": Key("section", null=True),
+    "rivals.fewer_steps": _LIST,
+    "rivals.tomesd": _LIST,
+    "rivals.deepcache": _LIST,
+    "rivals.naive": _LIST,
+    "ablation.caches": _LIST,
+    "ablation.ratios": _LIST,
+    "ablation.patches": _LIST,
+    "figures.images": _COUNT,
+    "figures.heat_maps": Key("integer", least=0),
+}
+_SECTIONS = sorted({name.split(".")[0] for name in KEYS if "." in name})
+
+
+def check_keys(raw: Mapping[str, Any]) -> None:
+    """Check every key of a resolved configuration that `KEYS` knows. Raises `KeyValueError` naming the first that is not allowed."""
+    for section in _SECTIONS:
+        if section in raw and not isinstance(raw[section], Mapping):
+            keys = ", ".join(name for name in KEYS if name.startswith(f"{section}."))
+            raise KeyValueError(f"{section} is {raw[section]!r}; it holds the keys {keys}: set these")
+    for name, key in KEYS.items():
+        section, _, inner = name.rpartition(".")
+        values = raw.get(section) if section else raw
+        if values is not None and (inner if section else name) in values:
+            value = values[inner if section else name]
+            if not key.allows(value):
+                raise KeyValueError(f"{name} is {value!r}; {key}")
