@@ -69,10 +69,11 @@ def _to_file(strategies: dict[str, Strategy], target: str | None, replace: bool)
 
 
 def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: str | None, uri: str | None) -> None:
-    from search.registry import register, run_of_search  # MLflow takes seconds to import
+    from search.registry import check_names, register, run_of_search  # MLflow takes seconds to import
 
     config = record.config
     name = name or (config.get("registry") or {}).get("name") or f"dato-{config['model']['name']}"
+    check_names(name)
     settings = config.get("mlflow") or {}
     uri = uri or settings.get("uri")
     run_id = run_of_search(record.search_id, settings.get("experiment") or f"dato/{config['model']['name']}", uri)

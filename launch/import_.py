@@ -30,15 +30,14 @@ def run(arguments: Sequence[str]) -> int:
     elif to == "file":
         save_file(strategy, Path(name), replace)
     else:
-        from search.registry import register, run_of_search  # MLflow takes seconds to import
+        from search.registry import check_names, register, run_of_search  # MLflow takes seconds to import
 
         alias = given.get("alias") or str(strategy.provenance.get("alias") or "imported")
-        if not alias.replace("-", "").replace("_", "").isalnum():
-            raise ArgumentError(f"alias is {alias!r}; allowed are letters, digits, - and _")
+        check_names(name, alias)
         search_id = str(strategy.provenance.get("search_id") or f"imported-{strategy.digest}")
         if "'" in search_id:
             raise ArgumentError(f"the strategy's search_id is {search_id!r}, which cannot be a search's name; to=folder takes it")
-        run_id = run_of_search(search_id, f"dato/imported/{name}", given.get("uri"))
+        run_id = run_of_search(search_id, f"dato/imported/{name}", given.get("uri"), kind="import")
         version = register(name, {alias: strategy}, run_id, uri=given.get("uri"))[alias]
         validated = strategy.provenance.get("validated") is True
         print(f"models:/{name}@{alias}  (version {version})" if validated else f"models:/{name}/{version}  (not validated by a search: no alias was moved)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -25,6 +27,9 @@ _MODEL_CONFIG = {"path": None, "device": None, "dtype": None, "batch": 8}  # wha
 _REQUIREMENTS = ["dato-search", "mlflow"]
 
 
+_CONTENT = "dato.sha256"
+
+
 class RegistryError(RuntimeError):
     """A registry that does not take a strategy: the message says why and what to do."""
 
@@ -32,7 +37,7 @@ class RegistryError(RuntimeError):
 def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None) -> dict[str, str]:
     """Make a version of model `name` of each strategy, then move the aliases of the validated ones to theirs.
 
-    A version is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. A strategy is validated
+    What is there already, the same strategy with the same provenance under the same alias, gets no second version. A version is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. A strategy is validated
     when it was measured on fresh seeds; others get a version, and no alias. Either all aliases move or none does.
 
     Args:
@@ -45,12 +50,15 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
         Alias or name to version number.
 
     Raises:
-        RegistryError: The registry refuses; the aliases point to where they did before.
+        RegistryError: A name that MLflow does not take, or the registry refuses; the aliases point to where they did before.
     """
+    for alias in strategies:
+        check_names(name, alias)
     client = MlflowClient(uri)
     try:
         _ensure_model(client, name)
-        versions = {alias: _make_version(client, name, alias, strategy, run_id) for alias, strategy in strategies.items()}
+        there = {v.tags.get(_CONTENT): str(v.version) for v in client.search_model_versions(f"name = '{name}'") if v.status == "READY"}
+        versions = {a: there.get(_content(a, s)) or _make_version(client, name, a, s, run_id) for a, s in strategies.items()}
         _move_aliases(client, name, {a: v for a, v in versions.items() if strategies[a].provenance.get("validated") is True})
     except (MlflowException, OSError) as error:
         where = without_credentials(str(uri or mlflow.get_registry_uri()))
@@ -61,24 +69,24 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
     return versions
 
 
-def registered_digest(name: str, alias: str, uri: str | None = None) -> str | None:
-    """The digest of the strategy that an alias points to, or None."""
-    try:
-        return MlflowClient(uri).get_model_version_by_alias(name, alias).tags.get("dato.digest")
-    except MlflowException:
-        return None
+def check_names(name: str, alias: str | None = None) -> None:
+    """Refuse a registered model's name or an alias that MLflow would refuse once the versions are made. Raises `RegistryError`."""
+    if not name.strip() or set(name) & set("/:'"):
+        raise RegistryError(f"the registered model's name is {name!r}; give one without /, : and '")
+    if alias is not None and (not re.fullmatch(r"[\w-]{1,255}", alias) or alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
+        raise RegistryError(f"alias is {alias!r}; allowed are letters, digits, - and _, but not latest, v1, v2, ..., which MLflow keeps for itself")
 
 
-def run_of_search(search_id: str, experiment: str, uri: str | None = None) -> str:
-    """The parent run of a search, which is made where MLflow does not have it. Raises `RegistryError`."""
+def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind: str = "search") -> str:
+    """The parent run of a search, which is made where MLflow does not have it; of kind "import" for a strategy handed over. Raises `RegistryError`."""
     client = MlflowClient(uri)
     try:
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-        runs = client.search_runs([experiment_id], f"tags.`dato.search_id` = '{search_id}' and tags.`dato.kind` = 'search'", max_results=1)
+        runs = client.search_runs([experiment_id], f"tags.`dato.search_id` = '{search_id}' and tags.`dato.kind` = '{kind}'", max_results=1)
         if runs:
             return str(runs[0].info.run_id)
-        run = client.create_run(experiment_id, run_name=search_id, tags={"dato.search_id": search_id, "dato.kind": "search"})
+        run = client.create_run(experiment_id, run_name=search_id, tags={"dato.search_id": search_id, "dato.kind": kind})
         client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
     except (MlflowException, OSError) as error:
@@ -128,11 +136,17 @@ def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
     write_card(strategy, target)
 
 
+def _content(alias: str, strategy: Strategy) -> str:
+    """Identity of all that a version holds."""
+    return hashlib.sha256(f"{alias} {strategy.to_json()}".encode()).hexdigest()
+
+
 def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
     quality, latency = _mapping(strategy, "quality"), _mapping(strategy, "latency")
     interval = quality.get("difference_interval")
     tags = {
         "dato.digest": strategy.digest,
+        _CONTENT: _content(alias, strategy),
         "dato.alias": alias,
         "dato.validated": str(strategy.provenance.get("validated") is True).lower(),
         "dato.search_id": strategy.provenance.get("search_id"),

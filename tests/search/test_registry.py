@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +17,17 @@ from dato.strategy import Strategy, StrategyError
 from search import registry
 from search.handover import winner_strategies
 from search.ledger import read_ledger
-from search.registry import RegistryError, register, registered_digest, run_of_search
+from search.registry import RegistryError, register, run_of_search
 
 ALIASES = ("quality", "balanced", "fastest")
+
+
+def registered_digest(name: str, alias: str) -> str | None:
+    """The digest of the strategy that an alias points to."""
+    try:
+        return str(MlflowClient().get_model_version_by_alias(name, alias).tags["dato.digest"])
+    except MlflowException:
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +74,43 @@ def test_versions_hold_strategy_card_and_figures(uri: str, winners: dict[str, St
         assert registered_digest("dato-toy", alias) == loaded.digest
     run = client.search_runs([client.get_experiment_by_name("dato/toy").experiment_id])[0].info.run_id
     assert Strategy.load(f"runs:/{run}/winners/fastest-{winners['fastest'].digest}") == winners["fastest"]
+
+
+def test_the_same_again_makes_no_second_version(uri: str, winners: dict[str, Strategy]) -> None:
+    run = run_of_search("toy", "dato/toy")
+    first = register("dato-toy", winners, run)
+    assert register("dato-toy", winners, run) == first
+    assert len(MlflowClient().search_model_versions("name = 'dato-toy'")) == 3
+    # An alias that went elsewhere comes back to the version that is there.
+    elsewhere = register("dato-toy", {"fastest": winners["quality"]}, run)["fastest"]
+    assert elsewhere not in first.values()
+    assert register("dato-toy", winners, run) == first
+    assert registered_digest("dato-toy", "fastest") == winners["fastest"].digest
+    # Measured again, it is another version.
+    again = winners["fastest"].with_provenance(**{**winners["fastest"].provenance, "latency": {"speedup": 9.0}})
+    assert register("dato-toy", {"fastest": again}, run)["fastest"] not in {*first.values(), elsewhere}
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "message"),
+    [
+        ("dato-toy", "latest", "alias is 'latest'; allowed are letters, digits, - and _, but not latest, v1"),
+        ("dato-toy", "v3", "alias is 'v3'"),
+        ("dato-toy", "my best", "alias is 'my best'"),
+        ("dato/toy", "fastest", "the registered model's name is 'dato/toy'; give one without /, : and '"),
+    ],
+)
+def test_names_that_mlflow_refuses_are_refused_before_anything_is_made(uri: str, winners: dict[str, Strategy], name: str, alias: str, message: str) -> None:
+    with pytest.raises(RegistryError, match=re.escape(message)):
+        register(name, {alias: winners["fastest"]}, run_of_search("toy", "dato/toy"))
+    assert not MlflowClient().search_registered_models()
+
+
+def test_an_import_is_no_search(uri: str) -> None:
+    run = run_of_search("toy", "dato/toy", kind="import")
+    assert MlflowClient().get_run(run).data.tags["dato.kind"] == "import"
+    assert run_of_search("toy", "dato/toy", kind="import") == run
+    assert run_of_search("toy", "dato/toy") != run
 
 
 @pytest.mark.slow
