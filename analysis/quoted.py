@@ -9,13 +9,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parent / "paper_tables.json"
-_FAMILY = {
-    "plain": ("Original SD",),
-    "fewer": ("DDIM (", "DPM ("),
-    "tomesd": ("ToMeSD",),
-    "deepcache": ("DeepCache-", "DeepCache"),
-    "naive": ("DeepCache&ToMeSD",),
-}
+_KNOWN = {"unaccelerated": "Original", "DDIM-10": "DDIM (10", "DPM++-10": "DPM (10", "paper-b1": "Ours-b1"}
+"""Beginnings of the paper's rows whose settings are printed, by our names; what a1, b1, ... of its other rows are is not."""
 
 
 class QuotedError(ValueError):
@@ -43,17 +38,6 @@ def source() -> str:
 
 
 def match(key: str, result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The quoted row of a result of ours: of the same family, and the same place within it.
-
-    Which intervals, ratios and strategies the paper's letters (a1, b1, ...) stand for is not printed, except for Ours-b1.
-    """
-    rows = quoted(key)
-    family, place = result["family"], result["place"]
-    if family == "strategy":
-        return next((r for r in rows if r["method"] == "Ours-b1" and result["name"].split(" ")[0] == "paper-b1"), None)
-    if family == "fewer":
-        wanted = "DDIM (10" if result["name"] == "DDIM-10" else "DPM (10" if result["name"] == "DPM++-10" else None
-        return next((r for r in rows if wanted and r["method"].startswith(wanted)), None)
-    heads = _FAMILY.get(family, ())
-    mine = [r for r in rows if str(r["method"]).startswith(heads) and ("&" in str(r["method"])) == (family == "naive")]
-    return mine[place] if place < len(mine) else None
+    """The quoted row of the same settings as a result of ours, or None where there is none or its settings are not printed."""
+    name = "unaccelerated" if result["family"] == "plain" else result["name"].split(" ")[0]
+    return next((r for r in quoted(key) if name in _KNOWN and str(r["method"]).startswith(_KNOWN[name])), None)

@@ -7,25 +7,28 @@ import json
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from analysis.figures import front_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
+from analysis.rivals import rivals_section
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
-from search.records import UNACCELERATED, Measurement, SearchRecord, Winner
+from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words
 
 
-def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None) -> Path:
+def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> Path:
     """Write the report of a search, finished or not.
 
     Args:
         record: From a ledger.
         path: Where to; a reader never sees half a file.
         samples: PNG files by label, rows of images of the same prompts and seeds.
+        evaluation: The record of a `dato evaluate` of strategies beside their rivals.
 
     Returns:
         The path.
     """
-    return write_page(path, page(record.search_id, report_parts(record, samples)))
+    return write_page(path, page(record.search_id, report_parts(record, samples, evaluation)))
 
 
 def front_page(record: SearchRecord) -> str:
@@ -33,7 +36,7 @@ def front_page(record: SearchRecord) -> str:
     return page(record.search_id, [figure_section(f"Front of {record.search_id}", front_figure(record), "Hover for a strategy's steps.")])
 
 
-def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = None) -> list[str]:
+def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> list[str]:
     """The report's sections as HTML."""
     parts = [_head(record), _banner(record)]
     if record.winners:
@@ -41,6 +44,8 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
     if record.evaluated() or record.baselines:
         parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.")]
         parts += [_rivals(record)]
+    if evaluation:
+        parts.append(rivals_section(evaluation))
     if samples:
         parts.append(_samples(samples))
     if record.front():
@@ -75,15 +80,15 @@ def _winners_table(record: SearchRecord) -> str:
     heads = ("", "speedup", "ms per image", "FID, fresh images", "95 % interval", "FID less unaccelerated", "FID in the search", "UNet calls")
     plain = next(iter(record.winners.values())).fresh_baseline
     searched = record.baselines[UNACCELERATED][1].fid if UNACCELERATED in record.baselines else float("nan")
-    rows = [_winner_row("unaccelerated", 1.0, plain, 0.0, searched)]
-    rows += [_winner_row(alias, w.speedup, w.fresh, w.fid_difference, w.searched.fid) for alias, w in record.winners.items()]
+    rows = [_winner_row("unaccelerated", 1.0, plain, "", searched)]
+    rows += [_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), w.searched.fid) for alias, w in record.winners.items()]
     note = "<p>Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
     return f"<h2>Winners</h2>{wide_table(heads, rows)}{note}"
 
 
-def _winner_row(name: str, speedup: float, m: Measurement, difference: float, searched: float) -> tuple[str, ...]:
+def _winner_row(name: str, speedup: float, m: Measurement, difference: str, searched: float) -> tuple[str, ...]:
     calls = ", ".join(f"{n} {'full' if d == '12' else 'replayed' if d == '0' else 'depth ' + d}" for d, n in m.calls_by_depth.items())
-    return (name, f"{speedup:.2f}x", f"{m.latency_ms:.0f}", f"{m.fid:.2f}", _interval(m), f"{difference:+.2f}", f"{searched:.2f}", calls)
+    return (name, f"{speedup:.2f}x", f"{m.latency_ms:.0f}", f"{m.fid:.2f}", _interval(m), difference, f"{searched:.2f}", calls)
 
 
 def _rivals(record: SearchRecord) -> str:
@@ -113,7 +118,7 @@ def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
         f"    images = pipe(prompt, num_inference_steps={len(winner.candidate.strategy)}).images"
     )
     return (
-        f'<div class="card"><div class="name">{escape(alias)}</div><b class="big">{winner.speedup:.2f}x</b> at FID {winner.fid_difference:+.2f}'
+        f'<div class="card"><div class="name">{escape(alias)}</div><b class="big">{winner.speedup:.2f}x</b> FID difference {difference_in_words(winner.fresh, winner.fresh_baseline)}'
         f'<div class="strategy"><code>{escape(str(winner.candidate.strategy))}</code></div><button class="copy">copy</button><pre>{escape(code)}</pre></div>'
     )
 

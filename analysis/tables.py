@@ -72,7 +72,7 @@ def equal_latency_block(found: Mapping[str, Mapping[float, Mapping[str, Any] | N
         return ""
     speedups = list(next(iter(found.values())))
     rows = [[kind, *(number(row[s], sign=True) if row[s] else "none" for s in speedups)] for kind, row in found.items()]
-    note = "At equal latency: FID of the best strategy at least so fast, less that of each kind of rival [95 %]; negative is better, none: no such rival is so fast."
+    note = "At equal latency: FID of the best strategy at least so fast, less that of each kind of rival [95 %]; negative is better, none: no such rival is so fast. The best of both are chosen on these images."
     return f"{note}\n\n{markdown(['rival', *(f'{s:g}x' for s in speedups)], rows)}"
 
 

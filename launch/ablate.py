@@ -25,8 +25,10 @@ TABLES = {
     "patch": "side of a patch",
     "align": "base tokens of the conditional half for both, of the unconditional half for both, or each its own",
     "order": "the paper's Table 6 read from its label 0 or from its label 49",
+    "search": "depths and ratios searched together or in two stages, the paper's operators or ours: dato bench search, whose keys it takes",
 }
 """Each ablation with its line of help."""
+_SEARCHES = ("stepwise, no presets", "two stages", "paper")
 _VARIANTS: dict[str, list[Variant]] = {
     "3": [("aligned", Options()), ("unaligned", Options(align="none"))],
     "4": [("with DiffScore", Options()), ("without", Options(use_score=False))],
@@ -45,6 +47,10 @@ def run(arguments: Sequence[str]) -> int:
     if len(tables) != 1 or tables[0] not in TABLES:
         raise ConfigError(f"dato ablate was given {list(arguments)}; it takes one table=, of {', '.join(TABLES)}, and overrides")
     table = tables[0]
+    if table == "search":
+        from launch.bench.search import run as compare_searches  # its rivals need packages that nothing else here does
+
+        return compare_searches([f"methods={';'.join(_SEARCHES)}", *(a for a in arguments if not a.startswith("table="))])
     evaluation = build_evaluation("ablate", [a for a in arguments if not a.startswith("table=")])
     entries = ablation_entries(table, evaluation)
     outcome = evaluate(evaluation, entries)

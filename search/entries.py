@@ -13,7 +13,10 @@ from dato.baselines import SAMPLERS, Baseline
 from dato.options import Options
 from search.sources import read_sources
 
-FAMILIES = ("plain", "fewer", "tomesd", "deepcache", "naive", "strategy")
+FAMILIES = {
+    "plain": "unaccelerated", "fewer": "fewer steps", "tomesd": "ToMeSD", "deepcache": "DeepCache", "naive": "DeepCache + ToMeSD", "strategy": "strategies"
+}  # fmt: skip
+"""Ways to run the pipeline, in words."""
 
 
 class EntryError(ValueError):
@@ -29,7 +32,6 @@ class Entry:
         baseline: Sampler, steps, strategy and merging.
         options: How tokens are chosen.
         family: One of `FAMILIES`.
-        place: Position within its family, from 0.
         row: Labels of its place in an ablation's table: row, column.
     """
 
@@ -37,7 +39,6 @@ class Entry:
     baseline: Baseline
     options: Options = field(default_factory=Options)
     family: str = "strategy"
-    place: int = 0
     row: tuple[str, str] = ("", "")
 
     @property
@@ -57,11 +58,11 @@ class Entry:
 def strategy_entries(sources: Sequence[str], steps: int) -> list[Entry]:
     """Entries of what `search.sources` reads; strategies of another length are resampled, and their name says so."""
     found = []
-    for place, (name, strategy) in enumerate(read_sources(sources, "strategy")):
+    for name, strategy in read_sources(sources, "strategy"):
         if len(strategy) != steps:
             name = f"{name} ({len(strategy)} steps resampled to {steps})"
             strategy = strategy.resample(steps)
-        found.append(Entry(name=name, baseline=Baseline(name=name, steps=steps, strategy=strategy), place=place))
+        found.append(Entry(name=name, baseline=Baseline(name=name, steps=steps, strategy=strategy)))
     return found
 
 
@@ -94,9 +95,6 @@ def rival_entries(steps: int, rivals: Mapping[str, Any]) -> list[Entry]:
             f"rivals is {dict(rivals)!r}, which has the wrong form ({error}); write fewer_steps: [DDIM-10], "
             "tomesd: [0.3, 0.5], deepcache: [3, 5] and naive: [[3, 0.3], [5, 0.5]]"
         ) from None
-    for family in FAMILIES:
-        mine = [e for e in found if e.family == family]
-        found = [e if e.family != family else Entry(name=e.name, baseline=e.baseline, family=family, place=mine.index(e)) for e in found]
     return found
 
 

@@ -11,14 +11,12 @@ from typing import Any
 import torch
 
 from search.compare import EntryShard
-from search.entries import Entry
+from search.entries import FAMILIES, Entry
 from search.features import FeatureNet, class_logits
 from search.moments import Moments, frechet
 from search.quality import Fid, Kid, Value, inception_score, mean_score, resamples
 
-KINDS: dict[str, str | None] = {"fewer": None, "deepcache": "DeepCache", "tomesd": "ToMeSD", "naive": "DeepCache + ToMeSD"}
-"""Names of the rivals' families; those of fewer steps are named after their samplers."""
-
+EVALUATION_SCHEMA = "dato.evaluation/1"
 _UNKNOWN = Value(value=float("nan"))
 
 
@@ -29,7 +27,6 @@ class Result:
     Attributes:
         name: The entry's.
         family: The entry's.
-        place: The entry's.
         row: The entry's.
         steps: Sampler steps.
         strategy: Its entries as text, or "".
@@ -49,7 +46,6 @@ class Result:
 
     name: str
     family: str
-    place: int = 0
     row: tuple[str, str] = ("", "")
     steps: int = 0
     strategy: str = ""
@@ -133,7 +129,6 @@ def judge(
         common: dict[str, Any] = {
             "name": entry.name,
             "family": entry.family,
-            "place": entry.place,
             "row": entry.row,
             "steps": entry.baseline.steps,
             "strategy": str(strategy) if strategy else "",
@@ -201,14 +196,17 @@ def at_speedups(results: Sequence[Result], speedups: Sequence[float] = (1.5, 2, 
 
     The FID of the best strategy that is at least so fast, less what the kind reaches in the same time: that of its rivals, and
     of the unaccelerated model, interpolated over latency as in `at_equal_latency`. The strategies' own is not interpolated.
+    The best of both sides are chosen on the images that they are judged on, which favours whichever has more to choose from.
     Negative is better. None where no rival of the kind, or no strategy, is so fast.
     """
     measured = [r for r in results if r.error is None and "fid" in r.metrics]
     plain = [r for r in measured if r.family == "plain"]
     kinds: dict[str, list[Result]] = {}
     for r in measured:
-        if r.family in KINDS:
-            kinds.setdefault(KINDS[r.family] or f"{r.name.rpartition('-')[0]}, fewer steps", []).append(r)
+        if r.family not in ("plain", "strategy"):
+            # Samplers are rivals of their own.
+            sampler = f"{r.name.rpartition('-')[0]}, " if r.family == "fewer" else ""
+            kinds.setdefault(sampler + FAMILIES[r.family], []).append(r)
     found: dict[str, dict[float, Value | None]] = {kind: {} for kind in kinds} if plain else {}
     for speedup in speedups if plain else ():
         latency = plain[0].latency.value / speedup

@@ -25,7 +25,7 @@ from analysis.budget import write_budget_page
 from dato.costs import CostModel
 from dato.strategy import FULL, Step, Strategy
 from launch.bench.landscape import Landscape, collect, noise
-from launch.bench.rivals import OptunaSearch, RandomSearch, StockNsga2
+from launch.bench.rivals import OptunaSearch, RandomSearch, StockNsga2, TwoStages
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
 from search.driver import Driver
@@ -59,6 +59,7 @@ METHODS: dict[str, Callable[[SearchSpace, int, int], Any]] = {
     "stepwise, fidelities": lambda space, size, seed: _stepwise(space, size, seed),
     "stepwise, surrogate": lambda space, size, seed: _stepwise(space, size, seed, Surrogate(seed=seed)),
     "stepwise, fidelities, surrogate": lambda space, size, seed: _stepwise(space, size, seed, Surrogate(seed=seed)),
+    "two stages": lambda space, size, seed: TwoStages(space, size, seed, first=250),
     "paper": lambda space, size, seed: Nsga2(space=space, population=size, seed=seed, operators="paper"),
     "pymoo NSGA-II": lambda space, size, seed: StockNsga2(space, 100, seed),
     "Optuna TPE": lambda space, size, seed: OptunaSearch(space, size, optuna.samplers.TPESampler(seed=seed)),

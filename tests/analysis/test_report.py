@@ -1,13 +1,16 @@
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.compare import differences, write_comparison
 from analysis.figures import evaluations, hypervolume_figure
 from analysis.report import write_report
+from analysis.rivals import rivals_figure
 from analysis.steps import statistics_figure
 from dato.strategy import Strategy
 from search.records import Candidate, Measurement, SearchRecord, Winner
@@ -37,6 +40,36 @@ def record() -> SearchRecord:
 
 def test_the_front_is_what_none_beats(record: SearchRecord) -> None:
     assert [c.number for c, _ in record.front()] == [2, 0, 1]
+
+
+def test_the_differences_of_winners_carry_their_interval(record: SearchRecord, tmp_path: Path) -> None:
+    winner = record.winners["quality"]
+    # Of two independent FIDs, each +- 1: wider than either.
+    assert "-0.50 (-1.91 .. +0.91)" in write_report(record, tmp_path / "report.html").read_text()
+    record.winners["quality"] = replace(winner, fresh=replace(winner.fresh, difference_low=-0.75, difference_high=-0.25))
+    assert "-0.50 (-0.75 .. -0.25)" in write_report(record, tmp_path / "report.html").read_text()
+
+
+def test_rivals_of_an_evaluation_stand_beside_the_front(record: SearchRecord, tmp_path: Path) -> None:
+    def result(name: str, family: str, speedup: float, fid: float) -> dict[str, Any]:
+        value = {"value": fid, "low": fid - 1, "high": fid + 1}
+        return {
+            "name": name, "family": family, "steps": 4, "images": 50, "error": None, "timed_apart": False, "equal_latency": None, "metrics": {"fid": value},
+            "differences": {} if family == "plain" else {"fid": value}, "latency": {"value": 100 / speedup, "low": 1, "high": 200},
+            "speedup": {"value": speedup, "low": None, "high": None},
+        }  # fmt: skip
+
+    results = [
+        result("unaccelerated", "plain", 1, 5), result("DDIM-4", "fewer", 3, 6), result("DPM++-4", "fewer", 3, 7), result("DeepCache-5", "deepcache", 2, 6.5),
+        result("mine <b>", "strategy", 3.5, 5.5), {**result("broken", "tomesd", 1, 1), "error": "no luck", "metrics": {}, "differences": {}},
+    ]  # fmt: skip
+    figure = rivals_figure([r for r in results if not r["error"]])
+    assert [trace.name for trace in figure.data] == ["unaccelerated", "DDIM, fewer steps", "DPM++, fewer steps", "DeepCache", "strategies of the search"]
+    assert figure.data[-1].y[0] == 5.5
+    assert figure.data[-1].error_y.array[0] == 1
+    page = write_report(record, tmp_path / "report.html", evaluation={"name": "evaluate-toy", "results": results}).read_text()
+    for shown in ("<h2>Rivals</h2>", "on 50 images of the same prompts and seeds", "failed: no luck", "mine &lt;b&gt;", "evaluate-toy"):
+        assert shown in page
 
 
 def test_the_report_is_one_file_that_loads_nothing(record: SearchRecord, tmp_path: Path) -> None:

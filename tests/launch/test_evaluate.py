@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dato.strategy import Strategy
+from search.ledger import read_ledger
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -138,6 +140,7 @@ def test_figures_are_one_page(dato, tmp_path: Path) -> None:  # type: ignore[no-
     ("arguments", "message"),
     [
         (["evaluate", "protocol.images=5"], "set evaluation.images"),
+        (["evaluate", "evaluation.metrics=[is]", "evaluation.images=9"], "the Inception Score, which needs evaluation.images of at least 10; it is 9"),
         (["evaluate", "evaluation.metrics=[fid,fid]"], "give one or more different ones"),
         (["evaluate", "evaluation.metrics=[beauty]", "evaluation.images=2", "cluster.workers=0", "model.steps=2"], "metric is 'beauty'; allowed are 'fid'"),
         (["evaluate", "evaluation.shard=0"], "evaluation.shard is 0"),
@@ -160,3 +163,27 @@ def test_figures_are_one_page(dato, tmp_path: Path) -> None:  # type: ignore[no-
 def test_bad_input_is_one_message(dato, capsys, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     assert dato(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_report_shows_a_searchs_strategies_beside_their_rivals(dato, make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    search = make_search(tmp_path / "toy", population=4)
+    first = search / "one.json"
+    read_ledger(search / "ledger.jsonl").front()[0][0].strategy.save(first)
+    assert dato("evaluate", *HERE, f"strategy=[{first}]", "model.steps=20", "rivals.tomesd=[]", "rivals.naive=[]") == 0
+    folder = only(tmp_path, "evaluate")
+    assert dato("report", f"folder={search}", f"evaluation={folder}") == 0
+    page = (search / "report.html").read_text()
+    assert "<h2>Rivals</h2>" in page
+    assert "DeepCache, every 2" in page
+    other = make_search(tmp_path / "other", name="sd15")
+    capsys.readouterr()
+    for arguments, message in (
+        ([f"folder={other}", f"evaluation={folder}"], "evaluation is of model 'embedded', the search of 'sd15'; run dato evaluate model=sd15"),
+        ([f"folder={search}", "evaluation=/nowhere"], "whose evaluation.json cannot be read"),
+        ([f"folder={search},{other}", f"evaluation={folder}"], "evaluation goes with one search"),
+    ):
+        before = (search / "report.html").read_bytes()
+        assert dato("report", *arguments) == 2
+        assert message in capsys.readouterr().err
+        assert (search / "report.html").read_bytes() == before
