@@ -30,7 +30,11 @@ COMMANDS = {
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
 }
 """Each command, with its line of help, is run by the module of `launch` with its name (import by import_: a keyword)."""
-_EXTRA = ("hydra", "omegaconf", "ray", "pymoo", "mlflow", "plotly", "rich", "sklearn", "torchmetrics")
+_EXTRAS = {
+    **dict.fromkeys(("hydra", "omegaconf", "ray", "pymoo", "mlflow", "plotly", "rich", "sklearn", "torchmetrics"), ("searching, MLflow and reports need", "search")),
+    **dict.fromkeys(("DeepCache", "optuna", "tomesd"), ("comparing with other packages needs", "search,baselines")),
+}
+"""What a missing module is for, and the extra that brings it."""
 
 USAGE = """usage: dato <command> [key=value ...]
 
@@ -73,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        if str(error.name).split(".")[0] not in _EXTRA:
+        missing = str(error.name).split(".")[0]
+        if missing not in _EXTRAS:
             raise
-        print(f"dato {command}: {error.name} is not installed; searching, MLflow and reports need: pip install 'dato-search[search]'", file=sys.stderr)
+        needs, extra = _EXTRAS[missing]
+        print(f"dato {command}: {error.name} is not installed; {needs}: pip install 'dato-search[{extra}]'", file=sys.stderr)
         return 2
     except Exception as error:
         if not _is_ours(error):

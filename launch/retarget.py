@@ -39,13 +39,15 @@ def run(arguments: Sequence[str]) -> int:
         raise ArgumentError(f"search {record.search_id} has no measured strategies to choose from; run the same dato search command to its end")
     table = _read_table(Path(given["table"])) if "table" in given else _measure(record, _rounds(given))
     priced = priced_record(record, table)
-    chosen = choose_winners(priced, build(record.config).plan.winner_speedup)
+    images, plan = comparable_images(priced), build(record.config).plan
+    chosen = choose_winners(priced, plan.winner_speedup, plan.objectives, images)
     target = Path(given.get("target") or folder / "retargeted")
     target.mkdir(parents=True, exist_ok=True)
     (target / "costs.json").write_text(json.dumps(table.to_dict(), indent=1) + "\n", encoding="utf-8")
     for alias, candidate in chosen.items():
-        _with_provenance(priced, alias, candidate, table).save(target / f"{alias}.json")
-    _print(record, priced, chosen, table)
+        _with_provenance(priced, alias, candidate, table, images).save(target / f"{alias}.json")
+    _print(record, priced, chosen, table, images)
+    print(f"chosen    from {len(priced.evaluated(images))} candidates, by their FID on {images} images")
     print(f"winners   {target}/*.json, with the cost table beside them")
     return 0
 
@@ -66,6 +68,17 @@ def priced_record(record: SearchRecord, table: CostTable) -> SearchRecord:
     return replace(record, results=results, promotions=promotions, baselines=baselines, baselines_at=at, winners={}, hypervolumes=[])
 
 
+def comparable_images(priced: SearchRecord) -> int:
+    """On how many images to compare: the most that every candidate of the front on the fewest was measured on.
+
+    A search measures on more images what was promising where it ran; what is promising here may have been left behind.
+    """
+    everyone = {m.images for _, m in priced.evaluated()}
+    promising = {c.number for c, _ in priced.front(min(everyone))}
+    counts = everyone | {n for more in priced.promotions.values() for n in more}
+    return max(n for n in counts if promising <= {c.number for c, _ in priced.evaluated(n)})
+
+
 def _rounds(given: dict[str, str]) -> int:
     text = given.get("rounds", "3")
     if not text.isdigit() or int(text) < 1:
@@ -78,7 +91,10 @@ def _read_table(path: Path) -> CostTable:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArgumentError(f"table is {str(path)!r}, which cannot be read as JSON ({error}); give the costs.json of an earlier retarget") from None
-    return CostTable.from_dict(data)
+    try:
+        return CostTable.from_dict(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArgumentError(f"table is {str(path)!r}, which is no cost table ({type(error).__name__}: {error}); give the costs.json of an earlier retarget") from None
 
 
 def _measure(record: SearchRecord, rounds: int) -> CostTable:
@@ -99,8 +115,8 @@ def _measure(record: SearchRecord, rounds: int) -> CostTable:
     return measure_costs(pipe, spec.model, Data(spec.data), spec.protocol.batches()[0], runs, device, rounds, tick)
 
 
-def _with_provenance(priced: SearchRecord, alias: str, candidate: Candidate, table: CostTable) -> Strategy:
-    m, plain = dict((c.number, m) for c, m in priced.front())[candidate.number], priced.plain(priced.images)
+def _with_provenance(priced: SearchRecord, alias: str, candidate: Candidate, table: CostTable, images: int) -> Strategy:
+    m, plain = dict((c.number, m) for c, m in priced.front(images))[candidate.number], priced.plain(images)
     return candidate.strategy.with_provenance(
         search_id=priced.search_id,
         alias=alias,
@@ -110,12 +126,12 @@ def _with_provenance(priced: SearchRecord, alias: str, candidate: Candidate, tab
     )
 
 
-def _print(record: SearchRecord, priced: SearchRecord, chosen: dict[str, Candidate], table: CostTable) -> None:
+def _print(record: SearchRecord, priced: SearchRecord, chosen: dict[str, Candidate], table: CostTable, images: int) -> None:
     shown = Table(title=f"winners on {table.device}; latencies are predicted, FIDs are those of the search", title_justify="left")
     for heading in ("winner", "speedup", "ms per image", "FID", "speedup where it was searched", "strategy"):
         shown.add_column(heading, justify="left" if heading in ("winner", "strategy") else "right")
-    plain, before = priced.plain(priced.images), record.plain(record.images)
-    on_front = {c.number: m for c, m in priced.front()}
+    plain, before = priced.plain(images), record.plain(record.results[min(record.results)].images)
+    on_front = {c.number: m for c, m in priced.front(images)}
     for alias, candidate in chosen.items():
         m, searched = on_front[candidate.number], record.results[candidate.number]
         shown.add_row(

@@ -27,17 +27,17 @@ from launch.preflight import require
 from launch.view import SearchView
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
-from search.driver import Driver, Pool
+from search.driver import Driver
 from search.evaluate import MeasurerSpec, measure, reference
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
-from search.ledger import Ledger, read_ledger
+from search.ledger import Ledger, read_ledger, set_aside
 from search.models import check_model
 from search.nsga2 import Nsga2
 from search.records import UNACCELERATED, SearchRecord
 from search.shards import make_join
-from search.workers import Job, RayPool
+from search.workers import Job, Pool, RayPool
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
 
@@ -49,7 +49,7 @@ def run(overrides: Sequence[str]) -> int:
     config = build(compose_config("search", overrides))
     check_model(config.evaluator.model)
     if config.raw["restart"] and config.folder.exists():
-        config.folder.rename(config.folder.with_name(f"{config.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+        set_aside(config.ledger_path)
     latencies = _recorded_latencies(config.raw["replay_latency"])
     algorithm = config.algorithm()
     Data(config.evaluator.data)
@@ -80,6 +80,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             _write_samples(config, record, _samples(pool, record, spec.model.steps))
 
         def before(pool: Pool) -> None:
+            _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
             view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
 
@@ -152,6 +153,7 @@ def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None],
         resources={"cpu": cluster["cpus"], "gpu": cluster["gpus"]},
         storage=config.folder / "tune",
         tries=cluster["tries"],
+        deadline_s=cluster["deadline_s"],
         **settings,
     )
 
@@ -206,22 +208,23 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
     report = write_report(record, config.folder / "report.html", samples)
     name, versions = config.raw["registry"]["name"], {}
     if tracker:
-        from search.registry import RegistryError, register, registered_digest
+        from search.registry import RegistryError, register
 
         if tracker.run_id is None:
             tracker.started(record)
         tracker.finished(record, {"": report})
-        stale = {a: s for a, s in strategies.items() if registered_digest(name, a) != s.digest}
         try:
-            versions = register(name, stale, tracker.run_id) if stale and tracker.run_id else {}
+            versions = register(name, strategies, tracker.run_id) if tracker.run_id else {}
         except RegistryError as error:
             view.say(f"warning: {error}")
     view.winners(record)
     view.say(f"report    {report}")
-    view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if tracker else ""))
+    view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
-    source = f"models:/{name}@fastest" if tracker and (versions or not stale) else str(folder / "fastest.json")
+    source = f"models:/{name}@fastest" if versions else str(folder / "fastest.json")
+    view.say(f"rivals    dato evaluate 'strategy=[{config.folder}]' compares it with other ways to be fast, on the same images;")
+    view.say(f"          dato report folder={config.folder} evaluation=<the folder it names> shows them in the report")
     view.say("use one   import dato")
     view.say(f'          strategy = dato.Strategy.load("{source}")')
     view.say("          with dato.accelerate(pipe, strategy):")
@@ -232,6 +235,18 @@ def _mlflow_command() -> str:
     import mlflow
 
     return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {without_credentials(mlflow.get_tracking_uri())}"
+
+
+def _check_devices(config: SearchConfig, record: SearchRecord, pool: Pool) -> None:
+    """Refuse to go on with latencies of devices that do not compare with those of the record."""
+    if UNACCELERATED not in record.baselines or config.plan.latency != "measured" or config.raw["replay_latency"] or config.raw["cluster"]["latency_device"]:
+        return
+    before, now = record.plain(record.images or config.evaluator.protocol.images).device, sorted(set(getattr(pool, "devices", [])))
+    if before and now and not any(device in before for device in now):
+        raise ConfigError(
+            f"this search measured latencies on {before}, and its workers are now {' and '.join(now)}: they do not compare. Go on with cluster.threads and "
+            "machines as before, or search anew with restart=true or another output (search.latency=predicted prices all candidates by one table)"
+        )
 
 
 def _note_model(pool: Pool, folder: Path) -> None:

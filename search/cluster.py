@@ -62,19 +62,36 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that is no Ray address, or where nothing listens. Raises `ClusterError` within `CONNECT_S` seconds."""
+    """Refuse an address that is no Ray address, or where no Ray answers. Raises `ClusterError` within twice `CONNECT_S` seconds."""
     if address == "auto":
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"cluster.address is {address!r}; give auto, host:6379 (a node of the cluster) or ray://host:10001 (from outside)")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        raise ClusterError(
+            f"cluster.address is {address!r}; give auto on a node of the cluster, or host:6379 of its head. From outside (ray://), run dato as a job: ray job submit"
+        )
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-            pass
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as there:
+            speaks = bool(os.environ.get("RAY_USE_TLS", "0") not in ("", "0")) or _speaks_http2(there)
     except OSError as error:
         raise ClusterError(
             f"cluster.address is {address!r}, where nothing answers ({error}); start Ray there (ray start --head --port={port}), or correct the address"
         ) from None
+    if not speaks:
+        raise ClusterError(f"cluster.address is {address!r}, where something answers that is not Ray; give the address that `ray start --head` printed on the head")
+
+
+def _speaks_http2(there: socket.socket) -> bool:
+    """Whether the other end answers as gRPC does: `ray.init` would wait minutes for what does not."""
+    settings = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of that type: RFC 9113, sections 3.4 and 6.5
+    try:
+        there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+        answer = b""
+        while len(answer) < len(settings) and (more := there.recv(len(settings) - len(answer))):
+            answer += more
+    except OSError:
+        return False
+    return answer[3:4] == settings[3:4]
 
 
 def own_packages(code: str) -> Callable[[], None]:

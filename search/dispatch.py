@@ -32,6 +32,7 @@ class Job:
         method: The evaluator's method: "run", or "samples" for pictures.
         tries: How often its unluckiest batch was started, machines that vanished not counted.
         errors: What each failed try said.
+        failed_s: Seconds that its failed tries took of their workers.
     """
 
     key: Any
@@ -40,6 +41,7 @@ class Job:
     method: str = "run"
     tries: int = 0
     errors: list[str] = field(default_factory=list)
+    failed_s: float = 0.0
 
     @property
     def reason(self) -> str:
@@ -79,7 +81,8 @@ class _Open:
     timed: int = 0
     """Batches that ran, or run, where latency counts."""
     results: dict[int, Any] = field(default_factory=dict)
-    failed: bool = False
+    failures: int = 0
+    """Of all its pieces together."""
 
 
 class Dispatcher:
@@ -88,7 +91,7 @@ class Dispatcher:
     Args:
         jobs: Taken one at a time, only when a worker has nothing else to do: a generator may decide late.
         join: Results of a job's batches, in their order, to the job's result; None runs every job in one piece.
-        tries: How often a piece is started at most.
+        tries: How often a piece may fail, or all pieces of a job together of which none has succeeded.
         mixed: Latency counts on some workers only: one batch of every job is kept for these.
         ahead: How many jobs may be open at most.
     """
@@ -224,7 +227,7 @@ class Dispatcher:
         ordered = [taken.results[i] for i in sorted(taken.results)]
         return piece.job, ordered[0] if len(ordered) == 1 or self._join is None else self._join(ordered)
 
-    def fail(self, piece: Piece, error: str, *, lost: bool = False, worker: Hashable = None) -> tuple[Job, None] | None:
+    def fail(self, piece: Piece, error: str, *, lost: bool = False, worker: Hashable = None, seconds: float = 0.0) -> tuple[Job, None] | None:
         """Note that a piece failed; the job with None when its tries are used up.
 
         Args:
@@ -232,7 +235,9 @@ class Dispatcher:
             error: What it said.
             lost: Its machine vanished: not counted as a try, up to `LOSSES` times.
             worker: Which is still there, and is not given this piece again while there are others.
+            seconds: How long it took.
         """
+        piece.job.failed_s += seconds
         taken = self._open.get(id(piece.job))
         if taken is None:
             return None
@@ -244,8 +249,11 @@ class Dispatcher:
         piece.avoid = worker
         piece.losses += lost
         piece.failures += not lost
-        if piece.failures < self._tries and piece.losses < LOSSES:
-            taken.todo.append(piece)
+        taken.failures += not lost
+        hopeless = taken.failures >= self._tries and not taken.results
+        if piece.failures < self._tries and piece.losses < LOSSES and not hopeless:
+            # Before the job's other pieces: where it fails again, they need not be begun.
+            taken.todo.appendleft(piece)
             self._orphans.append(taken)
             return None
         self._close(piece.job)

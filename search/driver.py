@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from dato.strategy import Strategy
 from search.evaluate import Protocol as EvaluationProtocol
-from search.evaluate import Shard
+from search.evaluate import Shard, paired
 from search.kept import KeptShards
 from search.latency import CostTable
 from search.ledger import Ledger, LedgerError
@@ -22,22 +22,8 @@ from search.nsga2 import Nsga2, hypervolume
 from search.plan import STALLED, SearchPlan
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
 from search.steady import SteadyNsga2
-from search.winners import SearchFailed, choose_winners, reference_point
-from search.workers import Job
-
-
-class Pool(Protocol):
-    """Runs jobs; see `search.workers`."""
-
-    size: int
-
-    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
-        """Each job with its result as it finishes; jobs are taken one at a time, when there is a worker for them."""
-        ...
-
-    def close(self) -> None:
-        """Stop the workers."""
-        ...
+from search.winners import SearchFailed, choose_winners, first_ranks, reference_point
+from search.workers import Job, Pool
 
 
 class Watcher(Protocol):
@@ -97,6 +83,8 @@ class Driver:
         self.latencies, self._kept, self._calibration, self._before, self._after = latencies or {}, kept, calibration, before, after
         if protocol.fidelities and kept is None:
             raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
+        self._promised: list[tuple[Candidate, Measurement]] | None = None  # those of which shards are kept; None before the first
+        self._numbers: dict[str, int] = {}  # of the candidates, by their strategies' digests
         self._began = time.monotonic()
 
     @property
@@ -169,7 +157,7 @@ class Driver:
         earlier: dict[str, list[Shard]] = {name: [] for name in missing}
         for first, last in itertools.pairwise((0, *self.protocol.counts)):
             shards, error = self._compare(missing, self.protocol.batches(first=first, last=last))
-            for name in missing:
+            for name in sorted(missing, key=lambda n: n != UNACCELERATED):  # the others are compared with it
                 if error is not None:
                     if name == UNACCELERATED:
                         raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
@@ -177,6 +165,8 @@ class Driver:
                 else:
                     earlier[name] += shards[name]
                     measurement = self._with_latency(missing[name], self._measure(earlier[name]))
+                    if name != UNACCELERATED:
+                        measurement = self._with_interval(measurement)
                 candidate = Candidate(number=-1, generation=-1, strategy=missing[name], origin=name)
                 self.ledger.baseline(candidate, measurement)
                 if last == self.protocol.images:
@@ -199,7 +189,7 @@ class Driver:
         asked = self.algorithm.ask()
         if not asked:
             return False
-        candidates = [self._note(generation * self.plan.population + i, s) for i, s in enumerate(asked)]
+        candidates = [self._note(generation * self.plan.population + i, s, self.algorithm.parents(s)) for i, s in enumerate(asked)]
         todo = [c for c in candidates if c.number not in self.record.results]
         # The longest first, so that little is left to wait for at a generation's end.
         todo.sort(key=lambda c: -sum(step.cache_depth for step in c.strategy))
@@ -207,7 +197,7 @@ class Driver:
             self._take(job, shards)
         results = [self.record.results[c.number] for c in candidates]
         if generation == 0 and not any(r.ok for r in results):
-            raise SearchFailed(f"all {len(results)} candidates of the first generation failed; the first error: {results[0].error}")
+            raise self._hopeless(results)
         self.algorithm.tell([self._objectives(r) for r in results], [self._violation(r) for r in results])
         self._close_generation(generation)
         return True
@@ -230,7 +220,7 @@ class Driver:
                 strategy = algorithm.ask_one()
                 if strategy is None:
                     return
-                yield self._job(self._note(len(self.record.candidates), strategy))
+                yield self._job(self._note(len(self.record.candidates), strategy, algorithm.parents(strategy)))
 
         self._close_if_full()  # A driver killed right after the last result of a generation has not done so.
         for job, shards in self.pool.map(jobs()):
@@ -241,14 +231,21 @@ class Driver:
     def _close_if_full(self) -> None:
         """Without generations, one is counted for every `population` results."""
         done, population = len(self.record.results), self.plan.population
-        if done == population and not any(r.ok for r in self.record.results.values()):
-            raise SearchFailed(f"all of the first {done} candidates failed; the first error: {next(iter(self.record.results.values())).error}")
+        results = list(self.record.results.values())[:population]
+        if done >= population and not any(r.ok for r in results):
+            raise self._hopeless(results)
         if done and done % population == 0:
             self._close_generation(done // population - 1)
 
-    def _note(self, number: int, strategy: Strategy | None) -> Candidate:
-        """A candidate asked for, written down; the same as before where it was asked for before."""
+    @staticmethod
+    def _hopeless(results: Sequence[Measurement]) -> SearchFailed:
+        return SearchFailed(f"all of the first {len(results)} candidates failed; the first error: {results[0].error}. Mend it, then run the same command with restart=true")
+
+    def _note(self, number: int, strategy: Strategy | None, parents: Sequence[str] = ()) -> Candidate:
+        """A candidate asked for, written down with its parents by digest; the same as before where it was asked for before."""
         generation = number // self.plan.population
+        if strategy is not None:
+            self._numbers[strategy.digest] = number
         known = self.record.candidates.get(number)
         if known is not None:
             if strategy is None or known.strategy != strategy:
@@ -258,7 +255,9 @@ class Driver:
                 )
             return known
         assert strategy is not None
-        candidate = Candidate(number=number, generation=generation, strategy=strategy, origin="initial" if generation == 0 else "offspring")
+        origin = "offspring" if parents else "initial"
+        numbers = tuple(sorted(self._numbers[digest] for digest in parents))
+        candidate = Candidate(number=number, generation=generation, strategy=strategy, origin=origin, parents=numbers)
         self.ledger.ask(candidate)
         return candidate
 
@@ -272,28 +271,25 @@ class Driver:
         if self._kept and shards and measurement.ok:
             self._kept.put(candidate.number, measurement.images, [shards[0]])
         self.ledger.result(candidate.number, measurement)
-        if self._kept:
-            self._kept.keep_only(self._promising(self.protocol.counts[0]))
+        if self._kept and measurement.ok:
+            self._kept.keep_only([c for c, _ in self._promise(candidate, measurement)])
         for watcher in self.watchers:
             watcher.measured(self.record, candidate)
 
-    def _promising(self, images: int, ranks: int = 0) -> list[Candidate]:
-        """The candidates of the first ranks among those measured on so many images and within the limits, or among all where none is.
+    def _promise(self, candidate: Candidate, measurement: Measurement) -> list[tuple[Candidate, Measurement]]:
+        """`_promising` after one more result, from what it was before: one that left it never comes back."""
+        ranks = self.plan.promoted_ranks
+        if self._promised is None:
+            self._promised = self._promising(measurement.images, ranks)
+        elif not self._violation(measurement):
+            self._promised = first_ranks([p for p in self._promised if not self._violation(p[1])] + [(candidate, measurement)], ranks)
+        elif any(self._violation(m) for _, m in self._promised):  # none is within the limits yet
+            self._promised = first_ranks([*self._promised, (candidate, measurement)], ranks)
+        return self._promised
 
-        One that left them never comes back.
-        """
-        left = self._within_limits(images) or self.record.evaluated(images)
-        chosen: list[Candidate] = []
-        for _ in range(ranks or self.plan.promoted_ranks):
-            best, lowest = [], float("inf")
-            for candidate, m in sorted(left, key=lambda p: (p[1].latency_ms, p[1].fid)):
-                if m.fid < lowest:
-                    best.append(candidate)
-                    lowest = m.fid
-            taken = {c.number for c in best}
-            left = [p for p in left if p[0].number not in taken]
-            chosen += best
-        return chosen
+    def _promising(self, images: int, ranks: int) -> list[tuple[Candidate, Measurement]]:
+        """The candidates of the first ranks among those measured on so many images and within the limits, or among all where none is."""
+        return first_ranks(self._within_limits(images) or self.record.evaluated(images), ranks)
 
     def _within_limits(self, images: int) -> list[tuple[Candidate, Measurement]]:
         """Candidates measured on so many images that keep the search's limits."""
@@ -305,7 +301,7 @@ class Driver:
             ranks, known = self.plan.promoted_ranks, self.record.evaluated(low)
             while True:
                 chosen = self._promising(low, ranks)
-                self._measure_more([c for c in chosen if high not in self.record.promotions.get(c.number, {})], low, high)
+                self._measure_more([c for c, _ in chosen if high not in self.record.promotions.get(c.number, {})], low, high)
                 # Those at a limit may be beyond it on more images: the next ranks go on until one is within.
                 if self._within_limits(high) or len(chosen) >= len(self._within_limits(low) or known):
                     break
@@ -344,12 +340,16 @@ class Driver:
 
     def _to_measurement(self, strategy: Strategy, job: Job, shards: Sequence[Shard] | None) -> Measurement:
         if shards is None:
-            return Measurement(error=job.reason)
+            return Measurement(error=job.reason, seconds=job.failed_s)
         try:
             measurement = self._measure(shards)
         except ValueError as error:  # NaN features: the candidate is infeasible
-            return Measurement(error=str(error))
-        return self._with_latency(strategy, measurement)
+            return Measurement(error=str(error), seconds=sum(s.seconds for s in shards))
+        return self._with_interval(self._with_latency(strategy, measurement))
+
+    def _with_interval(self, measurement: Measurement) -> Measurement:
+        """The measurement with the interval of its difference to the unaccelerated pipeline on the same images."""
+        return paired(measurement, self.record.plain(measurement.images)) if measurement.ok else measurement
 
     def _with_latency(self, strategy: Strategy, measurement: Measurement) -> Measurement:
         """The measurement with a recorded or predicted latency, where one of these is asked for."""
@@ -377,6 +377,8 @@ class Driver:
         if error is not None:
             raise SearchFailed(f"the winners fail on fresh images: {error}; run the same command again")
         fresh = {name: self._measure(parts) for name, parts in shards.items()}
+        fresh |= {name: paired(m, fresh[UNACCELERATED]) for name, m in fresh.items() if name != UNACCELERATED}
+        fresh[UNACCELERATED] = replace(fresh[UNACCELERATED], fid_draws=())
         searched = {c.number: m for c, m in self.record.front()}
         for alias, candidate in chosen.items():
             self.ledger.winner(

@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from search.data import FRESH_OFFSET, Data, DataSpec
 from search.generate import generate
 from search.latency import measure_costs
 from search.models import ModelSpec, load_pipeline, resolve_device
-from search.quality import Fid, Kid, extract, load_features
+from search.quality import Fid, Kid, Value, extract, load_features
 from search.records import Measurement
 from search.reference import reference_moments
 
@@ -211,11 +211,12 @@ def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int, kid: Kid | None =
     features = torch.cat([s.features for s in shards])
     batch_ms = [ms for s in shards for ms in s.batch_ms]
     parts = [p for s in shards for p in s.parts_ms]
-    low, high = fid.interval(features, bootstrap)
+    quality = fid.value(features, bootstrap)
     return Measurement(
-        fid=fid(features),
-        fid_low=low,
-        fid_high=high,
+        fid=quality.value,
+        fid_low=quality.low,
+        fid_high=quality.high,
+        fid_draws=tuple(quality.draws),
         images=len(features),
         latency_ms=statistics.median(batch_ms),
         latency_low_ms=min(batch_ms),
@@ -227,6 +228,18 @@ def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int, kid: Kid | None =
         batch=max(s.batch for s in shards),
         kid=kid.value(features, number=0).value if kid else None,
     )
+
+
+def paired(fast: Measurement, plain: Measurement) -> Measurement:
+    """A measurement with the interval of its FID difference to the unaccelerated pipeline's in place of its resamples.
+
+    Both are measured on images of the same prompts and seeds and resampled alike, so that what they share is in no interval.
+    The same measurement without resamples where either has none.
+    """
+    if not fast.fid_draws or len(fast.fid_draws) != len(plain.fid_draws) or fast.images != plain.images:
+        return replace(fast, fid_draws=())
+    difference = Value(value=fast.fid, draws=fast.fid_draws).minus(Value(value=plain.fid, draws=plain.fid_draws))
+    return replace(fast, fid_draws=(), difference_low=difference.low, difference_high=difference.high)
 
 
 def device_name(device: torch.device) -> str:

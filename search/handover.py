@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dato.strategy import Strategy
-from search.effect import fid_difference, speedup
 from search.models import ModelError, ModelSpec, weights_digest
-from search.records import SearchRecord, Winner
+from search.records import SearchRecord, Winner, fid_difference, speedup
 
 MODEL_FILE = "model.json"
 

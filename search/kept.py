@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from safetensors.torch import save_file
 from search.evaluate import Shard
 from search.records import Candidate
 
+_log = logging.getLogger(__name__)
+
 
 class KeptShards:
     """A folder of safetensors, one file for a candidate at one number of images.
@@ -22,19 +26,27 @@ class KeptShards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._warned = False
 
     def _path(self, number: int, images: int) -> Path:
         return self.folder / f"{number}-{images}.safetensors"
 
     def put(self, number: int, images: int, shards: Sequence[Shard]) -> None:
-        """Keep a candidate's shards."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Keep a candidate's shards, where there is space: on a full disk it is said once, and promotion generates these images again."""
         tensors = {f"features_{i}": shard.features.contiguous() for i, shard in enumerate(shards)}
         notes = [{k: v for k, v in vars(shard).items() if k != "features"} for shard in shards]
         path = self._path(number, images)
         torn = path.with_suffix(".part")
-        save_file(tensors, torn, metadata={"shards": json.dumps(notes)})
-        torn.replace(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, torn, metadata={"shards": json.dumps(notes)})
+            torn.replace(path)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                torn.unlink()
+            if not self._warned:
+                _log.warning("features are not kept in %s (%s); the search goes on, and promoted candidates generate their first images again", self.folder, error)
+                self._warned = True
 
     def get(self, number: int, images: int) -> list[Shard] | None:
         """A candidate's shards, or None where they are not there."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import time
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,11 @@ class Ledger:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+            self._file = path.open("a+b", buffering=0)
         except OSError as error:
             raise LedgerError(f"cannot write {path} ({error.strerror}); set output to a folder that you may write") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise LedgerError(f"{path} is in use by another dato search; wait for it, or set another seed or output") from None
+        _lock(self._file, path)
         self._drop_torn_line()
         self.record = read_ledger(path) if path.stat().st_size else SearchRecord(search_id=search_id, config=config, environment=environment)
         if self.record.search_id != search_id:
@@ -46,7 +45,7 @@ class Ledger:
     def _drop_torn_line(self) -> None:
         # A kill in the middle of a write leaves a last line without its newline: nothing depended on it yet.
         self._file.seek(0)
-        whole = self._file.read()
+        whole = self._file.readall()
         end = whole.rfind(b"\n") + 1
         if end != len(whole):
             self._file.truncate(end)
@@ -55,11 +54,15 @@ class Ledger:
         """Write one event and wait until it is on the disk, then take it into `record`."""
         row = {"event": event, "at": round(time.time(), 3), **data}
         line = json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(line)
-            self._file.flush()
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)  # nothing half-written
             raise LedgerError(f"cannot write {self.path} ({error.strerror}); free some space, then run the same command again") from None
         _apply(self.record, row)
 
@@ -95,6 +98,28 @@ class Ledger:
         self._file.close()
 
 
+def set_aside(path: Path) -> Path:
+    """Rename the folder of a ledger that no driver holds, so that a search begins anew; the folder's new path.
+
+    Raises `LedgerError` where a driver holds it.
+    """
+    aside = path.parent.with_name(f"{path.parent.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+    if not path.exists():
+        return path.parent.rename(aside)
+    with path.open("rb", buffering=0) as file:
+        _lock(file, path)
+        return path.parent.rename(aside)
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    """Take a ledger for this process; closes the file and raises `LedgerError` where another holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise LedgerError(f"{path} is in use by another dato search; wait for it, or set another seed or output") from None
+
+
 def read_ledger(path: Path) -> SearchRecord:
     """The record of a search, finished or not. Raises `LedgerError` naming the line that cannot be read."""
     record: SearchRecord | None = None
@@ -120,16 +145,19 @@ def read_ledger(path: Path) -> SearchRecord:
 
 def _candidate_row(candidate: Candidate) -> dict[str, Any]:
     steps = [[s.cache_depth, s.prune_ratio] for s in candidate.strategy]
-    return {"number": candidate.number, "generation": candidate.generation, "origin": candidate.origin, "steps": steps}
+    row = {"number": candidate.number, "generation": candidate.generation, "origin": candidate.origin, "steps": steps}
+    return {**row, "parents": list(candidate.parents)} if candidate.parents else row
 
 
 def _candidate(row: dict[str, Any]) -> Candidate:
     entries = [{"cache_depth": d, "prune_ratio": r} for d, r in row["steps"]]
     strategy = Strategy.from_json(json.dumps({"schema": "dato.strategy/1", "steps": entries}), where="the ledger")
-    return Candidate(number=row["number"], generation=row["generation"], strategy=strategy, origin=row["origin"])
+    return Candidate(number=row["number"], generation=row["generation"], strategy=strategy, origin=row["origin"], parents=tuple(row.get("parents", ())))
 
 
 def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
+    if row["event"] in ("result", "promotion", "winner") and row["number"] not in record.candidates:
+        raise ValueError(f"a {row['event']} of candidate {row['number']}, which was never asked for")
     match row["event"]:
         case "search":
             pass

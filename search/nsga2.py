@@ -14,6 +14,7 @@ from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.crossover import Crossover
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.evaluator import Evaluator
+from pymoo.core.individual import Individual
 from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
@@ -83,7 +84,22 @@ class InitialMix(Sampling):
         return np.array(rows, dtype=int)
 
 
-class StepCrossover(Crossover):
+class _Noted(Crossover):
+    """A crossover whose children know the genomes that they were made of."""
+
+    def do(self, problem: Problem, pop: Any, parents: np.ndarray | None = None, *args: Any, **kwargs: Any) -> Population:
+        children = super().do(problem, pop, parents, *args, **kwargs)
+        pairs = pop if parents is None else [pop[pair] for pair in parents]
+        for i, child in enumerate(children):  # the first children of all pairs, then the second ones
+            child.data["parents"] = [parent.X.copy() for parent in pairs[i % len(pairs)]]
+        return children
+
+
+class NotedSBX(_Noted, SBX):
+    """pymoo's simulated binary crossover, whose children know their parents."""
+
+
+class StepCrossover(_Noted):
     """Both genes of some steps change places: of those between two points, or, for half the pairs, of each step by chance.
 
     One- and two-point crossover alone keep what neighbouring steps do together, and rarely combine what distant ones do.
@@ -121,12 +137,12 @@ class NotSeen(DuplicateElimination):
         self.space, self.seen = space, set[str]()
 
     def _do(self, pop: Population, other: Population | None, is_duplicate: np.ndarray) -> np.ndarray:
-        known = set(self.seen)
+        here = set[str]()
         for i, individual in enumerate(pop):
             digest = self.space.decode(individual.X).digest
-            is_duplicate[i] |= digest in known
+            is_duplicate[i] |= digest in self.seen or digest in here
             if other is None:
-                known.add(digest)
+                here.add(digest)
         return is_duplicate
 
 
@@ -165,7 +181,7 @@ class Nsga2:
         elif operators == "paper":
             chosen = {
                 "sampling": InitialMix(space, given, structured=False),
-                "crossover": SBX(prob=0.7, eta=7, vtype=float, repair=RoundingRepair()),
+                "crossover": NotedSBX(prob=0.7, eta=7, vtype=float, repair=RoundingRepair()),
                 "mutation": PM(prob=0.4, eta=15, vtype=float, repair=RoundingRepair()),
             }
         else:
@@ -173,6 +189,7 @@ class Nsga2:
         self._algorithm = NSGA2(pop_size=population, eliminate_duplicates=self._duplicates, **chosen)
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
         self._asked: Population | None = None
+        self._parents: dict[str, tuple[str, ...]] = {}
 
     def ask(self) -> list[Strategy]:
         """The next generation's strategies, none of them asked before; fewer than the population when few are left."""
@@ -184,10 +201,9 @@ class Nsga2:
         if asked is None or len(asked) == 0:
             return []
         asked = self._screened(asked)
-        strategies = [self.space.decode(individual.X) for individual in asked]
         self._asked = asked
-        self._duplicates.seen.update(s.digest for s in strategies)
-        return strategies
+        self._parents.clear()
+        return [self._noted(individual) for individual in asked]
 
     def tell(self, objectives: Sequence[tuple[float, ...] | None], violations: Sequence[float] | None = None) -> None:
         """Take in what the strategies last asked for gave, in their order.
@@ -204,6 +220,17 @@ class Nsga2:
             told = [self.space.decode(individual.X) for individual in self._asked]
             self._screen.learn([(s, o) for s, o in zip(told, objectives, strict=True) if o is not None])
         self._asked = None
+
+    def parents(self, strategy: Strategy) -> tuple[str, ...]:
+        """Digests of the strategies that one asked for last was crossed from; none for an initial one."""
+        return self._parents.get(strategy.digest, ())
+
+    def _noted(self, individual: Individual) -> Strategy:
+        """The strategy of an individual that is about to be asked for."""
+        strategy = self.space.decode(individual.X)
+        self._duplicates.seen.add(strategy.digest)
+        self._parents[strategy.digest] = tuple(dict.fromkeys(self.space.decode(genome).digest for genome in individual.data.get("parents", ())))
+        return strategy
 
     def _screened(self, made: Population) -> Population:
         """The `population` of them that the screen predicts to be best, by rank and crowding; in the order in which they were made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,13 +22,15 @@ class Candidate:
         number: Position in the order of asking, from 0.
         generation: Generation that asked for it, from 0.
         strategy: In canonical form.
-        origin: Where it comes from: "uniform", "random", "offspring", a baseline's or a winner's name.
+        origin: Where it comes from: "initial", "offspring", or a baseline's name.
+        parents: Numbers of the candidates that it was crossed from; none for an initial one.
     """
 
     number: int
     generation: int
     strategy: Strategy
     origin: str = "offspring"
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,9 @@ class Measurement:
         fid: Frechet distance of the generated images to the reference images.
         fid_low: Lower end of the 95 % bootstrap interval over the generated images.
         fid_high: Upper end.
+        fid_draws: FIDs of the bootstrap's resamples, the same images in each for all that is measured on as many; kept for baselines.
+        difference_low: Lower end of the 95 % interval of the FID less the unaccelerated pipeline's, resample by resample; NaN where unknown.
+        difference_high: Upper end.
         kid: Kernel distance to the reference images, or None where the reference is statistics only.
         images: How many images it was measured on; FIDs of different counts do not compare.
         latency_ms: Milliseconds per image of the whole pipeline, median over batches; or what the cost table predicts.
@@ -55,6 +61,9 @@ class Measurement:
     fid: float = float("nan")
     fid_low: float = float("nan")
     fid_high: float = float("nan")
+    fid_draws: tuple[float, ...] = ()
+    difference_low: float = float("nan")
+    difference_high: float = float("nan")
     images: int = 0
     latency_ms: float = float("nan")
     latency_low_ms: float = float("nan")
@@ -81,7 +90,33 @@ class Measurement:
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
         values: dict[str, Any] = {k: float("nan") if v is None and k not in ("error", "measured_ms", "kid") else v for k, v in data.items()}
-        return cls(**values)
+        return cls(**{**values, "fid_draws": tuple(values.get("fid_draws") or ())})
+
+
+def fid_difference(fast: Measurement, plain: Measurement) -> tuple[float, float, float]:
+    """FID of the accelerated less the unaccelerated pipeline, and a 95 % interval; NaN ends where an interval is missing.
+
+    Where the two were not resampled together (`search.evaluate.paired`), the interval recovers the spreads of the two ends and adds them in
+    squares (Zou and Donner, Statistics in Medicine 27, 2008, Eq. 8). That takes the two as independent; both share prompts and
+    seeds, so it errs on the wide side.
+    """
+    value = fast.fid - plain.fid
+    if not math.isnan(fast.difference_low):
+        return value, fast.difference_low, fast.difference_high
+    low = math.hypot(fast.fid - fast.fid_low, plain.fid_high - plain.fid)
+    high = math.hypot(fast.fid_high - fast.fid, plain.fid - plain.fid_low)
+    return value, value - low, value + high
+
+
+def difference_in_words(fast: Measurement, plain: Measurement) -> str:
+    """`fid_difference` for people: "+0.12 (-0.30 .. +0.55)"."""
+    value, low, high = fid_difference(fast, plain)
+    return f"{value:+.2f}" + ("" if math.isnan(low) else f" ({low:+.2f} .. {high:+.2f})")
+
+
+def speedup(fast: Measurement, plain: Measurement) -> tuple[float, float, float]:
+    """Unaccelerated over accelerated latency, and its range: slowest against fastest batch and the other way round."""
+    return plain.latency_ms / fast.latency_ms, plain.latency_low_ms / fast.latency_high_ms, plain.latency_high_ms / fast.latency_low_ms
 
 
 @dataclass(frozen=True, kw_only=True)

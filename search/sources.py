@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dato.sources import HANDED_OVER
 from dato.strategy import Strategy, StrategyError
 from search.ledger import read_ledger
 
@@ -32,8 +33,8 @@ def read_sources(sources: Sequence[str], key: str) -> list[tuple[str, Strategy]]
     """Strategies of each source in turn, with names.
 
     Args:
-        sources: Preset names, strategy JSON files, JSON lists of strategies, ``models:/name@alias``, or folders of searches,
-            whose fronts are taken; of any number of steps and any model.
+        sources: Preset names, strategy JSON files, JSON lists of strategies, ``models:/name@alias``, folders of strategies
+            handed over, or folders of searches, whose fronts are taken; of any number of steps and any model.
         key: Of the configuration, for messages.
 
     Raises:
@@ -46,9 +47,9 @@ def read_sources(sources: Sequence[str], key: str) -> list[tuple[str, Strategy]]
 
 def _read(source: str, key: str) -> list[tuple[str, Strategy]]:
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not any((path / name).is_file() for name in HANDED_OVER):
         if not (path / "ledger.jsonl").is_file():
-            raise StrategyError(f"{key} names the folder {source!r}, which holds no ledger.jsonl; give the folder of a search")
+            raise StrategyError(f"{key} names the folder {source!r}, which holds neither a search's ledger.jsonl nor a strategy; give the folder of one of these")
         front = [(f"{path.resolve().name}, candidate {c.number}", c.strategy) for c, _ in read_ledger(path / "ledger.jsonl").front()]
         if not front:
             raise StrategyError(f"{key} names the search {source!r}, which measured nothing yet; leave it out")

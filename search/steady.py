@@ -62,8 +62,8 @@ class SteadyNsga2(Nsga2):
             self._first.append(individual)
 
     def _hand_out(self, individual: Individual) -> Strategy:
-        strategy = self.space.decode(individual.X)
-        self._duplicates.seen.add(strategy.digest)
+        self._parents.clear()
+        strategy = self._noted(individual)
         self._out[strategy.digest] = individual
         return strategy
 

@@ -22,8 +22,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import MlflowClient
 
 from dato.sources import without_credentials
-from search.effect import fid_difference
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, fid_difference
 
 _log = logging.getLogger(__name__)
 _PARENT = "mlflow.parentRunId"
@@ -112,7 +111,8 @@ class Tracker:
             self._client.update_run(self.run_id, status="RUNNING")
             self._logged = {r.data.tags["dato.candidate"]: r.info.run_id for r in runs if "dato.candidate" in r.data.tags}
         else:
-            run = self._client.create_run(self._experiment_id, run_name=record.search_id, tags={**self._tags, "dato.kind": "search"})
+            tags = {**self._tags, "dato.kind": "search", **_made_with(record.environment)}
+            run = self._client.create_run(self._experiment_id, run_name=record.search_id, tags=tags)
             self.run_id = run.info.run_id
             flat = _flatten(record.config)
             self._client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in sorted(flat.items())[:100]])
@@ -157,6 +157,7 @@ class Tracker:
             "dato.candidate": number,
             "dato.generation": str(candidate.generation),
             "dato.origin": candidate.origin,
+            **({"dato.parents": ",".join(map(str, candidate.parents))} if candidate.parents else {}),
             "dato.digest": candidate.strategy.digest,
             "dato.device": measurement.device,
             **({"dato.error": measurement.error[:5000]} if measurement.error else {}),
@@ -174,7 +175,7 @@ class Tracker:
 
     def _log_promotions(self, record: SearchRecord, candidate: Candidate) -> None:
         for images, m in record.promotions[candidate.number].items():
-            values = {k: v for k, v in child_metrics(record, candidate, m).items() if k in ("fid", "fid_difference", "with/fid_low", "with/fid_high")}
+            values = {k: v for k, v in child_metrics(record, candidate, m).items() if k in ("fid", "fid_difference") or k.startswith("with/fid_")}
             named = {f"at_{images}_images/{k}": v for k, v in values.items()}
             # The columns that people sort by hold what was measured last, on the most images.
             self._client.log_batch(self._logged[str(candidate.number)], metrics=[*_metrics(named, 0), *_metrics({**values, "with/images": float(images)}, images)])
@@ -230,6 +231,8 @@ def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) ->
         "speedup": plain.latency_ms / m.latency_ms if plain else math.nan,
         "with/fid_low": m.fid_low,
         "with/fid_high": m.fid_high,
+        "with/fid_difference_low": m.difference_low,
+        "with/fid_difference_high": m.difference_high,
         "with/images": float(m.images),
         "with/seconds": m.seconds,
         "with/generation": float(candidate.generation),
@@ -247,6 +250,15 @@ def front_table(record: SearchRecord) -> str:
         numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"]]
         writer.writerow([c.number, *(f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest])
     return out.getvalue()
+
+
+def _made_with(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Tags of the code, versions and hardware: the commit under the name that MLflow's own pages know."""
+    git, machine = environment.get("git") or {}, environment.get("machine") or {}
+    found = {"mlflow.source.name": "dato search", "mlflow.source.git.commit": git.get("commit"), "dato.changed": git.get("changed")}
+    found |= {f"dato.version.{name}": v for name, v in (environment.get("versions") or {}).items()}
+    found |= {f"dato.machine.{name}": v for name, v in machine.items()}
+    return {k: str(v)[:5000] for k, v in found.items() if v is not None}
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:

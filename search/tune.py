@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,10 +71,14 @@ class NSGA2Search(Searcher):
         """Asked for before, without a result: suggested again first."""
         self.asked: Callable[[Strategy, str], None] | None = None
         """Told of every suggestion, with its trial, before the trial exists."""
+        self.ended: Callable[[], bool] | None = None
+        """Whether nothing new is to be suggested."""
 
     def suggest(self, trial_id: str) -> Any:
-        """A config, or FINISHED when every strategy of the space has been asked for."""
+        """A config, or FINISHED when every strategy of the space has been asked for, or `ended` says so."""
         again = bool(self.pending)
+        if not again and self.ended and self.ended():
+            return Searcher.FINISHED
         strategy = self.pending.pop(0) if again else self._algorithm.ask_one()
         if strategy is None:
             return Searcher.FINISHED
@@ -92,6 +99,10 @@ class NSGA2Search(Searcher):
         if result and not error and all(map(math.isfinite, values)):
             objectives, violation = self.judge(strategy, result) if self.judge else ((values[0], values[1]), 0.0)
         self.tell(strategy, objectives, violation, trial_id)
+
+    def parents(self, strategy: Strategy) -> tuple[str, ...]:
+        """Digests of the strategies that the last suggestion was crossed from."""
+        return self._algorithm.parents(strategy)
 
     def tell(self, strategy: Strategy, objectives: tuple[float, ...] | None, violation: float = 0.0, trial_id: str = "") -> None:
         """Take in a result."""
@@ -167,20 +178,28 @@ class MeasurerFactory(Protocol):
 class StrategyTrainable(tune.Trainable):
     """Measures one strategy in one step, and keeps what it loaded for the next trial (`reset_config`).
 
-    ``tune.with_parameters(StrategyTrainable, factory=...)``; a result holds `fid`, `latency_ms` and the whole `measurement`.
+    ``tune.with_parameters(StrategyTrainable, factory=..., deadline_s=...)``; a result holds `fid`, `latency_ms` and the whole
+    `measurement`. Past the deadline, in seconds, the trial's process ends itself, and Tune counts that as a failure of the trial.
     """
 
-    def setup(self, config: dict[str, Any], factory: MeasurerFactory) -> None:
+    def setup(self, config: dict[str, Any], factory: MeasurerFactory, deadline_s: float | None = None) -> None:
         """Load once."""
-        self._measurer = factory.build()
+        self._measurer, self._deadline = factory.build(), deadline_s
         self.reset_config(config)
 
     def step(self) -> dict[str, Any]:
         """Measure. A strategy that fails is a result without numbers, and its actor goes on with the next."""
+        began = time.monotonic()
+        watch = threading.Timer(self._deadline, os._exit, [1]) if self._deadline else None
+        if watch:
+            watch.start()
         try:
             measurement = self._measurer.measure(self._strategy)
         except Exception as error:  # a failing candidate is data
-            measurement = Measurement(error=f"{type(error).__name__}: {error}")
+            measurement = Measurement(error=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began)
+        finally:
+            if watch:
+                watch.cancel()
         return {"fid": measurement.fid, "latency_ms": measurement.latency_ms, "measurement": json.dumps(measurement.to_dict()), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -211,7 +230,9 @@ class _Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self._driver:
             # A strategy's own errors are results: what is left is a process that died as often as it may.
-            self._driver.record_result(trial.trial_id, Measurement(error="the trial's process died; its log is in the search's folder `tune`"))
+            self._driver.record_result(
+                trial.trial_id, Measurement(error="the trial's process died, or passed cluster.deadline_s; its log is in the search's folder `tune`")
+            )
 
 
 class TuneDriver(Driver):
@@ -226,6 +247,7 @@ class TuneDriver(Driver):
         resources: CPUs and GPUs of each, as Tune takes them.
         storage: Folder of Tune's own files.
         tries: How often a failing trial is started at most.
+        deadline_s: Seconds that one trial may take.
         callbacks: More Tune callbacks.
         **settings: As for `Driver`, whose `pool` is made here and whose `algorithm`, fresh, only lends its arguments.
     """
@@ -239,22 +261,25 @@ class TuneDriver(Driver):
         resources: Mapping[str, float],
         storage: Path,
         tries: int = 3,
+        deadline_s: float | None = None,
         callbacks: Sequence[tune.Callback] = (),
         **settings: Any,
     ) -> None:
         super().__init__(pool=None, **settings)  # type: ignore[arg-type]
         self._make_pool, self._factory, self._workers, self._resources = make_pool, factory, workers, dict(resources)
-        self._storage, self._tries, self._callbacks = storage, tries, list(callbacks)
+        self._storage, self._tries, self._deadline, self._callbacks = storage, tries, deadline_s, list(callbacks)
         if not isinstance(self.algorithm, SteadyNsga2):
             raise ValueError("Tune never waits for a generation: give a SteadyNsga2")
         self._searcher = NSGA2Search(**self.algorithm.arguments)
-        self._searcher.asked, self._searcher.judge = self._note_ask, self._judge
-        self._numbers: dict[str, int] = {}
+        self._searcher.asked, self._searcher.judge, self._searcher.ended = self._note_ask, self._judge, self._over
+        self._trials: dict[str, int] = {}
+        """Candidates' numbers by trial."""
 
     def run(self) -> SearchRecord:
         """Search, then promote and validate. A pool is open for what is not candidates, and closed while Tune has the machines."""
         for watcher in self.watchers:
             watcher.started(self.record)
+        self._began = time.monotonic()
         self._with_pool(self._prepare)
         self._search()
         self._with_pool(self._finish)
@@ -263,8 +288,9 @@ class TuneDriver(Driver):
     def _search(self) -> None:
         self._replay_ledger()
         missing = min(self.plan.generations * self.plan.population, self.plan.max_candidates or 10**9) - len(self.record.results)
-        if missing > 0:
+        if missing > 0 and (self._searcher.pending or not self._over()):
             self._tune(missing)
+        self._close_if_full()  # raises where nothing succeeded
 
     def _judge(self, strategy: Strategy, result: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
         m = self._with_latency(strategy, Measurement.from_dict(json.loads(result["measurement"])))
@@ -285,12 +311,15 @@ class TuneDriver(Driver):
             strategy = self.record.candidates[number].strategy
             if event == "ask":
                 self._searcher.recall(strategy)
+                self._numbers[strategy.digest] = number
             else:
                 m = self.record.results[number]
                 self._searcher.recall_result(strategy, self._objectives(m), self._violation(m))
 
     def _tune(self, trials: int) -> None:
-        trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=self._factory), self._resources)
+        # Tune's own handler ends an interrupted experiment as if it were complete.
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+        trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=self._factory, deadline_s=self._deadline), self._resources)
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -310,21 +339,23 @@ class TuneDriver(Driver):
             ),
         )
         tuner.fit()
-        if not any(m.ok for m in self.record.results.values()):
-            first = next((m.error for m in self.record.results.values()), "no trial ended")
-            raise SearchFailed(f"all {len(self.record.results)} candidates failed; the first error: {first}")
+        if not self.record.results:
+            raise SearchFailed(f"no trial ended; what Tune says is in {self._storage}")
+
+    def _over(self) -> bool:
+        """Whether a limit of the plan is reached, or the first candidates have all failed."""
+        results = list(self.record.results.values())[: self.plan.population]
+        failed = len(results) == self.plan.population and not any(m.ok for m in results)
+        return failed or self._ended(len(self.record.candidates))
 
     def _note_ask(self, strategy: Strategy, trial_id: str) -> None:
-        known = {c.strategy: c.number for c in self.record.candidates.values() if c.number not in self.record.results}
-        number = known.get(strategy)
-        if number is None:
-            number = self._note(len(self.record.candidates), strategy).number
-        self._numbers[trial_id] = number
+        number = self._numbers.get(strategy.digest, len(self.record.candidates))
+        self._trials[trial_id] = self._note(number, strategy, self._searcher.parents(strategy)).number
 
     def record_result(self, trial_id: str, measurement: Measurement) -> None:
         """Write down a trial's measurement, and each generation's worth of them."""
-        candidate = self.record.candidates[self._numbers[trial_id]]
-        self.ledger.result(candidate.number, self._with_latency(candidate.strategy, measurement))
+        candidate = self.record.candidates[self._trials[trial_id]]
+        self.ledger.result(candidate.number, self._with_interval(self._with_latency(candidate.strategy, measurement)))
         for watcher in self.watchers:
             watcher.measured(self.record, candidate)
         if len(self.record.results) % self.plan.population == 0:

@@ -1,9 +1,11 @@
-"""Which candidates of a search win, and the point that its hypervolume is measured from."""
+"""Which candidates of a search win or are promising, and the point that its hypervolume is measured from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from search.objectives import Objectives
-from search.records import UNACCELERATED, Candidate, SearchRecord
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 
 
 class SearchFailed(RuntimeError):
@@ -17,8 +19,8 @@ def reference_point(record: SearchRecord) -> tuple[float, float]:
     return 2 * plain.fid, plain.latency_ms
 
 
-def choose_winners(record: SearchRecord, winner_speedup: float, objectives: Objectives | None = None) -> dict[str, Candidate]:
-    """`quality`, `balanced` and `fastest` from the front.
+def choose_winners(record: SearchRecord, winner_speedup: float, objectives: Objectives | None = None, images: int | None = None) -> dict[str, Candidate]:
+    """`quality`, `balanced` and `fastest` from the front, of those measured on so many images; None for the most that any was.
 
     fastest: the fastest whose FID is no worse than the unaccelerated one's by more than its interval.
     quality: the lowest FID among those at least `winner_speedup` times faster, or of all where none is.
@@ -28,8 +30,8 @@ def choose_winners(record: SearchRecord, winner_speedup: float, objectives: Obje
     Raises `SearchFailed` where nothing was measured, or nothing keeps the search's limits.
     """
     wanted = objectives or Objectives()
-    plain = record.plain(record.images)
-    points = record.front()
+    plain = record.plain(images or record.images)
+    points = record.front(images)
     if not points:
         raise SearchFailed("no candidate could be measured, so there is no winner")
     points = [(c, m) for c, m in points if wanted.violation(m, plain) == 0]
@@ -47,3 +49,18 @@ def choose_winners(record: SearchRecord, winner_speedup: float, objectives: Obje
         weight, between = wanted.score_weight, points
     balanced = min(between, key=lambda p: p[1].fid + weight * p[1].latency_ms)
     return {"quality": quality[0], "balanced": balanced[0], "fastest": fastest[0]}
+
+
+def first_ranks(left: Sequence[tuple[Candidate, Measurement]], ranks: int) -> list[tuple[Candidate, Measurement]]:
+    """The first non-dominated ranks in latency and FID, the best rank first."""
+    chosen: list[tuple[Candidate, Measurement]] = []
+    for _ in range(ranks):
+        best, lowest = [], float("inf")
+        for candidate, m in sorted(left, key=lambda p: (p[1].latency_ms, p[1].fid, p[0].number)):
+            if m.fid < lowest:
+                best.append((candidate, m))
+                lowest = m.fid
+        taken = {c.number for c, _ in best}
+        left = [p for p in left if p[0].number not in taken]
+        chosen += best
+    return chosen

@@ -18,7 +18,7 @@ import ray
 from search.cluster import ClusterError, connect, own_packages, worker_class
 from search.dispatch import WORKER_DIED, Dispatcher, Job, Piece
 
-__all__ = ["Evaluator", "EvaluatorFactory", "InProcessPool", "Job", "RayPool", "WorkerError"]
+__all__ = ["Evaluator", "EvaluatorFactory", "InProcessPool", "Job", "Pool", "RayPool", "WorkerError"]
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +38,20 @@ class EvaluatorFactory(Protocol):
         ...
 
 
+class Pool(Protocol):
+    """Runs jobs."""
+
+    size: int
+
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        """Each job with its result as it finishes; jobs are taken one at a time, when there is a worker for them."""
+        ...
+
+    def close(self) -> None:
+        """Stop the workers."""
+        ...
+
+
 class WorkerError(RuntimeError):
     """Workers cannot be started or are all gone: the message says why and what to do."""
 
@@ -54,10 +68,12 @@ class InProcessPool:
         """Each job with its result, or with None and its errors. The next job is taken when the last one is handed back."""
         for job in jobs:
             job.tries += 1
+            began = time.monotonic()
             try:
                 result = getattr(self._evaluator, job.method)(job.strategies, job.batches)
             except Exception as error:  # a failing candidate is data: its error is recorded by the caller
                 job.errors.append(f"{type(error).__name__}: {error}")
+                job.failed_s += time.monotonic() - began
                 yield job, None
             else:
                 yield job, result
@@ -142,6 +158,7 @@ class RayPool:
         self._idle: deque[_Slot] = deque()
         self._starting: dict[Any, _Slot] = {}
         self._running: dict[Any, tuple[Dispatcher, Piece, _Slot, float]] = {}
+        """With when each began."""
         for slot in self._slots:
             self._launch(slot)
         try:
@@ -256,29 +273,30 @@ class RayPool:
         ray.wait(watched, num_returns=1, timeout=1.0)
         done = set(ray.wait(watched, num_returns=len(watched), timeout=0)[0])
         now = time.monotonic()
-        late = [ref for ref, (_, _, _, end) in self._running.items() if ref not in done and now > end]
+        late = [ref for ref, (_, _, _, began) in self._running.items() if ref not in done and now > began + self._deadline]
         return [*((ref, False) for ref in watched if ref in done), *((ref, True) for ref in late)]
 
     def _begin(self, dispatcher: Dispatcher, piece: Piece, slot: _Slot) -> None:
         job = piece.job
         ref = slot.actor.do.remote(job.method, list(job.strategies), [job.batches[i] for i in piece.batches])
-        self._running[ref] = (dispatcher, piece, slot, time.monotonic() + self._deadline)
+        self._running[ref] = (dispatcher, piece, slot, time.monotonic())
 
     def _finish(self, ref: Any, late: bool) -> tuple[Job, Any] | None:
-        dispatcher, piece, slot, _ = self._running.pop(ref)
+        dispatcher, piece, slot, began = self._running.pop(ref)
+        seconds = time.monotonic() - began
         if late:
             self._replace(slot)
-            return dispatcher.fail(piece, f"no result within {self._deadline:.0f} s")
+            return dispatcher.fail(piece, f"no result within {self._deadline:.0f} s", seconds=seconds)
         try:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
-            return dispatcher.fail(piece, _summary(error.cause), worker=slot.number)
+            return dispatcher.fail(piece, _summary(error.cause), worker=slot.number, seconds=seconds)
         except ray.exceptions.RayError as error:
             lost = _node_is_gone(slot.node, error)
             what = f"node {slot.host} was lost" if lost else f"{WORKER_DIED}: {_summary(error)}"
             self._replace(slot)
-            return dispatcher.fail(piece, what, lost=lost)
+            return dispatcher.fail(piece, what, lost=lost, seconds=seconds)
         self._idle.append(slot)
         return dispatcher.succeed(piece, result)
 

@@ -74,7 +74,7 @@ def make_search() -> Callable[..., Path]:
     def make(folder: Path, stop: str = "finished", seed: int = 0, population: int = 8, generations: int = 3, name: str = "embedded") -> Path:
         config = compose_config("search", [f"seed={seed}", f"search.population={population}", f"search.generations={generations}", f"model.name={name}"])
         folder.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(folder / "ledger.jsonl", f"{name}-digits-{seed:010x}", config, {"versions": {"torch": torch.__version__}, "machine": {"cpus": 2}})
+        ledger = Ledger(folder / "ledger.jsonl", f"{name}-digits-{seed:010x}", config, {"versions": {"torch": torch.__version__}, "machine": {"cpus": 2}, "git": {"commit": "abc", "changed": False}})
         chance, steps = random.Random(seed), config["model"]["steps"]
         if stop != "empty":
             for label, s in {"unaccelerated": Strategy.full(steps), "DeepCache-like, every 3": Strategy.uniform(steps, 3)}.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -17,17 +18,20 @@ import numpy as np
 import ray
 import torch
 from ray import tune
+from rich.console import Console
 
 from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
+from launch.view import SearchView
 from search.cluster import connect
 from search.driver import Driver
-from search.evaluate import Protocol
+from search.evaluate import Protocol, Shard
+from search.kept import KeptShards
 from search.ledger import Ledger
 from search.nsga2 import Nsga2
 from search.plan import SearchPlan
-from search.records import UNACCELERATED
+from search.records import UNACCELERATED, Measurement
 from search.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
@@ -39,6 +43,7 @@ DEFAULTS = {
     "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "memory_candidates": "10000", "output": "analysis/results",
 }
 STEPS = 50
+IMAGES = 100
 STORM = Weather(fail_s=3600.0, preempt_s=6 * 3600.0, away_s=600.0, reload_s=60.0, late=0.1)
 
 
@@ -67,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
             [sys.executable, "-m", "launch", "bench", "scale", "driver=alone", f"candidates={given['memory_candidates']}"], capture_output=True, text=True, check=True
         )
         result["driver"] = json.loads(done.stdout.splitlines()[-1])
-        print(f"driver of {given['memory_candidates']} candidates: {result['driver']['peak_mib']:.0f} MiB at most, {result['driver']['growth_mib']:.0f} MiB of it since it began")
+        print(f"driver of {given['memory_candidates']} candidates: {result['driver']['peak_mib']:.0f} MiB at most, {result['driver']['growth_mib']:.0f} MiB of it since it began, {result['driver']['driver_ms_per_candidate']:.1f} ms a candidate")
     print(write_result("scale", {**given, "geometry": "sleeping"}, torch.device("cpu"), result, given["output"]))
     return 0
 
@@ -219,32 +224,53 @@ def _simulated(given: dict[str, str]) -> list[dict[str, Any]]:
     return found
 
 
-def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int, steady: bool = False) -> Any:
+def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int, steady: bool = False, whole: bool = False) -> Any:
+    """The search's driver over simulated evaluations; `whole`: with fewer images first, kept shards and a terminal's view, as `dato search` runs it."""
     space = SearchSpace(steps=STEPS)
     # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
     algorithm = SteadyNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", {}, {})
+    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="steady" if steady else "generational")
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
+        config = {"search": {"generations": plan.generations, "population": population}, "cluster": {"workers": pool.size}}
+        ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", config, {})
+        view = SearchView(candidates, plan.generations, Console(file=nowhere, force_terminal=True, width=160)) if whole else None
         driver = Driver(
             ledger=ledger,
             algorithm=algorithm,
-            plan=SearchPlan(generations=max(1, candidates // population), population=population, mode="steady" if steady else "generational"),
-            protocol=Protocol(images=2 * batches, batch=2),
+            plan=plan,
+            protocol=Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else Protocol(images=2 * batches, batch=2),
             pool=pool,
-            measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
+            measure=_measure_toys if whole else lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(STEPS)},
+            kept=KeptShards(Path(folder) / "kept") if whole else None,
+            watchers=[view] if view else [],
         )
         record = driver.run()
         ledger.close()
+        if view:
+            view.stop()
     return record
 
 
+def _toy_shard(strategy: Strategy) -> Shard:
+    """`toy_measurement` as what a worker sends: features of half of the images, and the figures in place of times."""
+    toy = toy_measurement(strategy)
+    return Shard(features=torch.zeros(IMAGES // 2, 64), batch_ms=[toy.latency_ms, toy.fid], seconds=36.0, device=toy.device)
+
+
+def _measure_toys(shards: Sequence[Shard]) -> Measurement:
+    latency, fid = shards[0].batch_ms
+    return Measurement(
+        fid=fid, fid_low=fid - 1, fid_high=fid + 1, images=sum(len(s.features) for s in shards), latency_ms=latency, seconds=sum(s.seconds for s in shards)
+    )
+
+
 def _driver_alone(candidates: int) -> dict[str, float]:
-    """Memory of a process that drives a search of so many candidates."""
+    """Memory and time of a process that drives a search of so many candidates."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pool = SimulatedPool(64, lambda s: duration(s, 36.0), toy_measurement)
+    pool = SimulatedPool(64, lambda s: duration(s, 36.0), _toy_shard)
     begin = time.perf_counter()
-    _search(pool, candidates, population=20, batches=2)
+    _search(pool, candidates, population=20, batches=2, whole=True)
     seconds = time.perf_counter() - begin - pool.tally.pool_s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"candidates": candidates, "peak_mib": peak, "growth_mib": peak - before, "driver_ms_per_candidate": 1000 * seconds / candidates}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from dato import Step, Strategy
 from dato.schedule import Work
 from launch.__main__ import main
-from launch.retarget import priced_record
+from launch.retarget import comparable_images, priced_record
 from search.latency import CostTable
-from search.ledger import read_ledger
+from search.ledger import Ledger, read_ledger
+from search.objectives import Objectives
+from search.records import UNACCELERATED
+from search.winners import choose_winners
 
 RATIOS = (0.0, 0.3, 0.5, 0.7)
 
@@ -50,6 +54,40 @@ def test_another_device_has_other_winners(make_search: Callable[..., Path], tmp_
     assert (folder / "ledger.jsonl").read_bytes() == before
 
 
+def test_what_is_promising_on_the_other_device_is_compared_on_equal_images(make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_search(tmp_path / "toy")
+    record = read_ledger(folder / "ledger.jsonl")
+    ledger = Ledger(folder / "ledger.jsonl", record.search_id, record.config, record.environment)
+    (plain, m), front = record.baselines[UNACCELERATED], record.front()
+    ledger.baseline(plain, replace(m, images=40))
+    for candidate, measured in front:  # what was promising where it ran, and nothing else
+        ledger.promotion(candidate.number, 40, replace(measured, images=40))
+    ledger.close()
+    record = read_ledger(folder / "ledger.jsonl")
+    same = priced_record(record, CostTable.from_dict(make_table("same", 20.0, 0.3).to_dict()))
+    odd = priced_record(record, make_table("fused", 2.2, -3.0))
+    promising = {c.number for c, _ in odd.front(20)}
+    assert not promising <= {c.number for c, _ in front}
+    assert comparable_images(odd) == 20
+    assert comparable_images(same) == (40 if {c.number for c, _ in same.front(20)} <= {c.number for c, _ in front} else 20)
+    path = tmp_path / "fused.json"
+    path.write_text(json.dumps(make_table("fused", 2.2, -3.0).to_dict()))
+    relaxed = Objectives()
+    chosen = choose_winners(odd, 1.0, relaxed, 20)
+    assert {c.number for c in chosen.values()} <= promising
+    assert main(["retarget", f"folder={folder}", f"table={path}"]) in (0, 1)
+    said = capsys.readouterr()
+    assert "from 23 candidates, by their FID on 20 images" in said.out or "no candidate keeps the limits of the search" in said.err
+
+
+def test_the_limits_of_the_search_hold_on_the_other_device(make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, path = make_search(tmp_path / "toy"), tmp_path / "slow.json"
+    path.write_text(json.dumps(make_table("slow", 2.0, 0.0).to_dict()))  # nothing there is twice as fast
+    assert main(["retarget", f"folder={folder}", f"table={path}"]) == 1
+    assert "no candidate keeps the limits of the search (max_fid, max_latency_ms, min_speedup)" in capsys.readouterr().err
+    assert not (folder / "retargeted").exists()
+
+
 def test_failures_stay_failures(make_search: Callable[..., Path], tmp_path: Path) -> None:
     record = read_ledger(make_search(tmp_path / "toy") / "ledger.jsonl")
     priced = priced_record(record, make_table("a", 10, 0.5))
@@ -61,12 +99,16 @@ def test_bad_input(make_search: Callable[..., Path], tmp_path: Path, capsys: pyt
     empty, toy = make_search(tmp_path / "empty", "empty"), make_search(tmp_path / "toy")
     poor = tmp_path / "poor.json"
     poor.write_text(json.dumps({**make_table("poor", 10, 0.5).to_dict(), "work_ms": []}))
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "short.json").write_text(json.dumps({k: v for k, v in make_table("short", 10, 0.5).to_dict().items() if k != "work_ms"}))
     for arguments, message in (
         ([], "needs folder=..."),
         ([f"folder={empty}"], "has no measured strategies to choose from"),
         ([f"folder={toy}", "rounds=none"], "rounds is 'none'; give an integer"),
         ([f"folder={toy}", "table=/nowhere.json"], "give the costs.json of an earlier retarget"),
         ([f"folder={toy}", f"table={poor}"], "the cost table of poor has no price for"),
+        ([f"folder={toy}", f"table={tmp_path / 'list.json'}"], "which is no cost table (AttributeError"),
+        ([f"folder={toy}", f"table={tmp_path / 'short.json'}"], "which is no cost table (KeyError: 'work_ms'); give the costs.json of an earlier retarget"),
     ):
         assert main(["retarget", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -6,18 +6,20 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from search import cluster
 from search.cluster import ClusterError, check_address, own_packages
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("address", ["head", "head:", "head:port", "ray://head", ":6379"])
+@pytest.mark.parametrize("address", ["head", "head:", "head:port", "ray://head", "ray://head:10001", ":6379"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ClusterError, match=r"give auto, host:6379 .* or ray://host:10001"):
+    with pytest.raises(ClusterError, match=r"give auto on a node of the cluster, or host:6379 of its head. .* ray job submit"):
         check_address(address)
 
 
@@ -27,6 +29,24 @@ def test_an_address_where_nothing_listens_is_refused() -> None:
         port = closed.getsockname()[1]
     with pytest.raises(ClusterError, match=rf"'127.0.0.1:{port}', where nothing answers .*; start Ray there \(ray start --head --port={port}\)"):
         check_address(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("says", [None, b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_what_is_not_ray_is_refused_at_once(says: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        if says:
+
+            def answer() -> None:
+                there, _ = listening.accept()
+                there.sendall(says)
+                there.recv(100)
+                there.close()
+
+            threading.Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=rf"'{address}', where something answers that is not Ray; give the address that"):
+            check_address(address)
 
 
 def test_unknown_code_is_refused() -> None:

@@ -92,6 +92,33 @@ def test_a_failed_batch_alone_is_tried_again_then_the_job_is_handed_back() -> No
     assert dispatcher.done
 
 
+def test_a_job_that_fails_everywhere_is_started_no_more_often_than_its_tries() -> None:
+    dispatcher = Dispatcher(jobs(1, batches=24), join=join, tries=3)
+    began, handed_back = 0, None
+    while handed_back is None:
+        piece = dispatcher.assign("ab"[began % 2])
+        assert piece is not None
+        began += 1
+        handed_back = dispatcher.fail(piece, "unwell", worker="ab"[(began - 1) % 2], seconds=2.0)
+    assert began == 3
+    assert handed_back[0].failed_s == 6.0
+    assert dispatcher.done or dispatcher.assign("a") is None
+
+
+def test_failures_of_different_batches_of_a_job_that_works_do_not_end_it() -> None:
+    dispatcher = Dispatcher(jobs(1, batches=8), join=join, tries=3)
+    first = dispatcher.assign("a")
+    assert first is not None
+    dispatcher.succeed(first, work(first))
+    for _ in range(6):  # each batch fails once, on one worker, and succeeds on another
+        piece = dispatcher.assign("a")
+        assert piece is not None
+        assert dispatcher.fail(piece, "unwell", worker="a") is None
+        again = dispatcher.assign("b")
+        assert again is piece
+        assert dispatcher.succeed(again, work(again)) is None
+
+
 def test_what_is_left_of_a_failed_job_is_dropped() -> None:
     dispatcher = Dispatcher(jobs(1, batches=3), join=join, tries=1)
     bad, running = dispatcher.assign("a"), dispatcher.assign("b")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from dato.strategy import Strategy
+from dato.strategy import Step, Strategy
 from search.driver import Driver
 from search.evaluate import Protocol, Shard
 from search.kept import KeptShards
@@ -22,7 +22,7 @@ from search.ledger import Ledger, LedgerError, read_ledger
 from search.nsga2 import Nsga2
 from search.objectives import Objectives
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
 from search.winners import SearchFailed, choose_winners
@@ -117,11 +117,16 @@ def test_when_everything_fails_the_first_error_is_shown(tmp_path: Path) -> None:
     class Broken(Toy):
         def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Measurement]:
             if len(strategies) == 1:
+                time.sleep(0.02)
                 raise RuntimeError("the device is gone")
             return super().run(strategies, batches)
 
-    with pytest.raises(SearchFailed, match="all 6 candidates of the first generation failed; the first error: RuntimeError: the device is gone"):
+    with pytest.raises(SearchFailed, match=r"all of the first 6 candidates failed; .*: the device is gone. Mend it, .* restart=true"):
         search(tmp_path, Broken())
+    failed = read_ledger(tmp_path / "ledger.jsonl").results.values()
+    assert all(m.seconds >= 0.02 for m in failed), "the time that failures took is counted"
+    with pytest.raises(SearchFailed, match="all of the first 6 candidates failed"):
+        search(tmp_path / "steady", Broken(), mode="steady")
 
 
 def test_limits_end_a_search(tmp_path: Path) -> None:
@@ -253,6 +258,58 @@ def test_lost_shards_cost_time_and_nothing_else(tmp_path: Path) -> None:
     ).run()
     ledger.close()
     assert outcome(record) == outcome(undisturbed)
+
+
+def test_a_full_disk_for_kept_features_costs_time_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    undisturbed = search_in_steps(tmp_path / "a", Images())
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "kept").write_text("in the way")  # nothing can be written into a folder of this name
+    evaluator = Images()
+    assert outcome(search_in_steps(tmp_path / "b", evaluator)) == outcome(undisturbed)
+    assert [r.getMessage().count("features are not kept in") for r in caplog.records] == [1]
+    promoted = [undisturbed.candidates[n].strategy.digest for n in undisturbed.promotions]
+    assert all(evaluator.made[digest] > 20 for digest in promoted)
+
+
+@pytest.mark.parametrize("limits", [{}, {"min_speedup": 2.0}, {"max_fid": 11.0}, {"max_fid": 0.1}])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_is_promising_is_the_same_result_by_result_as_all_at_once(tmp_path: Path, limits: dict[str, float], ranks: int) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl", "steps", {}, {})
+    plan = SearchPlan(generations=9, population=8, promoted_ranks=ranks, objectives=Objectives(**limits))
+    driver = Driver(
+        ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=plan,
+        protocol=Protocol(images=40, fidelities=[8], batch=4), pool=InProcessPool(Images()), measure=of_shards, baselines={}, kept=KeptShards(tmp_path / "kept"),
+    )  # fmt: skip
+    ledger.baseline(Candidate(number=-1, generation=-1, strategy=Strategy.full(8), origin=UNACCELERATED), Measurement(fid=10.0, images=8, latency_ms=8.0))
+    chance, strategies = random.Random(ranks), set()
+    while len(strategies) < 60:
+        strategies.add(Strategy(tuple(Step(chance.choice((0, 1, 12)), 0.3) for _ in range(8))).canonical())
+    for number, strategy in enumerate(sorted(strategies, key=lambda s: s.digest)):
+        candidate = Candidate(number=number, generation=0, strategy=strategy)
+        # Few values, so that there are ties.
+        m = Measurement(fid=chance.randint(9, 14), images=8, latency_ms=chance.randint(1, 8)) if chance.random() < 0.9 else Measurement(error="unwell")
+        ledger.ask(candidate)
+        ledger.result(number, m)
+        if m.ok:
+            assert {c.number for c, _ in driver._promise(candidate, m)} == {c.number for c, _ in driver._promising(8, ranks)}
+    ledger.close()
+
+
+def test_children_know_their_parents(tmp_path: Path) -> None:
+    for mode in ("generational", "steady"):
+        record = search(tmp_path / mode, Toy(), mode=mode, generations=6)
+        for number, candidate in record.candidates.items():
+            assert candidate.origin == ("offspring" if candidate.parents else "initial")
+            assert all(0 <= parent < number for parent in candidate.parents)
+            assert len(candidate.parents) <= 2
+            if number < 6:
+                assert candidate.origin == "initial"
+        assert sum(len(c.parents) == 2 for c in record.candidates.values()) > 10
+        # Most of a child's steps are one of its parents'.
+        for c in record.candidates.values():
+            if c.parents:
+                genes = [{record.candidates[p].strategy[i] for p in c.parents} for i in range(8)]
+                assert sum(c.strategy[i] in genes[i] or c.strategy[i].cache_depth == 0 for i in range(8)) >= 4
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dato.strategy import Strategy
-from search.ledger import Ledger, LedgerError, read_ledger
+from search.ledger import Ledger, LedgerError, read_ledger, set_aside
 from search.records import Candidate, Measurement
 
 CANDIDATE = Candidate(number=0, generation=0, strategy=Strategy.uniform(6, 2, prune_ratio=0.3))
@@ -51,6 +54,72 @@ def test_two_drivers_on_one_ledger_are_refused(tmp_path: Path) -> None:
         open_ledger(tmp_path)
     held.close()
     open_ledger(tmp_path).close()
+
+
+def test_parents_are_kept_and_ledgers_without_them_are_read(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.ask(CANDIDATE)
+    ledger.ask(Candidate(number=1, generation=1, strategy=Strategy.full(6), origin="offspring", parents=(0,)))
+    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert "parents" not in rows[1]["candidate"]  # as every ask of an older ledger
+    assert [c.parents for c in read_ledger(tmp_path / "ledger.jsonl").candidates.values()] == [(), (0,)]
+
+
+@pytest.mark.parametrize("event", ["result", "promotion", "winner"])
+def test_a_result_of_a_candidate_that_was_never_asked_for_is_refused_with_its_line(tmp_path: Path, event: str) -> None:
+    open_ledger(tmp_path).close()
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write(json.dumps({"event": event, "number": 7, "images": 4, "measurement": {}}) + "\n")
+    with pytest.raises(LedgerError, match=f"line 2 cannot be read .a {event} of candidate 7, which was never asked for.; restore the file"):
+        read_ledger(tmp_path / "ledger.jsonl")
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from dato.strategy import Strategy
+from search.ledger import Ledger, LedgerError
+from search.records import Candidate, Measurement
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+ledger = Ledger(Path(sys.argv[1]), "a", {"seed": 0}, {"versions": {}})
+ledger.ask(Candidate(number=0, generation=0, strategy=Strategy.uniform(6, 2, prune_ratio=0.3)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (Path(sys.argv[1]).stat().st_size + 30, resource.RLIM_INFINITY))
+try:
+    ledger.result(0, Measurement(fid=1.0, latency_ms=1.0))
+except LedgerError as error:
+    print(error)
+assert 0 not in ledger.record.results
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+if len(sys.argv) > 2:
+    ledger.result(0, Measurement(fid=2.0, latency_ms=1.0))
+"""
+
+
+@pytest.mark.parametrize("then", [[], ["space is freed"]])
+def test_a_full_disk_is_said_and_leaves_a_whole_ledger(tmp_path: Path, then: list[str]) -> None:
+    path = tmp_path / "ledger.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path), *then], capture_output=True, text=True, check=True, timeout=120)
+    assert f"cannot write {path} (File too large); free some space, then run the same command again" in done.stdout
+    record = read_ledger(path)
+    assert list(record.candidates) == [0]
+    assert [m.fid for m in record.results.values()] == ([2.0] if then else [])
+    again = open_ledger(tmp_path)
+    if not then:
+        again.result(0, Measurement(fid=3.0, latency_ms=1.0))
+    assert read_ledger(path).results[0].fid == (2.0 if then else 3.0)
+
+
+def test_a_search_that_runs_is_not_set_aside(tmp_path: Path) -> None:
+    held = open_ledger(tmp_path / "search")
+    with pytest.raises(LedgerError, match="in use by another dato search"):
+        set_aside(held.path)
+    assert held.path.exists()
+    held.close()
+    aside = set_aside(held.path)
+    assert aside.name.startswith("search.before-")
+    assert (aside / "ledger.jsonl").exists()
+    assert not held.path.parent.exists()
 
 
 def test_a_ledger_of_another_search_is_refused(tmp_path: Path) -> None:

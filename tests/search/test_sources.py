@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from dato.card import write_card
 from dato.strategy import Strategy, StrategyError
 from search.entries import strategy_entries
 from search.ledger import Ledger
@@ -36,7 +37,7 @@ def test_the_front_of_a_search_thinned_evenly(tmp_path: Path) -> None:
         ("paper-b1", r"search.warm_start is 'paper-b1'; give a list"),
         ([3], r"search.warm_start is \[3\]; give a list"),
         (["nobody"], "nobody"),
-        (["{folder}"], "holds no ledger.jsonl; give the folder of a search"),
+        (["{folder}"], "holds neither a search's ledger.jsonl nor a strategy"),
         (["{folder}/broken.json"], "cannot be read as JSON"),
         (["{folder}/list.json"], "list.json, entry 0"),
     ],
@@ -48,6 +49,12 @@ def test_what_is_no_source_is_refused(tmp_path: Path, sources: object, message: 
         sources = [s.format(folder=tmp_path) if isinstance(s, str) else s for s in sources]
     with pytest.raises(StrategyError, match=message):
         read_given(sources, most=4)  # type: ignore[arg-type]
+
+
+def test_the_folder_of_a_strategy_handed_over(tmp_path: Path) -> None:
+    strategy = Strategy.uniform(10, 3)
+    write_card(strategy, tmp_path / "fastest")
+    assert read_given([str(tmp_path / "fastest")], most=4) == [strategy]
 
 
 def test_an_empty_search_gives_nothing_to_begin_with(tmp_path: Path) -> None:

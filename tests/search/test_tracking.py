@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from search.ledger import read_ledger
 from search.records import SearchRecord
-from search.tracking import Tracker
+from search.tracking import Tracker, _made_with
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def track(record: SearchRecord, uri: str, children: str) -> None:
     tracker = Tracker(experiment="toy", uri=uri, children=children, front_page=lambda r: f"<p>{len(r.front())}</p>", summary=lambda r: {"evaluations": len(r.results), "speedup": float("nan")})
-    tracker.started(SearchRecord(search_id=record.search_id, config=record.config))
+    tracker.started(SearchRecord(search_id=record.search_id, config=record.config, environment=record.environment))
     for number in record.results:
         tracker.measured(record, record.candidates[number])
     for generation in range(len(record.hypervolumes)):
@@ -84,6 +84,16 @@ def test_a_child_holds_its_strategy_and_figures(tracked: dict[str, SearchRecord]
     assert sorted(run.data.metrics)[:4] == ["fid", "fid_difference", "latency_ms", "speedup"]
 
 
+def test_the_parent_says_what_it_was_made_with(tracked: dict[str, SearchRecord]) -> None:
+    record = tracked["all"]
+    (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
+    assert parent.data.tags["dato.version.torch"] == record.environment["versions"]["torch"]
+    assert parent.data.tags["dato.machine.cpus"] == "2"
+    assert _made_with({"git": {"commit": "abc", "changed": True}}) == {
+        "mlflow.source.name": "dato search", "mlflow.source.git.commit": "abc", "dato.changed": "True"
+    }  # fmt: skip
+
+
 def test_the_parent_is_renewed_every_generation(tracked: dict[str, SearchRecord]) -> None:
     record = tracked["none"]
     (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
@@ -105,10 +115,11 @@ def test_the_parent_is_renewed_every_generation(tracked: dict[str, SearchRecord]
         ("tags.`dato.search_id` = '{id}' and tags.`dato.front` = 'true'", "metrics.latency_ms ASC"),
         ("tags.`dato.search_id` = '{id}' and metrics.fid_difference <= 60 and metrics.speedup > 1", "metrics.speedup DESC"),
         ("tags.`dato.model` = 'embedded' and tags.`dato.winner` LIKE '%fastest%'", "metrics.speedup DESC"),
-        ("tags.`dato.search_id` = '{id}' and attributes.status = 'FAILED'", "attributes.start_time ASC"),
+        ("tags.`mlflow.source.git.commit` = 'abc' and tags.`dato.kind` = 'search'", "attributes.start_time DESC"),
+        ("tags.`dato.kind` = 'candidate' and attributes.status = 'FAILED'", "attributes.start_time ASC"),
     ],
 )
-def test_the_five_queries_of_the_readme(tracked: dict[str, SearchRecord], query: str, order: str) -> None:
+def test_the_queries_of_the_readme(tracked: dict[str, SearchRecord], query: str, order: str) -> None:
     assert find(query.format(id=tracked["all"].search_id), order_by=[order])
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +25,7 @@ from search.simulate import toy_measurement
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
 from search.tune import STRATEGY, NSGA2Search, StrategyTrainable, TuneDriver
+from search.winners import SearchFailed
 from search.workers import InProcessPool
 
 SPACE = SearchSpace(steps=8)
@@ -34,14 +40,16 @@ def local_ray() -> Iterator[None]:
 
 @dataclass
 class Toy:
-    """Measures by formula; raises for strategies whose digest begins with one of `fails`."""
+    """Measures by formula, after a pause; raises for strategies whose digest begins with one of `fails`."""
 
     fails: str = ""
+    pause: float = 0.0
 
     def build(self) -> Toy:
         return self
 
     def measure(self, strategy: Strategy) -> Measurement:
+        time.sleep(self.pause)
         if strategy.digest[0] in self.fails:
             raise RuntimeError(f"no luck with {strategy.digest}")
         return toy_measurement(strategy)
@@ -98,19 +106,20 @@ def test_in_a_tuner_of_ones_own(local_ray: None, tmp_path: Path) -> None:
         assert result.metrics["fid"] == toy_measurement(strategy).fid
 
 
-def drive(folder: Path, generations: int, fails: str = "") -> SearchRecord:
+def drive(folder: Path, generations: int, fails: str = "", pause: float = 0.0, deadline_s: float | None = None, **plan: Any) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "tune", {}, {})
     try:
         return TuneDriver(
             make_pool=lambda: InProcessPool(Toy()),
-            factory=Toy(fails),
+            factory=Toy(fails, pause),
             workers=2,
             resources={"cpu": 1},
             storage=folder / "tune",
             tries=1,
+            deadline_s=deadline_s,
             ledger=ledger,
             algorithm=SteadyNsga2(space=SPACE, population=6, seed=0),
-            plan=SearchPlan(generations=generations, population=6, mode="steady"),
+            plan=SearchPlan(generations=generations, population=6, mode="steady", **plan),
             protocol=Protocol(images=4, batch=4),
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(8)},
@@ -144,6 +153,64 @@ def test_a_failing_trial_is_recorded_with_its_error(local_ray: None, tmp_path: P
     assert failed
     assert all("no luck with" in (e or "") for e in failed), failed
     assert record.finished
+
+
+@pytest.mark.slow
+def test_limits_end_it(local_ray: None, tmp_path: Path) -> None:
+    began = time.monotonic()
+    record = drive(tmp_path / "a", 500, pause=0.5, max_minutes=0.05)
+    assert record.finished
+    assert 1 <= len(record.results) < 100
+    assert time.monotonic() - began < 100
+    assert all(n in record.results for n in record.candidates), "what had begun ended"
+    record = drive(tmp_path / "b", 500, stalled=3)
+    assert record.hypervolumes[-1] <= record.hypervolumes[-4] * 1.001
+    assert record.finished
+
+
+@pytest.mark.slow
+def test_it_stops_when_the_first_candidates_all_fail(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(SearchFailed, match="all of the first 6 candidates failed; the first error: RuntimeError: no luck with"):
+        drive(tmp_path, 20, fails="0123456789abcdef")
+    assert len(read_ledger(tmp_path / "ledger.jsonl").results) <= 8
+
+
+@pytest.mark.slow
+def test_a_trial_past_its_deadline_is_ended(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(SearchFailed, match=r"passed cluster.deadline_s"):
+        drive(tmp_path, 1, pause=60.0, deadline_s=0.5)
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+import ray
+from tests.search.test_tune import drive
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+try:
+    drive(Path(sys.argv[1]), 500, pause=0.3)
+except KeyboardInterrupt:
+    print("interrupted")
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_interrupts_it(local_ray: None, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], stdout=subprocess.PIPE, env=environment, text=True) as process:
+        ledger = tmp_path / "ledger.jsonl"
+        end = time.monotonic() + 120
+        while not (ledger.exists() and len(read_ledger(ledger).results) >= 3):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert "interrupted" in said
+    record = read_ledger(ledger)
+    assert not record.finished
+    assert not record.winners
 
 
 def test_a_ledger_of_another_engine_is_refused() -> None:
