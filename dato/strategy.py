@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -104,7 +105,7 @@ class Strategy(Sequence[Step]):
 
         return tuple(presets())
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """16 hex digits of a SHA-256 over the steps."""
         text = json.dumps([[s.cache_depth, s.prune_ratio] for s in self], separators=(",", ":"))
@@ -118,9 +119,7 @@ class Strategy(Sequence[Step]):
 
     def canonical(self, inert: Sequence[int] = (0,)) -> Strategy:
         """The same behaviour written one way: at the `inert` depths nothing is pruned, so their ratio becomes 0."""
-        return Strategy(
-            tuple(Step(s.cache_depth, 0.0 if s.cache_depth in inert else s.prune_ratio) for s in self), self.provenance
-        )
+        return Strategy(tuple(Step(s.cache_depth) if s.cache_depth in inert and s.prune_ratio else s for s in self), self.provenance)
 
     def resample(self, steps: int) -> Strategy:
         """Stretch or shrink to another number of steps: each new step takes the entry at its own relative position."""

@@ -6,13 +6,14 @@ import math
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
-from analysis.progress import progress
+from analysis.progress import Progress, progress
 from search.records import UNACCELERATED, Candidate, SearchRecord, difference_in_words
 
-_ALLOWED_S = 0.003
+_ALLOWED_S = 0.001
 """Seconds an event that drawing may take: what is known of a long search takes longer to sum up than a candidate may cost."""
 
 
@@ -22,7 +23,7 @@ class SearchView:
     def __init__(self, total: int, generations: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._total, self._generations = total, generations
-        self._progress = Progress(
+        self._progress = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -66,8 +67,7 @@ class SearchView:
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """A generation is complete."""
         self._clock.append(time.time())
-        self._update(record)
-        for line in progress(record, self._clock, older=self._older).lines():
+        for line in self._update(record).lines():
             self.say(line)
 
     def stop(self) -> None:
@@ -83,13 +83,14 @@ class SearchView:
             self._update(record)
             self._owed_s = time.perf_counter() - begin
 
-    def _update(self, record: SearchRecord) -> None:
+    def _update(self, record: SearchRecord) -> Progress:
         now = progress(record, self._clock, older=self._older)
         best = f"{now.speedup:.2f}x" if now.speedup else "-"
         busy = "-" if now.utilisation is None else f"{now.utilisation:.0%}"
         hypervolume = "-" if now.hypervolume is None else f"{now.hypervolume:.4f}"
         state = f"gen {min(now.generation + 1, self._generations)}/{self._generations}  front {now.front}  hv {hypervolume}  best {best}  busy {busy}  failed {now.failures}"
         self._progress.update(self._task, completed=now.done, state=state)
+        return now
 
     def winners(self, record: SearchRecord) -> None:
         """The table at the end."""

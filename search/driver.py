@@ -83,7 +83,7 @@ class Driver:
         self.latencies, self._kept, self._calibration, self._before, self._after = latencies or {}, kept, calibration, before, after
         if protocol.fidelities and kept is None:
             raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
-        self._promised: list[tuple[Candidate, Measurement]] | None = None  # those of which shards are kept; None before the first
+        self._promised: list[tuple[Candidate, Measurement]] = []  # those of which shards are kept
         self._numbers: dict[str, int] = {}  # of the candidates, by their strategies' digests
         self._began = time.monotonic()
 
@@ -278,13 +278,13 @@ class Driver:
 
     def _promise(self, candidate: Candidate, measurement: Measurement) -> list[tuple[Candidate, Measurement]]:
         """`_promising` after one more result, from what it was before: one that left it never comes back."""
-        ranks = self.plan.promoted_ranks
-        if self._promised is None:
-            self._promised = self._promising(measurement.images, ranks)
-        elif not self._violation(measurement):
-            self._promised = first_ranks([p for p in self._promised if not self._violation(p[1])] + [(candidate, measurement)], ranks)
-        elif any(self._violation(m) for _, m in self._promised):  # none is within the limits yet
-            self._promised = first_ranks([*self._promised, (candidate, measurement)], ranks)
+        if not self._promised:
+            self._promised = self._promising(measurement.images, self.plan.promoted_ranks)
+            return self._promised
+        # Either all of them are within the limits, or none is yet.
+        before, now = not self._violation(self._promised[0][1]), not self._violation(measurement)
+        if now or not before:
+            self._promised = first_ranks([*(self._promised if before == now else ()), (candidate, measurement)], self.plan.promoted_ranks)
         return self._promised
 
     def _promising(self, images: int, ranks: int) -> list[tuple[Candidate, Measurement]]:

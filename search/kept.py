@@ -27,6 +27,8 @@ class KeptShards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._warned = False
+        self._there: dict[int, set[Path]] | None = None
+        """Files by candidate; None before anybody looked."""
 
     def _path(self, number: int, images: int) -> Path:
         return self.folder / f"{number}-{images}.safetensors"
@@ -41,12 +43,20 @@ class KeptShards:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, torn, metadata={"shards": json.dumps(notes)})
             torn.replace(path)
+            self._files().setdefault(number, set()).add(path)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 torn.unlink()
             if not self._warned:
                 _log.warning("features are not kept in %s (%s); the search goes on, and promoted candidates generate their first images again", self.folder, error)
                 self._warned = True
+
+    def _files(self) -> dict[int, set[Path]]:
+        if self._there is None:  # an earlier run of the search may have left some
+            self._there = {}
+            for path in self.folder.glob("*-*.safetensors"):
+                self._there.setdefault(int(path.stem.split("-")[0]), set()).add(path)
+        return self._there
 
     def get(self, number: int, images: int) -> list[Shard] | None:
         """A candidate's shards, or None where they are not there."""
@@ -59,13 +69,13 @@ class KeptShards:
 
     def keep_only(self, candidates: Collection[Candidate]) -> None:
         """Delete the shards of all others."""
-        wanted = {c.number for c in candidates}
-        for path in self.folder.glob("*-*.safetensors"):
-            if int(path.stem.split("-")[0]) not in wanted:
-                path.unlink()
+        for number in self._files().keys() - {c.number for c in candidates}:
+            for path in self._files().pop(number):
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete everything."""
+        self._there = None
         for path in [*self.folder.glob("*-*.safetensors"), *self.folder.glob("*.part")]:
             path.unlink()
         if self.folder.is_dir():

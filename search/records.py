@@ -194,21 +194,23 @@ class SearchRecord:
         """Time that devices spent evaluating a candidate, or everything; a promotion counts its new images only."""
         if number is not None:
             return max([self.results[number].seconds, *(p.seconds for p in self.promotions.get(number, {}).values())])
-        return sum(m.seconds for _, m in self.baselines.values()) + sum(map(self.device_seconds, self.results))
+        more = sum(self.device_seconds(n) - self.results[n].seconds for n in self.promotions)
+        return sum(m.seconds for _, m in self.baselines.values()) + sum(m.seconds for m in self.results.values()) + more
 
     def evaluated(self, images: int | None = None) -> list[tuple[Candidate, Measurement]]:
         """The candidates measured without failing on so many images, in the order of asking; None for the least, which all have."""
         found = []
-        for n in sorted(self.results):
-            m = self.results[n] if images is None or self.results[n].images == images else self.promotions.get(n, {}).get(images)
-            if m and m.ok:
-                found.append((self.candidates[n], m))
+        for n, m in sorted(self.results.items()):
+            more = m if images is None or m.images == images else self.promotions.get(n, {}).get(images)
+            if more and more.ok:
+                found.append((self.candidates[n], more))
         return found
 
     @property
     def images(self) -> int:
         """The largest number of images that candidates were measured on: what fronts and winners are compared at."""
-        return max((m.images for _, m in self._measured()), default=0)
+        most = max((m.images for m in self.results.values()), default=0)
+        return max((n for more in self.promotions.values() for n in more if more[n].ok), default=most)
 
     def _measured(self) -> Iterator[tuple[int, Measurement]]:
         for n, m in self.results.items():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
 from dato.strategy import FULL, Step, Strategy, StrategyError
+
+_step = cache(Step)
+"""The few steps of a space, each checked once: a search decodes thousands of genomes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ class SearchSpace:
         steps = []
         for i in range(self.steps):
             g = i // self.group
-            free = Step(
+            free = _step(
                 self.fixed_depths[i] if self.fixed_depths else self.depths[depth[g]],
                 self.fixed_ratios[i] if self.fixed_ratios else self.ratios[ratio[g]],
             )
