@@ -23,10 +23,10 @@ from search.compared_shards import ShardStore, compare
 from search.data import Data, DataSpec
 from search.entries import Entry, strategy_entries, unique
 from search.evaluate import Protocol
-from search.features import extract, load_features
+from search.features import load_features
 from search.models import ModelSpec, check_model, resolve_device, weights_digest
 from search.quality import Fid, Kid
-from search.reference import reference_moments
+from search.reference import reference_features, reference_moments
 from search.verdict import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
 from search.workers import InProcessPool, Job, RayPool
 
@@ -176,8 +176,8 @@ def prepare_metrics(spec: ComparisonSpec, data: Data) -> tuple[Metrics, dict[str
             say(f"warning: {len(unreadable)} real images cannot be read and were left out, such as {unreadable[0]}")
         metrics = replace(metrics, fid=Fid(moments))
     if "kid" in spec.metrics:
-        real = extract(load_features(features, device), data.reference())
-        about |= {"reference_images": len(real), "unreadable": data.unreadable}
+        real, unreadable = reference_features(data, features, device)
+        about |= {"reference_images": len(real), "unreadable": unreadable}
         metrics = replace(metrics, kid=Kid(real, subset_size=min(1000, spec.protocol.images, len(real))))
     if "is" in spec.metrics:
         metrics = replace(metrics, net=load_features(features, device))

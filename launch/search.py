@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -223,8 +224,8 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
     if tracker:
         view.say("browse    " + _mlflow_command())
     source = f"models:/{name}@fastest" if versions else str(folder / "fastest.json")
-    view.say(f"rivals    dato evaluate 'strategy=[{config.folder}]' compares it with other ways to be fast, on the same images;")
-    view.say(f"          dato report folder={config.folder} evaluation=<the folder it names> shows them in the report")
+    view.say(f"rivals    {_script('dato')} evaluate 'strategy=[{config.folder}]' compares the front with other ways to be fast, on the same images;")
+    view.say(f"          {_script('dato')} report folder={config.folder} evaluation=<the folder it names> shows them in the report")
     view.say("use one   import dato")
     view.say(f'          strategy = dato.Strategy.load("{source}")')
     view.say("          with dato.accelerate(pipe, strategy):")
@@ -234,7 +235,7 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
 def _mlflow_command() -> str:
     import mlflow
 
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {without_credentials(mlflow.get_tracking_uri())}"
+    return f"{_script('mlflow')} ui --backend-store-uri {without_credentials(mlflow.get_tracking_uri())}"
 
 
 def _check_devices(config: SearchConfig, record: SearchRecord, pool: Pool) -> None:
@@ -247,6 +248,12 @@ def _check_devices(config: SearchConfig, record: SearchRecord, pool: Pool) -> No
             f"this search measured latencies on {before}, and its workers are now {' and '.join(now)}: they do not compare. Go on with cluster.threads and "
             "machines as before, or search anew with restart=true or another output (search.latency=predicted prices all candidates by one table)"
         )
+
+
+def _script(name: str) -> str:
+    """A command of this environment, as one types it here."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() and shutil.which(name) != str(beside) else name
 
 
 def _note_model(pool: Pool, folder: Path) -> None:

@@ -231,11 +231,15 @@ class Driver:
     def _close_if_full(self) -> None:
         """Without generations, one is counted for every `population` results."""
         done, population = len(self.record.results), self.plan.population
-        results = list(self.record.results.values())[:population]
-        if done >= population and not any(r.ok for r in results):
-            raise self._hopeless(results)
+        if self._all_failed():
+            raise self._hopeless(list(self.record.results.values())[:population])
         if done and done % population == 0:
             self._close_generation(done // population - 1)
+
+    def _all_failed(self) -> bool:
+        """Whether the first `population` results are there, and all of them failures."""
+        first = itertools.islice(self.record.results.values(), self.plan.population)
+        return len(self.record.results) >= self.plan.population and not any(m.ok for m in first)
 
     @staticmethod
     def _hopeless(results: Sequence[Measurement]) -> SearchFailed:

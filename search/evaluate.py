@@ -22,7 +22,7 @@ from search.latency import measure_costs
 from search.models import ModelSpec, load_pipeline, resolve_device
 from search.quality import Fid, Kid, Value, extract, load_features
 from search.records import Measurement
-from search.reference import reference_moments
+from search.reference import reference_features, reference_moments
 
 _log = logging.getLogger(__name__)
 
@@ -187,22 +187,15 @@ class Measurer:
         return measure(shards, self._fid, self._protocol.bootstrap, self._kid)
 
 
-def reference_features(spec: EvaluatorSpec) -> torch.Tensor:
-    """(N, num_features) features of the real images."""
-    data = Data(spec.data)
-    features = extract(load_features(spec.protocol.features, resolve_device(spec.model.device)), data.reference())
-    if data.unreadable:
-        shown = ", ".join(data.unreadable[:5]) + (", ..." if len(data.unreadable) > 5 else "")
-        _log.warning("%d of %d real images cannot be read and are not in the reference: %s", len(data.unreadable), len(features) + len(data.unreadable), shown)
-    return features
-
-
 def reference(spec: EvaluatorSpec) -> tuple[Fid, Kid | None]:
     """What candidates are compared with; no KID where the data gives statistics in place of real images."""
     if spec.data.statistics:
         moments, _ = reference_moments(Data(spec.data), spec.protocol.features, resolve_device(spec.model.device))
         return Fid(moments), None
-    real = reference_features(spec)
+    real, unreadable = reference_features(Data(spec.data), spec.protocol.features, resolve_device(spec.model.device))
+    if unreadable:
+        shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        _log.warning("%d of %d real images cannot be read and are not in the reference: %s", len(unreadable), len(real) + len(unreadable), shown)
     return Fid(real), Kid(real, subset_size=min(1000, spec.protocol.counts[0], len(real)))
 
 

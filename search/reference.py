@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from search.data import Data
 from search.features import extract, load_features
 from search.moments import Moments
+
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -61,7 +66,33 @@ def reference_moments(
         return Moments.load(path), json.loads(notes.read_text(encoding="utf-8"))["unreadable"]
     net = load_features(features, device)
     found = Moments.stream(extract(net, [batch]) for batch in data.reference())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    notes.write_text(json.dumps({"features": features, "preprocessing": data.preprocessing, "images": found.count, "unreadable": data.unreadable}) + "\n", encoding="utf-8")
-    found.save(path)
+    _keep(notes, data, features, found.count, lambda: found.save(path))
     return found, data.unreadable
+
+
+def reference_features(data: Data, features: str, device: torch.device | str = "cpu", cache: Path | None = None) -> tuple[torch.Tensor, list[str]]:
+    """(N, num_features) features of the real images, from the cache or computed now, and the images left out; as `reference_moments`."""
+    path = (cache or cache_folder()) / f"{data.spec.name}-{reference_key(data, features)}.features.npy"
+    notes = path.with_suffix(".json")
+    if path.is_file() and notes.is_file():
+        return torch.from_numpy(np.load(path, allow_pickle=False)), json.loads(notes.read_text(encoding="utf-8"))["unreadable"]
+    found = extract(load_features(features, device), data.reference()).cpu()
+
+    def save() -> None:
+        torn = path.with_name(f".{path.name}.{os.getpid()}.npy")
+        np.save(torn, found.numpy())
+        torn.replace(path)
+
+    _keep(notes, data, features, len(found), save)
+    return found, data.unreadable
+
+
+def _keep(notes: Path, data: Data, features: str, images: int, save: Callable[[], object]) -> None:
+    """Write into the cache where that is possible; what cannot be kept is computed again the next time."""
+    about = {"features": features, "preprocessing": data.preprocessing, "images": images, "unreadable": data.unreadable}
+    try:
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        notes.write_text(json.dumps(about) + "\n", encoding="utf-8")
+        save()
+    except OSError as error:
+        _log.warning("the real images' features are not kept in %s (%s); set DATO_CACHE to a folder that you may write", notes.parent, error.strerror)

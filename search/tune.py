@@ -344,9 +344,7 @@ class TuneDriver(Driver):
 
     def _over(self) -> bool:
         """Whether a limit of the plan is reached, or the first candidates have all failed."""
-        results = list(self.record.results.values())[: self.plan.population]
-        failed = len(results) == self.plan.population and not any(m.ok for m in results)
-        return failed or self._ended(len(self.record.candidates))
+        return self._all_failed() or self._ended(len(self.record.candidates))
 
     def _note_ask(self, strategy: Strategy, trial_id: str) -> None:
         number = self._numbers.get(strategy.digest, len(self.record.candidates))

@@ -24,6 +24,21 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 torch.set_num_threads(1)  # the tiny models gain nothing from more, and two processes with two threads each crawl
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", choices=["shared", "alone"], help="tests that run well beside others, or those that want the machine for themselves")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests of searches and commands start Ray, whose workers starve beside another process: they want to be alone."""
+    part = config.getoption("--part")
+    if part:
+        root = Path(__file__).parent
+        alone = [i for i in items if i.get_closest_marker("slow") and i.path.is_relative_to(root / "search") | i.path.is_relative_to(root / "launch")]
+        kept = set(alone) if part == "alone" else set(items) - set(alone)
+        config.hook.pytest_deselected(items=[i for i in items if i not in kept])
+        items[:] = [i for i in items if i in kept]
+
+
 def make_unet(**changes: Any) -> UNet2DConditionModel:
     settings: dict[str, Any] = {
         "sample_size": 16,

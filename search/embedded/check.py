@@ -18,10 +18,10 @@ from sklearn.svm import SVC
 
 from search.data import Data, DataSpec
 from search.embedded.digits import load_split, scan
-from search.evaluate import EvaluatorSpec, Protocol, reference_features
+from search.evaluate import EvaluatorSpec, Protocol, reference
 from search.generate import generate
 from search.models import ModelSpec, load_pipeline
-from search.quality import Fid, extract, load_features
+from search.quality import extract, load_features
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=20, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
@@ -58,7 +58,7 @@ def main() -> None:
     judged = fit_judge()
     print(f"real held-out digits classified correctly: {judge(judged, real * 255, truth.tolist()):.3f}")
     print(f"generated images classified as prompted:   {judge(judged, images, [i % 10 for i in range(count)]):.3f} of {count}")
-    fid = Fid(reference_features(EvaluatorSpec(MODEL, DIGITS, Protocol())))
+    fid, _ = reference(EvaluatorSpec(MODEL, DIGITS, Protocol()))
     features = extract(load_features("embedded"), images.split(50))
     low, high = fid.interval(features, 100)
     print(f"FID against 500 held-out digits:           {fid(features):.2f} (95 %: {low:.2f} .. {high:.2f})")

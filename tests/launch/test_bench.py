@@ -11,6 +11,7 @@ import pytest
 
 from dato.strategy import Strategy
 from launch.__main__ import main
+from launch.bench.rivals import TwoStages
 from search.ledger import Ledger
 from search.records import Candidate, Measurement
 from search.space import SearchSpace
@@ -133,3 +134,19 @@ def test_search_refuses_what_it_cannot_replay(tmp_path: Path, capsys: pytest.Cap
     assert "holds no ledger.jsonl" in capsys.readouterr().err
     assert main(["bench", "search", "methods=simulated annealing"]) == 2
     assert "methods names 'simulated annealing'" in capsys.readouterr().err
+
+
+def test_two_stages_search_depths_and_then_ratios() -> None:
+    rival = TwoStages(SearchSpace(steps=8), population=4, seed=0, first=8)
+    first: list[Strategy] = []
+    for _ in range(2):
+        asked = rival.ask()
+        first += asked
+        rival.tell([(sum(12 - s.cache_depth for s in strategy), sum(s.cache_depth for s in strategy)) for strategy in asked])
+    assert {s.prune_ratio for strategy in first for s in strategy if s.cache_depth} == {0.5}
+    then = rival.ask()
+    (depths,) = {tuple(s.cache_depth for s in strategy) for strategy in then}
+    assert depths in {tuple(s.cache_depth for s in strategy) for strategy in first}
+    assert len({s.prune_ratio for strategy in then for s in strategy}) > 2
+    rival.tell([(1.0, 1.0)] * len(then))
+    assert {tuple(s.cache_depth for s in strategy) for strategy in rival.ask()} == {depths}

@@ -145,6 +145,11 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> 
     assert "Traceback" not in out + err
     before = _results(tmp_path)
     assert before
+    other = dato(tmp_path, *arguments, "cluster.threads=2")
+    assert other.returncode == 2, other.stdout + other.stderr
+    assert "and its workers are now" in other.stderr
+    assert "they do not compare. Go on with cluster.threads and machines as before, or search anew with restart=true" in other.stderr
+    assert _results(tmp_path) == before
     done = dato(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing:" in done.stdout

@@ -15,7 +15,7 @@ from search.features import extract, load_features
 from search.imagenet import read_classes
 from search.images import read_image
 from search.moments import Moments
-from search.reference import reference_key, reference_moments
+from search.reference import reference_features, reference_key, reference_moments
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "imagenet500"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not here: 500 real ImageNet photographs in synset folders")
@@ -208,6 +208,19 @@ def test_statistics_are_computed_once(tmp_path: Path, imagenet: Path) -> None:
     other = Data(spec("imagenet", images=str(imagenet), image_size=20))
     assert reference_moments(other, "embedded", cache=tmp_path / "cache")[0].count == 6
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
+
+
+def test_features_are_computed_once(tmp_path: Path, imagenet: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = Data(spec("imagenet", images=str(imagenet), image_size=16))
+    first, unreadable = reference_features(data, "embedded", cache=tmp_path / "cache")
+    assert unreadable == []
+    assert torch.equal(first, extract(load_features("embedded"), data.reference()))
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    np.save(path, first.numpy() + 1)
+    assert torch.equal(reference_features(data, "embedded", cache=tmp_path / "cache")[0], first + 1)
+    (tmp_path / "file").write_text("")
+    assert torch.equal(reference_features(data, "embedded", cache=tmp_path / "file")[0], first)
+    assert "set DATO_CACHE to a folder that you may write" in caplog.text
 
 
 def test_the_key_follows_the_images_bytes(imagenet: Path) -> None:

@@ -7,8 +7,7 @@ from dato import Strategy
 from search.embedded import digits
 from search.embedded.check import DIGITS, MODEL, fit_judge, judge, make_images
 from search.embedded.features import load_digit_features
-from search.evaluate import EvaluatorSpec, Protocol, reference_features
-from search.quality import Fid
+from search.evaluate import EvaluatorSpec, Protocol, reference
 
 PACKAGE = Path(digits.__file__).parent
 
@@ -61,7 +60,7 @@ def test_pruned_images_alone_or_in_a_batch_have_one_quality() -> None:
     """Near-ties between tokens may flip with the batch: FID must not move by more than its own uncertainty."""
     strategy = Strategy.uniform(20, 3, prune_ratio=0.5)
     spec = EvaluatorSpec(model=MODEL, data=DIGITS, protocol=Protocol(), threads=1)
-    evaluator, fid = spec.build(), Fid(reference_features(spec))
+    evaluator, fid = spec.build(), reference(spec)[0]
     features = []
     for size in (20, 4):
         (shard,) = evaluator.run([strategy], [list(range(i, i + size)) for i in range(0, 100, size)])

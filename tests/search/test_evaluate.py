@@ -5,10 +5,9 @@ import torch
 
 from dato.strategy import Strategy
 from search.data import FRESH_OFFSET, Data, DataSpec
-from search.evaluate import EvaluatorSpec, PipelineEvaluator, Protocol, measure, reference_features
+from search.evaluate import EvaluatorSpec, PipelineEvaluator, Protocol, measure, reference
 from search.generate import generate
 from search.models import ModelError, ModelSpec, check_model, load_pipeline, weights_digest
-from search.quality import Fid
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
@@ -28,7 +27,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(evaluator: PipelineEvaluator)
 
 
 def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator) -> None:
-    fid = Fid(reference_features(SPEC))
+    fid, _ = reference(SPEC)
     strategy = Strategy.uniform(6, 3, prune_ratio=0.5)
     first, other, again = (measure(evaluator.run([s], SPEC.protocol.batches()), fid, 10) for s in (strategy, Strategy.full(6), strategy))
     assert (again.fid, again.fid_low) == (first.fid, first.fid_low)
@@ -39,7 +38,7 @@ def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator
 
 
 def test_shards_put_together_equal_one_run(evaluator: PipelineEvaluator) -> None:
-    fid = Fid(reference_features(SPEC))
+    fid, _ = reference(SPEC)
     batches = SPEC.protocol.batches()
     whole = evaluator.run([Strategy.full(6)], batches)
     parts = [evaluator.run([Strategy.full(6)], [b])[0] for b in batches]
