@@ -61,8 +61,8 @@ class SearchView:
             more = record.promotions.get(candidate.number)
             m = list(more.values())[-1] if more else record.results[candidate.number]
             what = f"FID {m.fid:.2f}, {m.latency_ms:.0f} ms" if m.ok else f"failed: {m.error}"
-            what += f", on {m.images} images" if more else ""
-            self.say(f"candidate {len(record.results)}/{self._total}  {candidate.strategy}  {what}")
+            which = f"promoted to {m.images} images" if more else f"candidate {len(record.results)}/{self._total}"
+            self.say(f"{which}  {candidate.strategy}  {what}")
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """A generation is complete."""

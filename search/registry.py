@@ -34,6 +34,10 @@ class RegistryError(RuntimeError):
     """A registry that does not take a strategy: the message says why and what to do."""
 
 
+class RegistryNameError(RegistryError, ValueError):
+    """A name that MLflow does not take."""
+
+
 def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None) -> dict[str, str]:
     """Make a version of model `name` of each strategy, then move the aliases of the validated ones to theirs.
 
@@ -70,11 +74,11 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
 
 
 def check_names(name: str, alias: str | None = None) -> None:
-    """Refuse a registered model's name or an alias that MLflow would refuse once the versions are made. Raises `RegistryError`."""
+    """Refuse a registered model's name or an alias that MLflow would refuse once the versions are made. Raises `RegistryNameError`."""
     if not name.strip() or set(name) & set("/:'"):
-        raise RegistryError(f"the registered model's name is {name!r}; give one without /, : and '")
+        raise RegistryNameError(f"the registered model's name is {name!r}; give one without /, : and '")
     if alias is not None and (not re.fullmatch(r"[\w-]{1,255}", alias) or alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
-        raise RegistryError(f"alias is {alias!r}; allowed are letters, digits, - and _, but not latest, v1, v2, ..., which MLflow keeps for itself")
+        raise RegistryNameError(f"alias is {alias!r}; allowed are letters, digits, - and _, but not latest, v1, v2, ..., which MLflow keeps for itself")
 
 
 def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind: str = "search") -> str:
