@@ -72,7 +72,7 @@ def check_address(address: str) -> None:
         )
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as there:
-            speaks = bool(os.environ.get("RAY_USE_TLS", "0") not in ("", "0")) or _speaks_http2(there)
+            speaks = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(there)
     except OSError as error:
         raise ClusterError(
             f"cluster.address is {address!r}, where nothing answers ({error}); start Ray there (ray start --head --port={port}), or correct the address"
