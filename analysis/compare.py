@@ -10,7 +10,7 @@ from typing import Any
 from analysis.figures import fronts_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.progress import best_speedup
-from search.records import UNACCELERATED, SearchRecord
+from search.records import UNACCELERATED, SearchRecord, difference_in_words
 
 _ALIKE = ("model", "data", "protocol")
 
@@ -53,7 +53,7 @@ def _table(records: Sequence[SearchRecord]) -> str:
     rows = []
     for r in records:
         best, plain = best_speedup(r), r.plain(r.images) if UNACCELERATED in r.baselines else None
-        winners = ", ".join(f"{a} {w.speedup:.2f}x at {w.fid_difference:+.2f}" for a, w in r.winners.items())
+        winners = ", ".join(f"{a} {w.speedup:.2f}x, FID {difference_in_words(w.fresh, w.fresh_baseline)}" for a, w in r.winners.items())
         rows.append(
             (
                 r.search_id,

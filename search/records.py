@@ -142,11 +142,6 @@ class Winner:
         """Unaccelerated over accelerated latency, both measured in the same run."""
         return self.fresh_baseline.latency_ms / self.fresh.latency_ms
 
-    @property
-    def fid_difference(self) -> float:
-        """Fresh FID less the unaccelerated pipeline's fresh FID; negative is better."""
-        return self.fresh.fid - self.fresh_baseline.fid
-
 
 @dataclass(kw_only=True)
 class SearchRecord:
