@@ -11,14 +11,11 @@ import plotly.graph_objects as go
 from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, style
 from analysis.page import figure_section, wide_table
 from analysis.tables import comparison_table, number
+from search.records import FAMILIES
 
 _LOOKS = {
-    "strategy": ("strategies of the search", BLUE, "circle"),
-    "plain": ("unaccelerated", RED, "diamond"),
-    "deepcache": ("DeepCache", ORANGE, "square"),
-    "tomesd": ("ToMeSD", PINK, "cross"),
-    "naive": ("DeepCache + ToMeSD", GREEN, "triangle-up"),
-}
+    "strategy": (BLUE, "circle"), "plain": (RED, "diamond"), "deepcache": (ORANGE, "square"), "tomesd": (PINK, "cross"), "naive": (GREEN, "triangle-up")
+}  # fmt: skip
 _SAMPLERS = (GREY, SKY, "#000000", "#F0E442")
 
 
@@ -27,8 +24,8 @@ def rivals_section(evaluation: Mapping[str, Any]) -> str:
     results: list[Mapping[str, Any]] = evaluation["results"]
     good = [r for r in results if not r["error"] and r["metrics"].get("fid")]
     note = (
-        f"Measured by dato evaluate on {good[0]['images'] if good else 0} images of the same prompts and seeds, which no search has used; bars are 95 % intervals, of the difference to the unaccelerated FID and of the speedup. "
-        "FIDs of different numbers of images do not compare: these stand beside each other, and not beside those of the front above."
+        f"Measured by dato evaluate on {good[0]['images'] if good else 0} images of the same prompts and seeds, which no search has used; "
+        "bars are 95 % intervals, of the difference to the unaccelerated FID and of the speedup. FIDs of different numbers of images do not compare: these stand beside each other, and not beside those of the front above."
     )
     heads, rows = comparison_table(results, None)
     table = f"<details><summary>{len(rows)} rows, from {escape(str(evaluation['name']))}</summary>{wide_table(heads, rows)}</details>"
@@ -51,7 +48,7 @@ def rivals_figure(results: Sequence[Mapping[str, Any]]) -> go.Figure:
         if way in samplers:
             name, colour, symbol = f"{way}, fewer steps", _SAMPLERS[samplers.index(way) % len(_SAMPLERS)], "x"
         else:
-            name, colour, symbol = _LOOKS[way]
+            name, (colour, symbol) = FAMILIES[way], _LOOKS[way]
         found = sorted(found, key=lambda r: r["speedup"]["value"])
         figure.add_scatter(
             x=[r["speedup"]["value"] for r in found],

@@ -20,6 +20,7 @@ from dato.strategy import Step, Strategy
 from launch.keys import check_keys
 from search.data import DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
+from search.handover import check_names
 from search.latency import CALIBRATION_STEPS
 from search.models import ModelSpec
 from search.nsga2 import Nsga2
@@ -159,8 +160,8 @@ def build(raw: dict[str, Any]) -> SearchConfig:
             "mlflow.uri holds a password or token, which would be written into the ledger; leave mlflow.uri null and set the environment variable "
             "MLFLOW_TRACKING_URI (or MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         )
-    if raw["mlflow"]["enabled"] and set(raw["registry"]["name"]) & set("/:'"):
-        raise ConfigError(f"registry.name is {raw['registry']['name']!r}; give a name without /, : and ', such as dato-{model.name}")
+    if raw["mlflow"]["enabled"]:
+        check_names(raw["registry"]["name"], key="registry.name")
     search_id = f"{model.name}-{data.name}-{digest}"
     return SearchConfig(
         raw=raw, search_id=search_id, evaluator=evaluator, space=space, plan=plan, folder=Path(raw["output"]).absolute() / search_id

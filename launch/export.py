@@ -8,7 +8,7 @@ from pathlib import Path
 from dato.card import write_card
 from dato.strategy import Strategy
 from launch.arguments import ArgumentError, choice, flag, parse, search_folder
-from search.handover import read_facts, winner_strategies
+from search.handover import check_names, read_facts, winner_strategies
 from search.ledger import read_ledger
 from search.records import SearchRecord
 
@@ -69,7 +69,7 @@ def _to_file(strategies: dict[str, Strategy], target: str | None, replace: bool)
 
 
 def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: str | None, uri: str | None) -> None:
-    from search.registry import check_names, register, run_of_search  # MLflow takes seconds to import
+    from search.registry import register, run_of_search  # MLflow takes seconds to import
 
     config = record.config
     name = name or (config.get("registry") or {}).get("name") or f"dato-{config['model']['name']}"

@@ -13,11 +13,6 @@ from dato.baselines import SAMPLERS, Baseline
 from dato.options import Options
 from search.sources import read_sources
 
-FAMILIES = {
-    "plain": "unaccelerated", "fewer": "fewer steps", "tomesd": "ToMeSD", "deepcache": "DeepCache", "naive": "DeepCache + ToMeSD", "strategy": "strategies"
-}  # fmt: skip
-"""Ways to run the pipeline, in words."""
-
 
 class EntryError(ValueError):
     """An entry that cannot be: the message says what was given, what is allowed and what to do."""
@@ -31,7 +26,7 @@ class Entry:
         name: In tables, unique among those compared.
         baseline: Sampler, steps, strategy and merging.
         options: How tokens are chosen.
-        family: One of `FAMILIES`.
+        family: One of `search.records.FAMILIES`.
         row: Labels of its place in an ablation's table: row, column.
     """
 

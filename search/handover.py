@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,24 @@ from search.models import ModelError, ModelSpec, weights_digest
 from search.records import SearchRecord, Winner, fid_difference, speedup
 
 MODEL_FILE = "model.json"
+
+
+class RegistryNameError(ValueError):
+    """A name that MLflow's model registry does not take."""
+
+
+def check_names(name: str, alias: str | None = None, key: str = "the registered model's name") -> None:
+    """Refuse what MLflow would refuse once the versions are made. Raises `RegistryNameError`.
+
+    Args:
+        name: Of a registered model.
+        alias: Of a version of it, or None.
+        key: What the name is called where it was given.
+    """
+    if not name.strip() or set(name) & set("/:'"):
+        raise RegistryNameError(f"{key} is {name!r}; give one without /, : and ', such as dato-embedded")
+    if alias is not None and (not re.fullmatch(r"[\w-]{1,255}", alias) or alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
+        raise RegistryNameError(f"alias is {alias!r}; allowed are letters, digits, - and _, but not latest, v1, v2, ..., which MLflow keeps for itself")
 
 
 def winner_strategies(record: SearchRecord, facts: Mapping[str, Any] | None = None) -> dict[str, Strategy]:

@@ -12,6 +12,10 @@ from dato.strategy import Strategy
 SCHEMA = "dato.search/1"
 UNACCELERATED = "unaccelerated"
 """Name of the baseline that every search measures."""
+FAMILIES = {
+    "plain": "unaccelerated", "fewer": "fewer steps", "tomesd": "ToMeSD", "deepcache": "DeepCache", "naive": "DeepCache + ToMeSD", "strategy": "strategies"
+}  # fmt: skip
+"""Ways to run the pipeline, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from mlflow.types import ParamSchema, ParamSpec
 from dato.card import card_markdown, write_card
 from dato.sources import without_credentials
 from dato.strategy import Strategy
+from search.handover import check_names
 
 SERVED = Path(__file__).with_name("served.py")
 # No input schema: MLflow would make one row of {"prompt": [...]}, and one image.
@@ -34,15 +34,12 @@ class RegistryError(RuntimeError):
     """A registry that does not take a strategy: the message says why and what to do."""
 
 
-class RegistryNameError(RegistryError, ValueError):
-    """A name that MLflow does not take."""
-
-
 def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None) -> dict[str, str]:
     """Make a version of model `name` of each strategy, then move the aliases of the validated ones to theirs.
 
-    What is there already, the same strategy with the same provenance under the same alias, gets no second version. A version is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. A strategy is validated
-    when it was measured on fresh seeds; others get a version, and no alias. Either all aliases move or none does.
+    What is there already, the same strategy with the same provenance under the same alias, gets no second version. A version
+    is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. A strategy is validated when it was
+    measured on fresh seeds; others get a version, and no alias. Either all aliases move or none does.
 
     Args:
         name: Registered model; made if missing.
@@ -54,7 +51,8 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
         Alias or name to version number.
 
     Raises:
-        RegistryError: A name that MLflow does not take, or the registry refuses; the aliases point to where they did before.
+        RegistryNameError: A name that MLflow does not take.
+        RegistryError: The registry refuses; the aliases point to where they did before.
     """
     for alias in strategies:
         check_names(name, alias)
@@ -71,14 +69,6 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
             "uses: the aliases are where they were. Check that you may write there (MLFLOW_TRACKING_URI and its credentials), or export to=folder"
         ) from None
     return versions
-
-
-def check_names(name: str, alias: str | None = None) -> None:
-    """Refuse a registered model's name or an alias that MLflow would refuse once the versions are made. Raises `RegistryNameError`."""
-    if not name.strip() or set(name) & set("/:'"):
-        raise RegistryNameError(f"the registered model's name is {name!r}; give one without /, : and '")
-    if alias is not None and (not re.fullmatch(r"[\w-]{1,255}", alias) or alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
-        raise RegistryNameError(f"alias is {alias!r}; allowed are letters, digits, - and _, but not latest, v1, v2, ..., which MLflow keeps for itself")
 
 
 def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind: str = "search") -> str:

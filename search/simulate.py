@@ -144,6 +144,8 @@ class SimulatedPool:
         join: As for `RayPool`: batches of one job on several workers.
         seed: Of the weather.
         overhead_s: Simulated seconds between a result and the worker's next piece: dispatch and transport.
+        caller_takes_time: The time that the caller really takes for a result, and to make a job, passes on this clock too: nobody is
+            given anything meanwhile. A run is then no longer the same each time.
     """
 
     def __init__(
@@ -156,9 +158,11 @@ class SimulatedPool:
         join: Callable[[Sequence[Any]], Any] | None = None,
         seed: int = 0,
         overhead_s: float = 0.0,
+        caller_takes_time: bool = False,
     ) -> None:
         self.size, self._cost, self._evaluate, self._join = workers, cost, evaluate, join
         self.weather, self._overhead, self._chance = weather or Weather(), overhead_s, random.Random(seed)
+        self._caller_takes_time = caller_takes_time
         self.tally = Tally()
         self._events: list[tuple[float, int, str, _Machine, int]] = []
         self._count = itertools.count()
@@ -192,8 +196,10 @@ class SimulatedPool:
                 self.tally.pool_s += time.perf_counter() - real
                 if finished is None:
                     return
+                before = time.perf_counter()
                 yield finished
                 real = time.perf_counter()
+                self._passed(real - before)
 
     def _taken(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """The jobs; the time that the caller needs to make one is not the pool's."""
@@ -201,16 +207,22 @@ class SimulatedPool:
         while True:
             before = time.perf_counter()
             job = next(jobs, None)
-            self.tally.pool_s -= time.perf_counter() - before
+            seconds = time.perf_counter() - before
+            self.tally.pool_s -= seconds
+            self._passed(seconds)
             if job is None:
                 return
             yield job
+
+    def _passed(self, seconds: float) -> None:
+        if self._caller_takes_time:
+            self.tally.clock_s += seconds
 
     def _next(self, dispatcher: Dispatcher) -> tuple[Job, Any] | None:
         at, _, what, machine, epoch = heapq.heappop(self._events)
         if epoch != machine.epoch:
             return None
-        self.tally.clock_s = at
+        self.tally.clock_s = max(self.tally.clock_s, at)
         if what == "ready":
             machine.loaded = at
             self._idle.append(machine)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from search.compare import EntryShard
-from search.entries import FAMILIES, Entry
+from search.entries import Entry
 from search.features import FeatureNet, class_logits
 from search.moments import Moments, frechet
 from search.quality import Fid, Kid, Value, inception_score, mean_score, resamples
+from search.records import FAMILIES
 
 EVALUATION_SCHEMA = "dato.evaluation/1"
 _UNKNOWN = Value(value=float("nan"))

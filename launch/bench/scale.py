@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,13 @@ from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
 from launch.view import SearchView
 from search.cluster import connect
-from search.driver import Driver
+from search.driver import Driver, Watcher
 from search.evaluate import Protocol, Shard
 from search.kept import KeptShards
 from search.ledger import Ledger
 from search.nsga2 import Nsga2
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, Measurement
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
@@ -39,8 +41,8 @@ from search.tune import NSGA2Search
 from search.workers import Job, RayPool
 
 DEFAULTS = {
-    "workers": "1,8,64", "seconds": "20", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,tune", "tune_workers": "8",
-    "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "memory_candidates": "10000", "output": "analysis/results",
+    "workers": "1,8,64", "seconds": "120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "64",
+    "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "shorter_s": "16,8,4,2", "memory_candidates": "10000", "output": "analysis/results",
 }
 STEPS = 50
 IMAGES = 100
@@ -58,23 +60,46 @@ def run(arguments: Sequence[str]) -> int:
     if unknown:
         raise ConfigError(f"modes holds {', '.join(sorted(unknown))}; allowed are {', '.join([*MODES, 'tune'])}")
     result: dict[str, Any] = {"real": [], "simulated": [], "driver": None}
+
+    def write() -> Path:
+        return write_result("scale", {**given, "geometry": "sleeping"}, torch.device("cpu"), result, given["output"])
+
     for workers in [int(w) for w in given["workers"].split(",") if w]:
-        result["real"] += _real(workers, modes, given)
-    rows = [[str(r["workers"]), r["mode"], str(r["candidates"]), f"{r['per_minute']:.0f}", f"{r['ideal_per_minute']:.0f}", _percent(r["utilisation"]), _percent(r["utilisation_until_last_dispatch"])] for r in result["real"]]
-    print_table(f"sleeping {given['mean_s']} s a candidate", ["workers", "mode", "candidates", "a minute", "ideal", "utilisation", "until the last dispatch"], rows)
+        for found in _real(workers, modes, given):
+            result["real"].append(found)
+            write()  # a later part may be killed
+    if result["real"]:
+        headings = ["workers", "mode", "candidates", "a minute", "ideal", "utilisation", "before the tail", "idle, ms each"]
+        print_table(f"sleeping {given['mean_s']} s a candidate", headings, [_real_row(r) for r in result["real"]])
     if int(given["simulated_candidates"]):
-        result["simulated"] = _simulated(given)
-        rows = [[s["mode"], s["weather"], _percent(s["utilisation"]), f"{s['hours']:.2f}", _percent(s["repeated_share"]), f"{s['driver_ms_per_candidate']:.2f}"] for s in result["simulated"]]
-        title = f"{given['simulated_workers']} simulated workers, {given['simulated_candidates']} candidates of {given['simulated_mean_s']} s"
-        print_table(title, ["mode", "weather", "utilisation", "hours", "work done twice", "driver, ms a candidate"], rows)
+        for found in _simulated(modes, given):
+            result["simulated"].append(found)
+            write()
+        headings = ["mode", "candidates", "utilisation", "hours", "done twice", "driver, ms each"]
+        print_table(f"{given['simulated_workers']} simulated workers", headings, [_simulated_row(s) for s in result["simulated"]])
     if int(given["memory_candidates"]):
         done = subprocess.run(
             [sys.executable, "-m", "launch", "bench", "scale", "driver=alone", f"candidates={given['memory_candidates']}"], capture_output=True, text=True, check=True
         )
         result["driver"] = json.loads(done.stdout.splitlines()[-1])
         print(f"driver of {given['memory_candidates']} candidates: {result['driver']['peak_mib']:.0f} MiB at most, {result['driver']['growth_mib']:.0f} MiB of it since it began, {result['driver']['driver_ms_per_candidate']:.1f} ms a candidate")
-    print(write_result("scale", {**given, "geometry": "sleeping"}, torch.device("cpu"), result, given["output"]))
+    print(write())
     return 0
+
+
+def _real_row(r: dict[str, Any]) -> list[str]:
+    idle = "" if r["idle_ms_per_candidate"] is None else f"{r['idle_ms_per_candidate']:.0f}"
+    return [
+        str(r["workers"]), r["mode"], str(r["candidates"]), f"{r['per_minute']:.0f}", f"{r['ideal_per_minute']:.0f}", _percent(r["utilisation"]),
+        _percent(r["utilisation_until_last_dispatch"]), idle,
+    ]  # fmt: skip
+
+
+def _simulated_row(s: dict[str, Any]) -> list[str]:
+    return [
+        f"{s['mode']}, {s['weather']}, {s['mean_s']:g} s", str(s["candidates"]), _percent(s["utilisation"]), f"{s['hours']:.2f}", _percent(s["repeated_share"]),
+        f"{s['driver_ms_per_candidate']:.2f}",
+    ]  # fmt: skip
 
 
 def _percent(share: float | None) -> str:
@@ -113,24 +138,24 @@ def _steady(pool: Any, source: _Source, population: int) -> Iterable[tuple[Job, 
     return pool.map(source.jobs())
 
 
-MODES = {"generational": _generations, "sharded": _generations, "steady": _steady}
-"""How candidates are handed out; sharded: idle workers help with others' batches."""
+MODES = {"generational": _generations, "sharded": _generations, "steady": _steady, "steady-sharded": _steady}
+"""How candidates are handed out; sharded: idle workers help with others' batches, as they do in every search."""
 
 
-def _real(workers: int, modes: Sequence[str], given: dict[str, str]) -> list[dict[str, Any]]:
+def _real(workers: int, modes: Sequence[str], given: dict[str, str]) -> Iterator[dict[str, Any]]:
     mean, seconds, population = float(given["mean_s"]), float(given["seconds"]), int(given["population"])
-    found = []
     connect(None, cpus=workers)
     try:
         for mode in modes:
             if mode == "tune" and workers > int(given["tune_workers"]):
                 continue
-            sharded = mode == "sharded"
+            sharded = mode.endswith("sharded")
             batches = int(given["batches"]) if sharded else 1
             busy = min(workers, population) if mode == "generational" else workers
             count = max(round(seconds * busy / mean), 2 * busy)
-            if mode in ("generational", "sharded"):
+            if MODES.get(mode) is _generations:
                 count = max(2, round(count / population)) * population
+            print(f"{workers} workers, {mode}: {count} candidates of {mean:g} s", file=sys.stderr, flush=True)
             if mode == "tune":
                 begin, last, slept = _under_tune(workers, count, mean)
             else:
@@ -141,19 +166,23 @@ def _real(workers: int, modes: Sequence[str], given: dict[str, str]) -> list[dic
                     slept.append((time.monotonic(), sum(result[0])))
                 pool.close()
                 last = source.last
-            found.append({"workers": workers, "mode": mode, **_utilisation(workers, begin, last, slept, known=not sharded)})
+            yield {"workers": workers, "mode": mode, **_utilisation(workers, begin, last, slept, known=not sharded)}
     finally:
         ray.shutdown()
-    return found
 
 
 def _utilisation(workers: int, begin: float, last: float, slept: Sequence[tuple[float, float]], *, known: bool) -> dict[str, Any]:
-    """Shares of the workers' time, from when each candidate ended and how long it slept; until the last dispatch where it is known who slept when."""
+    """Shares of the workers' time, from when each candidate ended and how long it slept.
+
+    Where it is known who slept when, also until the last dispatch: after that there is nothing left to give to who is free.
+    """
     end, work = max(finish for finish, _ in slept), sum(s for _, s in slept)
     before = sum(max(0.0, min(finish, last) - (finish - s)) for finish, s in slept)
+    until_last = before / (workers * (last - begin)) if known and last > begin else None
     return {
         "candidates": len(slept), "seconds": end - begin, "per_minute": 60 * len(slept) / (end - begin), "ideal_per_minute": 60 * len(slept) * workers / work,
-        "utilisation": work / (workers * (end - begin)), "utilisation_until_last_dispatch": before / (workers * (last - begin)) if known and last > begin else None,
+        "utilisation": work / (workers * (end - begin)), "utilisation_until_last_dispatch": until_last,
+        "idle_ms_per_candidate": None if until_last is None else 1000 * (1 - until_last) * workers * (last - begin) / len(slept),
     }  # fmt: skip
 
 
@@ -201,30 +230,55 @@ def _under_tune(workers: int, count: int, mean_s: float) -> tuple[float, float, 
     return min(finish - seconds for finish, seconds in slept), asked[-1], slept
 
 
-def _simulated(given: dict[str, str]) -> list[dict[str, Any]]:
-    """The same scheduling, and the search's real driver, on a simulated clock."""
-    workers, count, mean = int(given["simulated_workers"]), int(given["simulated_candidates"]), float(given["simulated_mean_s"])
-    found = []
-    for mode, weather in (("generational", Weather()), ("sharded", Weather()), ("steady", Weather()), ("sharded", STORM), ("steady", STORM)):
-        sharded = mode == "sharded"
-        pool = SimulatedPool(
-            workers, lambda s: duration(s, mean), toy_measurement, weather=weather, join=(lambda parts: parts[0]) if sharded else None, overhead_s=0.005
-        )
-        begin = time.perf_counter()
-        done = len(_search(pool, count, population=workers, batches=int(given["batches"]) if sharded else 1, steady=mode == "steady").results)
-        real = time.perf_counter() - begin
-        tally = pool.settle()
-        found.append(
-            {
-                "mode": mode, "weather": "storm" if weather is STORM else "calm", "candidates": done, "utilisation": tally.utilisation,
-                "hours": tally.clock_s / 3600, "ideal_hours": tally.busy_s / workers / 3600, "lost_pieces": tally.losses,
-                "repeated_share": tally.wasted_s / tally.busy_s, "driver_ms_per_candidate": 1000 * (real - tally.pool_s) / done, "real_seconds": real,
-            }
-        )  # fmt: skip
-    return found
+def _simulated(modes: Sequence[str], given: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The same scheduling, and the search's real driver, on a simulated clock; each as soon as it is there."""
+    count, mean = int(given["simulated_candidates"]), float(given["simulated_mean_s"])
+    runs = [(mode, "calm", mean, count) for mode in modes if mode in MODES]
+    runs += [(mode, "storm", mean, count) for mode in modes if mode.endswith("sharded")]
+    runs += [("steady-sharded", "calm", float(s), max(1, count // 5)) for s in given["shorter_s"].split(",") if s]
+    workers, batches = int(given["simulated_workers"]), int(given["batches"])
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
+        for done in as_completed([processes.submit(_simulate, workers, batches, *run) for run in runs]):
+            yield done.result()
 
 
-def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int, steady: bool = False, whole: bool = False) -> Any:
+def _simulate(workers: int, batches: int, mode: str, weather: str, mean_s: float, count: int) -> dict[str, Any]:
+    sharded = mode.endswith("sharded")
+    pool = SimulatedPool(
+        workers, lambda s: duration(s, mean_s), toy_measurement, weather=STORM if weather == "storm" else None, join=(lambda parts: parts[0]) if sharded else None,
+        overhead_s=0.005, caller_takes_time=True,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    said = _Progress(f"{workers} simulated workers, {mode}, {weather}, {mean_s:g} s a candidate", count)
+    record = _search(pool, count, population=workers, batches=batches if sharded else 1, steady=mode.startswith("steady"), watchers=[said])
+    real, done, tally = time.perf_counter() - begin, len(record.results), pool.settle()
+    return {
+        "mode": mode, "weather": weather, "mean_s": mean_s, "candidates": done, "utilisation": tally.utilisation,
+        "hours": tally.clock_s / 3600, "ideal_hours": tally.busy_s / workers / 3600, "lost_pieces": tally.losses,
+        "repeated_share": tally.wasted_s / tally.busy_s, "driver_ms_per_candidate": 1000 * (real - tally.pool_s) / done, "real_seconds": real,
+    }  # fmt: skip
+
+
+class _Progress:
+    """Says every half minute how far a simulated search is."""
+
+    def __init__(self, what: str, candidates: int) -> None:
+        self._what, self._candidates, self._said = what, candidates, time.monotonic()
+
+    def started(self, record: SearchRecord) -> None:
+        """Nothing to say yet."""
+
+    def measured(self, record: SearchRecord, candidate: Candidate) -> None:
+        """One more."""
+        if time.monotonic() > self._said + 30:
+            self._said = time.monotonic()
+            print(f"{self._what}: {len(record.results)} of {self._candidates}", file=sys.stderr, flush=True)
+
+    def generation_done(self, record: SearchRecord, generation: int) -> None:
+        """The candidates are counted."""
+
+
+def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int, steady: bool = False, whole: bool = False, watchers: Sequence[Watcher] = ()) -> SearchRecord:
     """The search's driver over simulated evaluations; `whole`: with fewer images first, kept shards and a terminal's view, as `dato search` runs it."""
     space = SearchSpace(steps=STEPS)
     # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
@@ -243,7 +297,7 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
             measure=_measure_toys if whole else lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(STEPS)},
             kept=KeptShards(Path(folder) / "kept") if whole else None,
-            watchers=[view] if view else [],
+            watchers=[view] if view else watchers,
         )
         record = driver.run()
         ledger.close()

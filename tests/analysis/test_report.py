@@ -64,7 +64,7 @@ def test_rivals_of_an_evaluation_stand_beside_the_front(record: SearchRecord, tm
         result("mine <b>", "strategy", 3.5, 5.5), {**result("broken", "tomesd", 1, 1), "error": "no luck", "metrics": {}, "differences": {}},
     ]  # fmt: skip
     figure = rivals_figure([r for r in results if not r["error"]])
-    assert [trace.name for trace in figure.data] == ["unaccelerated", "DDIM, fewer steps", "DPM++, fewer steps", "DeepCache", "strategies of the search"]
+    assert [trace.name for trace in figure.data] == ["unaccelerated", "DDIM, fewer steps", "DPM++, fewer steps", "DeepCache", "strategies"]
     assert figure.data[-1].y[0] == 5.5
     assert figure.data[-1].error_y.array[0] == 1
     page = write_report(record, tmp_path / "report.html", evaluation={"name": "evaluate-toy", "results": results}).read_text()

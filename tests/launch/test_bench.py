@@ -53,12 +53,16 @@ def test_pipeline_and_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_scale(tmp_path: Path) -> None:
     real = ["workers=2", "seconds=1", "mean_s=0.1", "population=4", "batches=2"]
-    simulated = ["simulated_workers=20", "simulated_candidates=200", "memory_candidates=40"]
+    simulated = ["simulated_workers=20", "simulated_candidates=200", "shorter_s=0.05", "memory_candidates=40"]
     assert main(["bench", "scale", *real, *simulated, f"output={tmp_path}"]) == 0
     result = only_json(tmp_path)
-    assert [r["mode"] for r in result["real"]] == ["generational", "sharded", "steady", "tune"]
+    assert [r["mode"] for r in result["real"]] == ["generational", "sharded", "steady", "steady-sharded", "tune"]
     assert all(0 < r["utilisation"] <= 1 for r in result["real"])
-    assert {s["candidates"] for s in result["simulated"]} == {200}
+    runs = {(s["mode"], s["weather"], s["mean_s"]): s for s in result["simulated"]}
+    assert len(runs) == 7
+    assert {s["candidates"] for s in runs.values() if s["mean_s"] == 36} == {200}
+    # Twenty workers of candidates of 0.05 s would need a driver that takes 2.5 ms for each.
+    assert runs["steady-sharded", "calm", 0.05]["utilisation"] < runs["steady-sharded", "calm", 36]["utilisation"]
     assert all((s["lost_pieces"] > 0) <= (s["weather"] == "storm") for s in result["simulated"])
     assert result["driver"]["peak_mib"] > result["driver"]["growth_mib"] >= 0
 
@@ -69,7 +73,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "unet", "speed=1"], "dato bench unet was given speed; it takes geometry=sd15, batch=2"),
         (["bench", "unet", "geometry=sd3"], "geometry is 'sd3'; allowed are sd15"),
         (["bench", "unet", "dtype=int8"], "dtype is 'int8'; allowed are float32"),
-        (["bench", "scale", "modes=fast"], "modes holds fast; allowed are generational, sharded, steady, tune"),
+        (["bench", "scale", "modes=fast"], "modes holds fast; allowed are generational, sharded, steady, steady-sharded, tune"),
         (["bench", "unet", "rounds=0"], "rounds is 0; give at least 1"),
         (["strategies", "geometry=sd15", "calls=7"], "calls=50|51"),
     ):

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from dato.strategy import Strategy, StrategyError
 from search import registry
-from search.handover import winner_strategies
+from search.handover import RegistryNameError, winner_strategies
 from search.ledger import read_ledger
 from search.registry import RegistryError, register, run_of_search
 
@@ -101,7 +101,7 @@ def test_the_same_again_makes_no_second_version(uri: str, winners: dict[str, Str
     ],
 )
 def test_names_that_mlflow_refuses_are_refused_before_anything_is_made(uri: str, winners: dict[str, Strategy], name: str, alias: str, message: str) -> None:
-    with pytest.raises(RegistryError, match=re.escape(message)):
+    with pytest.raises(RegistryNameError, match=re.escape(message)):
         register(name, {alias: winners["fastest"]}, run_of_search("toy", "dato/toy"))
     assert not MlflowClient().search_registered_models()
 

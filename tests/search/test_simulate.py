@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,25 @@ def test_workers_that_join_late_take_part() -> None:
     alone = SimulatedPool(5, lambda s: 10.0, lambda s: "done")
     list(alone.map(jobs(200)))
     assert early.tally.clock_s < late.tally.clock_s < alone.tally.clock_s
+
+
+def test_the_callers_time_passes_on_the_simulated_clock_where_asked_for() -> None:
+    def slowly() -> Iterator[Job]:
+        for job in jobs(10):
+            time.sleep(0.02)
+            yield job
+
+    free = SimulatedPool(10, lambda s: 0.01, lambda s: "done")
+    list(free.map(slowly()))
+    assert free.tally.clock_s == pytest.approx(0.01)
+    bound = SimulatedPool(10, lambda s: 0.01, lambda s: "done", caller_takes_time=True)
+    for _ in bound.map(slowly()):
+        time.sleep(0.01)
+    # Ten jobs that are made one after the other, and ten results that are taken in one after the other.
+    assert 10 * (0.02 + 0.01) <= bound.tally.clock_s < 1.0
+    tally = bound.settle()
+    assert tally.busy_s == pytest.approx(0.1)
+    assert tally.utilisation < 0.1
 
 
 def test_a_generator_sees_every_result_before_it_decides() -> None:
