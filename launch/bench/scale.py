@@ -41,7 +41,7 @@ from search.tune import NSGA2Search
 from search.workers import Job, RayPool
 
 DEFAULTS = {
-    "workers": "1,8,64", "seconds": "120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "64",
+    "workers": "1,8,64", "seconds": "20,60,120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "64",
     "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "shorter_s": "16,8,4,2", "memory_candidates": "10000", "output": "analysis/results",
 }
 STEPS = 50
@@ -59,13 +59,16 @@ def run(arguments: Sequence[str]) -> int:
     unknown = set(modes) - {*MODES, "tune"}
     if unknown:
         raise ConfigError(f"modes holds {', '.join(sorted(unknown))}; allowed are {', '.join([*MODES, 'tune'])}")
+    workers, seconds = [int(w) for w in given["workers"].split(",") if w], [float(s) for s in given["seconds"].split(",")]
+    if len(seconds) not in (1, len(workers)):
+        raise ConfigError(f"seconds is {given['seconds']}; give one number, or one for each of workers={given['workers']}")
     result: dict[str, Any] = {"real": [], "simulated": [], "driver": None}
 
     def write() -> Path:
         return write_result("scale", {**given, "geometry": "sleeping"}, torch.device("cpu"), result, given["output"])
 
-    for workers in [int(w) for w in given["workers"].split(",") if w]:
-        for found in _real(workers, modes, given):
+    for count, about in zip(workers, seconds * len(workers) if len(seconds) == 1 else seconds, strict=True):
+        for found in _real(count, about, modes, given):
             result["real"].append(found)
             write()  # a later part may be killed
     if result["real"]:
@@ -142,8 +145,8 @@ MODES = {"generational": _generations, "sharded": _generations, "steady": _stead
 """How candidates are handed out; sharded: idle workers help with others' batches, as they do in every search."""
 
 
-def _real(workers: int, modes: Sequence[str], given: dict[str, str]) -> Iterator[dict[str, Any]]:
-    mean, seconds, population = float(given["mean_s"]), float(given["seconds"]), int(given["population"])
+def _real(workers: int, seconds: float, modes: Sequence[str], given: dict[str, str]) -> Iterator[dict[str, Any]]:
+    mean, population = float(given["mean_s"]), int(given["population"])
     connect(None, cpus=workers)
     try:
         for mode in modes:

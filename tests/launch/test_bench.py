@@ -74,6 +74,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "unet", "geometry=sd3"], "geometry is 'sd3'; allowed are sd15"),
         (["bench", "unet", "dtype=int8"], "dtype is 'int8'; allowed are float32"),
         (["bench", "scale", "modes=fast"], "modes holds fast; allowed are generational, sharded, steady, steady-sharded, tune"),
+        (["bench", "scale", "workers=1,2,3", "seconds=1,2"], "seconds is 1,2; give one number, or one for each of workers=1,2,3"),
         (["bench", "unet", "rounds=0"], "rounds is 0; give at least 1"),
         (["strategies", "geometry=sd15", "calls=7"], "calls=50|51"),
     ):
