@@ -141,6 +141,7 @@ class SimulatedPool:
         cost: Simulated seconds of a strategy's whole evaluation.
         evaluate: A strategy's result.
         weather: Failures, preemptions, joins.
+        batches: Of images in a whole evaluation; None for as many as each job has.
         join: As for `RayPool`: batches of one job on several workers.
         seed: Of the weather.
         overhead_s: Simulated seconds between a result and the worker's next piece: dispatch and transport.
@@ -155,6 +156,7 @@ class SimulatedPool:
         evaluate: Callable[[Strategy], Any],
         *,
         weather: Weather | None = None,
+        batches: int | None = None,
         join: Callable[[Sequence[Any]], Any] | None = None,
         seed: int = 0,
         overhead_s: float = 0.0,
@@ -162,7 +164,7 @@ class SimulatedPool:
     ) -> None:
         self.size, self._cost, self._evaluate, self._join = workers, cost, evaluate, join
         self.weather, self._overhead, self._chance = weather or Weather(), overhead_s, random.Random(seed)
-        self._caller_takes_time = caller_takes_time
+        self._batches, self._caller_takes_time = batches, caller_takes_time
         self.tally = Tally()
         self._events: list[tuple[float, int, str, _Machine, int]] = []
         self._count = itertools.count()
@@ -188,7 +190,7 @@ class SimulatedPool:
                     self._idle.append(machine)
                 else:
                     machine.piece, machine.since = piece, self.tally.clock_s
-                    share = len(piece.batches) / max(len(piece.job.batches), 1)
+                    share = len(piece.batches) / (self._batches or max(len(piece.job.batches), 1))
                     self._schedule(share * sum(map(self._cost, piece.job.strategies)) + self._overhead, "done", machine)
             over = dispatcher.done
             finished = None if over else self._next(dispatcher)

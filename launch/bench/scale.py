@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -64,20 +65,21 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"seconds is {given['seconds']}; give one number, or one for each of workers={given['workers']}")
     result: dict[str, Any] = {"real": [], "simulated": [], "driver": None}
 
-    def write() -> Path:
-        return write_result("scale", {**given, "geometry": "sleeping"}, torch.device("cpu"), result, given["output"])
+    def write(geometry: str, *parts: str) -> Path:
+        return write_result("scale", {**given, "geometry": geometry}, torch.device("cpu"), {p: result[p] for p in parts}, given["output"])
 
     for count, about in zip(workers, seconds * len(workers) if len(seconds) == 1 else seconds, strict=True):
         for found in _real(count, about, modes, given):
             result["real"].append(found)
-            write()  # a later part may be killed
+            path = write("sleeping", "real")  # each time: a later part may be killed
     if result["real"]:
         headings = ["workers", "mode", "candidates", "a minute", "ideal", "utilisation", "before the tail", "idle, ms each"]
         print_table(f"sleeping {given['mean_s']} s a candidate", headings, [_real_row(r) for r in result["real"]])
+        print(path)
     if int(given["simulated_candidates"]):
         for found in _simulated(modes, given):
             result["simulated"].append(found)
-            write()
+            write("simulated", "simulated")
         headings = ["mode", "candidates", "utilisation", "hours", "done twice", "driver, ms each"]
         print_table(f"{given['simulated_workers']} simulated workers", headings, [_simulated_row(s) for s in result["simulated"]])
     if int(given["memory_candidates"]):
@@ -86,7 +88,8 @@ def run(arguments: Sequence[str]) -> int:
         )
         result["driver"] = json.loads(done.stdout.splitlines()[-1])
         print(f"driver of {given['memory_candidates']} candidates: {result['driver']['peak_mib']:.0f} MiB at most, {result['driver']['growth_mib']:.0f} MiB of it since it began, {result['driver']['driver_ms_per_candidate']:.1f} ms a candidate")
-    print(write())
+    if result["simulated"] or result["driver"]:
+        print(write("simulated", "simulated", "driver"))
     return 0
 
 
@@ -249,7 +252,7 @@ def _simulate(workers: int, batches: int, mode: str, weather: str, mean_s: float
     sharded = mode.endswith("sharded")
     pool = SimulatedPool(
         workers, lambda s: duration(s, mean_s), toy_measurement, weather=STORM if weather == "storm" else None, join=(lambda parts: parts[0]) if sharded else None,
-        overhead_s=0.005, caller_takes_time=True,
+        batches=batches if sharded else 1, overhead_s=0.005, caller_takes_time=True,
     )  # fmt: skip
     begin = time.perf_counter()
     said = _Progress(f"{workers} simulated workers, {mode}, {weather}, {mean_s:g} s a candidate", count)
@@ -324,10 +327,17 @@ def _measure_toys(shards: Sequence[Shard]) -> Measurement:
 
 def _driver_alone(candidates: int) -> dict[str, float]:
     """Memory and time of a process that drives a search of so many candidates."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = _peak_mib()
     pool = SimulatedPool(64, lambda s: duration(s, 36.0), _toy_shard)
     begin = time.perf_counter()
     _search(pool, candidates, population=20, batches=2, whole=True)
     seconds = time.perf_counter() - begin - pool.tally.pool_s
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _peak_mib()
     return {"candidates": candidates, "peak_mib": peak, "growth_mib": peak - before, "driver_ms_per_candidate": 1000 * seconds / candidates}
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has held."""
+    # Linux: `getrusage` would begin with what the process that started this one had held.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()) if sys.platform == "linux" else None
+    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024

@@ -65,6 +65,13 @@ def test_workers_that_join_late_take_part() -> None:
     assert early.tally.clock_s < late.tally.clock_s < alone.tally.clock_s
 
 
+def test_a_job_of_some_of_the_batches_takes_its_share_of_an_evaluation() -> None:
+    for batches, seconds in ((None, 10.0), (4, 5.0)):
+        pool = SimulatedPool(1, lambda s: 10.0, lambda s: "done", batches=batches)
+        list(pool.map(jobs(1, batches=2)))
+        assert pool.tally.clock_s == seconds
+
+
 def test_the_callers_time_passes_on_the_simulated_clock_where_asked_for() -> None:
     def slowly() -> Iterator[Job]:
         for job in jobs(10):
