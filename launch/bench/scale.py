@@ -42,7 +42,7 @@ from search.tune import NSGA2Search
 from search.workers import Job, RayPool
 
 DEFAULTS = {
-    "workers": "1,8,64", "seconds": "20,60,120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "64",
+    "workers": "1,8,64", "seconds": "20,60,120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "8",
     "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "shorter_s": "16,8,4,2", "memory_candidates": "10000", "output": "analysis/results",
 }
 STEPS = 50
@@ -61,14 +61,14 @@ def run(arguments: Sequence[str]) -> int:
     if unknown:
         raise ConfigError(f"modes holds {', '.join(sorted(unknown))}; allowed are {', '.join([*MODES, 'tune'])}")
     workers, seconds = [int(w) for w in given["workers"].split(",") if w], [float(s) for s in given["seconds"].split(",")]
-    if len(seconds) not in (1, len(workers)):
+    if workers and len(seconds) not in (1, len(workers)):
         raise ConfigError(f"seconds is {given['seconds']}; give one number, or one for each of workers={given['workers']}")
     result: dict[str, Any] = {"real": [], "simulated": [], "driver": None}
 
     def write(geometry: str, *parts: str) -> Path:
         return write_result("scale", {**given, "geometry": geometry}, torch.device("cpu"), {p: result[p] for p in parts}, given["output"])
 
-    for count, about in zip(workers, seconds * len(workers) if len(seconds) == 1 else seconds, strict=True):
+    for count, about in zip(workers, seconds * len(workers) if len(seconds) == 1 else seconds, strict=False):
         for found in _real(count, about, modes, given):
             result["real"].append(found)
             path = write("sleeping", "real")  # each time: a later part may be killed
