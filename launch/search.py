@@ -36,6 +36,7 @@ from search.latency import calibration
 from search.ledger import Ledger, read_ledger, set_aside
 from search.models import check_model
 from search.nsga2 import Nsga2
+from search.plan import SearchPlan
 from search.records import UNACCELERATED, SearchRecord
 from search.shards import make_join
 from search.workers import Job, Pool, RayPool
@@ -135,12 +136,24 @@ def start_workers(config: SearchConfig, workers: int, say: Callable[[str], None]
     """Load the pipeline in every worker."""
     cluster = config.raw["cluster"]
     say(f"starting {workers} workers; each loads the pipeline once")
+    if waiting := waiting_workers(config.plan, workers):
+        say(waiting)
     keys = ("min_workers", "cpus", "gpus", "code", "latency_device", "tries", "deadline_s", "start_s")
     pool = RayPool(config.evaluator, workers=workers, join=make_join(cluster["latency_device"]), **{k: cluster[k] for k in keys})
     kinds = sorted(set(pool.devices))
     if len(kinds) > 1 and cluster["latency_device"] is None:
         say(f"warning: the workers' devices differ ({'; '.join(kinds)}), so latencies do not compare; set cluster.latency_device to one of them")
     return pool
+
+
+def waiting_workers(plan: SearchPlan, workers: int) -> str | None:
+    """What to say where workers outnumber a generation's candidates and so wait for its end; None where they do not."""
+    if plan.mode == "steady" or workers <= plan.population:
+        return None
+    return (
+        f"note: {workers} workers share generations of {plan.population} candidates, and wait for the end of each; "
+        f"search.mode=steady keeps them busy, a search.population of {2 * workers} or more busier"
+    )
 
 
 def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], settings: dict[str, Any]) -> Driver:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.search import waiting_workers
 from search.ledger import read_ledger
+from search.plan import SearchPlan
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["protocol.images=6", "protocol.batch=3", "protocol.bootstrap=5", "model.steps=5", "search.population=4", "search.generations=2", "search.min_speedup=null"]
@@ -130,6 +132,15 @@ def test_with_recorded_latencies_the_search_repeats_exactly(finished: tuple[Path
 
 
 @pytest.mark.slow
+def test_workers_that_would_wait_are_told_of() -> None:
+    said = waiting_workers(SearchPlan(generations=2, population=10), 11)
+    assert said
+    assert "11 workers share generations of 10 candidates" in said
+    assert "search.mode=steady" in said
+    assert waiting_workers(SearchPlan(generations=2, population=10), 10) is None
+    assert waiting_workers(SearchPlan(generations=2, population=10, mode="steady"), 64) is None
+
+
 def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> None:
     arguments = ["search", *SHORT, "mlflow.enabled=false"]
     process = subprocess.Popen(
