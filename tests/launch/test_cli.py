@@ -144,8 +144,9 @@ def test_workers_that_would_wait_are_told_of() -> None:
 def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> None:
     arguments = ["search", *SHORT, "mlflow.enabled=false"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch", *arguments], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "launch", *arguments], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs, as these tests may be one, ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not _results(tmp_path):
         time.sleep(0.1)
