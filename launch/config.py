@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 import conf
 from dato.sources import holds_credentials
 from dato.strategy import Step, Strategy
-from launch.keys import check_keys
+from launch.keys import check_keys, check_names_of_keys
 from search.data import DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
 from search.handover import check_names
@@ -37,7 +37,7 @@ _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
 
 
 _PLAN_KEYS = (
-    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "stalled", "promoted_ranks", "winner_speedup",
+    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "patience", "promoted_ranks", "winner_speedup",
 )  # fmt: skip
 
 
@@ -86,6 +86,7 @@ def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     bad = [o for o in overrides if "=" not in o]
     if bad:
         raise ConfigError(f"{bad[0]!r} is not an override; write key=value, such as seed=1 or model=sd15")
+    check_names_of_keys(overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             found = compose(name, overrides=list(overrides))

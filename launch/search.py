@@ -29,7 +29,7 @@ from launch.view import SearchView
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver
-from search.evaluate import MeasurerSpec, measure, reference
+from search.evaluate import MeasurerSpec, groups_of, measure, reference
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
@@ -72,7 +72,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     tracker = make_tracker(config)
     if not ledger.record.finished:
         spec = config.evaluator
-        fid, kid = reference(spec)
+        (fid, kid), groups = reference(spec), groups_of(spec)
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -91,7 +91,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             "algorithm": algorithm,
             "plan": config.plan,
             "protocol": spec.protocol,
-            "measure": lambda shards: measure(shards, fid, spec.protocol.bootstrap, kid),
+            "measure": lambda shards: measure(shards, fid, groups, kid),
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,

@@ -19,7 +19,7 @@ from search.kept import KeptShards
 from search.latency import CostTable
 from search.ledger import Ledger, LedgerError
 from search.nsga2 import Nsga2, hypervolume
-from search.plan import STALLED, SearchPlan
+from search.plan import SearchPlan, has_stalled
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
 from search.steady import SteadyNsga2
 from search.winners import SearchFailed, choose_winners, first_ranks, reference_point
@@ -138,8 +138,7 @@ class Driver:
             return True
         if plan.max_device_hours and known.device_seconds() >= 3600 * plan.max_device_hours:
             return True
-        grown = known.hypervolumes
-        return bool(plan.stalled and len(grown) > plan.stalled and grown[-1] <= grown[-1 - plan.stalled] * (1 + STALLED))
+        return has_stalled(known.hypervolumes, plan.patience)
 
     def _price(self) -> None:
         """Measure the cost table once, where latencies are predicted."""
@@ -382,7 +381,7 @@ class Driver:
             raise SearchFailed(f"the winners fail on fresh images: {error}; run the same command again")
         fresh = {name: self._measure(parts) for name, parts in shards.items()}
         fresh |= {name: paired(m, fresh[UNACCELERATED]) for name, m in fresh.items() if name != UNACCELERATED}
-        fresh[UNACCELERATED] = replace(fresh[UNACCELERATED], fid_draws=())
+        fresh[UNACCELERATED] = replace(fresh[UNACCELERATED], fid_left_out=())
         searched = {c.number: m for c, m in self.record.front()}
         for alias, candidate in chosen.items():
             self.ledger.winner(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +11,17 @@ from search.objectives import Objectives
 
 STALLED = 1e-3
 """A hypervolume that grew by less than this share of itself has stalled."""
+
+
+def has_stalled(hypervolumes: Sequence[float], patience: int | None) -> bool:
+    """Whether the mean over the last `patience` generations grew by less than `STALLED` over the mean of as many before; never for None.
+
+    Means, because one generation may find nothing, or a lucky measurement, in a search that still goes on.
+    """
+    if patience is None or len(hypervolumes) < 2 * patience:
+        return False
+    before, now = hypervolumes[-2 * patience : -patience], hypervolumes[-patience:]
+    return statistics.fmean(now) <= statistics.fmean(before) * (1 + STALLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +41,8 @@ class SearchPlan:
     """Of this run of the command; the winners' validation comes on top."""
     max_device_hours: float | None = None
     """Hours that devices spent evaluating, those before an interruption included."""
-    stalled: int | None = None
-    """Generations in a row without growth of the hypervolume by a thousandth."""
+    patience: int | None = None
+    """Generations whose mean hypervolume is compared with that of as many before: the search ends where it grew by less than a thousandth."""
     promoted_ranks: int = 1
     """Non-dominated ranks that are measured on more images, where the protocol has fidelities."""
     winner_speedup: float = 3.0
@@ -40,9 +53,9 @@ class SearchPlan:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"search.{name} is {value!r}; give at least 1")
-        for name in ("max_candidates", "max_minutes", "max_device_hours", "stalled"):
+        for name in ("max_candidates", "max_minutes", "max_device_hours", "patience"):
             value = getattr(self, name)
-            whole = name in ("max_candidates", "stalled")
+            whole = name in ("max_candidates", "patience")
             if value is not None and (not isinstance(value, int if whole else int | float) or not value > 0):
                 raise ValueError(f"search.{name} is {value!r}; give {'an integer' if whole else 'a number'} above 0, or null for no limit")
         for name, allowed in (("mode", ("generational", "steady")), ("latency", ("measured", "predicted"))):

@@ -43,10 +43,10 @@ class Measurement:
 
     Attributes:
         fid: Frechet distance of the generated images to the reference images.
-        fid_low: Lower end of the 95 % bootstrap interval over the generated images.
+        fid_low: Lower end of the 95 % interval over the choice of generated images.
         fid_high: Upper end.
-        fid_draws: FIDs of the bootstrap's resamples, the same images in each for all that is measured on as many; kept for baselines.
-        difference_low: Lower end of the 95 % interval of the FID less the unaccelerated pipeline's, resample by resample; NaN where unknown.
+        fid_left_out: FIDs without each group of images in turn, the same groups for all that is measured on as many; kept for baselines.
+        difference_low: Lower end of the 95 % interval of the FID less the unaccelerated pipeline's on the same images; NaN where unknown.
         difference_high: Upper end.
         kid: Kernel distance to the reference images, or None where the reference is statistics only.
         images: How many images it was measured on; FIDs of different counts do not compare.
@@ -65,7 +65,7 @@ class Measurement:
     fid: float = float("nan")
     fid_low: float = float("nan")
     fid_high: float = float("nan")
-    fid_draws: tuple[float, ...] = ()
+    fid_left_out: tuple[float, ...] = ()
     difference_low: float = float("nan")
     difference_high: float = float("nan")
     images: int = 0
@@ -94,13 +94,14 @@ class Measurement:
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
         values: dict[str, Any] = {k: float("nan") if v is None and k not in ("error", "measured_ms", "kid") else v for k, v in data.items()}
-        return cls(**{**values, "fid_draws": tuple(values.get("fid_draws") or ())})
+        values.pop("fid_draws", None)  # resamples of single images, in ledgers of earlier versions: they make no true interval
+        return cls(**{**values, "fid_left_out": tuple(values.get("fid_left_out") or ())})
 
 
 def fid_difference(fast: Measurement, plain: Measurement) -> tuple[float, float, float]:
     """FID of the accelerated less the unaccelerated pipeline, and a 95 % interval; NaN ends where an interval is missing.
 
-    Where the two were not resampled together (`search.evaluate.paired`), the interval recovers the spreads of the two ends and adds them in
+    Where the two were not compared group by group (`search.evaluate.paired`), the interval recovers the spreads of the two ends and adds them in
     squares (Zou and Donner, Statistics in Medicine 27, 2008, Eq. 8). That takes the two as independent; both share prompts and
     seeds, so it errs on the wide side.
     """
