@@ -30,6 +30,7 @@ from search.sources import read_given
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
 from search.surrogate import Surrogate
+from search.winners import tolerance_of
 
 CONF = Path(conf.__file__).parent
 _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
@@ -38,6 +39,7 @@ _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
 
 _PLAN_KEYS = (
     "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "patience", "promoted_ranks", "winner_speedup",
+    "winner_speedups", "max_fresh_images",
 )  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         space = _space(model.steps, raw["space"])
         s = raw["search"]
         objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup")})
-        plan = SearchPlan(objectives=objectives, **{k: s[k] for k in _PLAN_KEYS})
+        plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
@@ -155,6 +157,8 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
     if plan.latency == "predicted" and model.steps < CALIBRATION_STEPS:
         raise ConfigError(f"search.latency=predicted needs model.steps of at least {CALIBRATION_STEPS}, to time every kind of call; it is {model.steps}: set search.latency=measured")
+    if protocol.interval_groups < 2:
+        raise ConfigError(f"protocol.interval_groups is {protocol.interval_groups}, but winners are chosen by intervals; give at least 2, such as 20")
     _check_cluster(raw["cluster"])
     if raw["mlflow"]["uri"] and holds_credentials(raw["mlflow"]["uri"]):
         raise ConfigError(

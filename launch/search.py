@@ -99,6 +99,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             "calibration": _calibration(config),
             "before": before,
             "after": after,
+            "say": view.say,
         }
         try:
             if config.raw["search"]["engine"] == "tune":
@@ -220,7 +221,7 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
         strategy.save(folder / f"{alias}.json")
     samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((config.folder / "samples").glob("*.png"))}
     report = write_report(record, config.folder / "report.html", samples)
-    name, versions = config.raw["registry"]["name"], {}
+    name, versions, stayed = config.raw["registry"]["name"], dict[str, str](), dict[str, str]()
     if tracker:
         from search.registry import RegistryError, register
 
@@ -228,7 +229,9 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
             tracker.started(record)
         tracker.finished(record, {"": report})
         try:
-            versions = register(name, strategies, tracker.run_id) if tracker.run_id else {}
+            if tracker.run_id:
+                made = register(name, strategies, tracker.run_id, replace=config.raw["registry"]["replace"])
+                versions, stayed = made.versions, made.stayed
         except RegistryError as error:
             view.say(f"warning: {error}")
     view.winners(record)
@@ -236,7 +239,10 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
-    source = f"models:/{name}@fastest" if versions else str(folder / "fastest.json")
+    for alias, why in stayed.items():
+        view.say(f"          models:/{name}@{alias} stays where it was: {why}. The new one is version {versions[alias]}; registry.replace=true moves the alias")
+    alias = "fastest" if "fastest" in strategies else "quality"
+    source = f"models:/{name}@{alias}" if versions and alias not in stayed else str(folder / f"{alias}.json")
     view.say(f"rivals    {_script('dato')} evaluate 'strategy=[{config.folder}]' compares the front with other ways to be fast, on the same images;")
     view.say(f"          {_script('dato')} report folder={config.folder} evaluation=<the folder it names> shows them in the report")
     view.say("use one   import dato")

@@ -129,7 +129,7 @@ class Winner:
     """A strategy chosen from the front, measured again on seeds that the search never saw.
 
     Attributes:
-        alias: "quality", "balanced" or "fastest".
+        alias: "quality", "balanced", "fastest", "at-2x" and so on.
         candidate: The candidate it was.
         searched: Its measurement during the search.
         fresh: Its measurement on fresh seeds.
@@ -164,7 +164,9 @@ class SearchRecord:
         events: ("ask" | "result", candidate number) in the order in which they were written.
         costs: The cost table that latencies are predicted with, or None.
         hypervolumes: After each generation.
-        winners: By alias, once validated.
+        fresh: Measurements on fresh images by candidate number, -1 for the unaccelerated pipeline, and images.
+        fresh_plain_ms: Of the unaccelerated pipeline in turn with those, by candidate number and images: median, fastest and slowest batch.
+        winners: By alias, once they were checked on fresh images.
         finished: Whether the search came to its end.
     """
 
@@ -179,6 +181,8 @@ class SearchRecord:
     events: list[tuple[str, int]] = field(default_factory=list)
     costs: dict[str, Any] | None = None
     hypervolumes: list[float] = field(default_factory=list)
+    fresh: dict[int, dict[int, Measurement]] = field(default_factory=dict)
+    fresh_plain_ms: dict[tuple[int, int], tuple[float, float, float]] = field(default_factory=dict)
     winners: dict[str, Winner] = field(default_factory=dict)
     finished: bool = False
 
