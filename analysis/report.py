@@ -13,7 +13,7 @@ from analysis.figures import front_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.rivals import rivals_section
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
-from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words
+from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words, prediction_error
 from search.winners import closest, in_words, tolerance_of
 
 
@@ -62,7 +62,14 @@ def _head(record: SearchRecord) -> str:
     measured = len(record.evaluated())
     images = " or ".join(str(n) for n in sorted({m.images for _, m in record.evaluated()} | {n for c in record.promotions.values() for n in c})) or "0"
     devices = ", ".join(sorted({m.device for _, m in record.evaluated() if m.device}))
-    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}.</p>"
+    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}.{_latencies(record)}</p>"
+
+
+def _latencies(record: SearchRecord) -> str:
+    error = prediction_error(record)
+    if record.costs is None or error is None:
+        return ""
+    return f" Latencies of candidates are predicted by the cost table of {escape(str(record.costs['device']))}, which differs from their own times by {error:.1%} (median, the common factor taken out); winners are timed."
 
 
 def _banner(record: SearchRecord) -> str:

@@ -21,7 +21,6 @@ from launch.keys import check_keys, check_names_of_keys
 from search.data import DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
 from search.handover import check_names
-from search.latency import CALIBRATION_STEPS
 from search.models import ModelSpec
 from search.nsga2 import Nsga2
 from search.objectives import Objectives
@@ -155,8 +154,6 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
     if plan.mode == "steady" and s["surrogate"]:
         raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
-    if plan.latency == "predicted" and model.steps < CALIBRATION_STEPS:
-        raise ConfigError(f"search.latency=predicted needs model.steps of at least {CALIBRATION_STEPS}, to time every kind of call; it is {model.steps}: set search.latency=measured")
     if protocol.interval_groups < 2:
         raise ConfigError(f"protocol.interval_groups is {protocol.interval_groups}, but winners are chosen by intervals; give at least 2, such as 20")
     _check_cluster(raw["cluster"])

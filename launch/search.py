@@ -37,7 +37,7 @@ from search.ledger import Ledger, read_ledger, set_aside
 from search.models import check_model
 from search.nsga2 import Nsga2
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, SearchRecord
+from search.records import UNACCELERATED, SearchRecord, prediction_error
 from search.shards import make_join
 from search.workers import Job, Pool, RayPool
 
@@ -84,7 +84,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         def before(pool: Pool) -> None:
             _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
-            view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
+            view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
         settings: dict[str, Any] = {
             "ledger": ledger,
@@ -235,6 +235,8 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
         except RegistryError as error:
             view.say(f"warning: {error}")
     view.winners(record)
+    if (error := prediction_error(record)) is not None:
+        view.say(f"latency   of candidates is the cost table's, {error:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")
     view.say(f"report    {report}")
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -238,3 +239,15 @@ class SearchRecord:
             if not found or m.fid < found[-1][1].fid:
                 found.append((candidate, m))
         return found
+
+
+def prediction_error(record: SearchRecord) -> float | None:
+    """How far the cost table is from the measured times: the median relative error, the common factor (the median ratio) taken out.
+
+    None where latencies are not predicted. The factor does not count, since all candidates share it and a machine's speed drifts.
+    """
+    ratios = [m.latency_ms / m.measured_ms for m in record.results.values() if m.ok and m.measured_ms]
+    if not ratios:
+        return None
+    factor = statistics.median(ratios)
+    return statistics.median(abs(r / factor - 1) for r in ratios)
