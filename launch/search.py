@@ -235,8 +235,8 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
         except RegistryError as error:
             view.say(f"warning: {error}")
     view.winners(record)
-    if (error := prediction_error(record)) is not None:
-        view.say(f"latency   of candidates is the cost table's, {error:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")
+    if (apart := prediction_error(record)) is not None:
+        view.say(f"latency   of candidates is the cost table's, {apart:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")
     view.say(f"report    {report}")
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
