@@ -65,7 +65,7 @@ class CallState:
     pruned: list[tuple[str, int]] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class RunState:
     """One run of the pipeline that runs.
 
@@ -110,12 +110,19 @@ class RunState:
         """Whether the batch is [uncond, cond] now; None where that is not known."""
         return guides(self.pipe())
 
-    def goes_on(self, caller: Caller | None) -> bool:
-        """Whether it waits for a run that begins now to end: in another thread, or further out on the stack. An abandoned run does neither."""
+    def goes_on(self, caller: Caller | None, scheduler: Any) -> bool:
+        """Whether it may wait for a run that begins now to end: in another thread, or further out on the stack. An abandoned run does neither.
+
+        Args:
+            caller: The run that begins, on the stack; None for a loop of one's own.
+            scheduler: Of the run that begins.
+        """
         if self.report.finished:
             return False
         if self.thread is not threading.current_thread():
             return self.thread.is_alive()
+        if self.frame is None:  # a loop of one's own, which nothing on the stack tells from an abandoned one
+            return caller is not None or self.scheduler is not scheduler
         return caller is not None and self.frame in caller.outer
 
     def forget(self) -> None:

@@ -96,7 +96,9 @@ class Runs:
             report=RunReport(self.strategy, layers, pipeline=type(pipe).__name__),
             generator=torch.Generator().manual_seed(self.options.seed),
         )
-        self._runs = [r for r in self._runs if r.goes_on(caller)] + [run]
+        waiting = [r for r in self._runs if r.goes_on(caller, scheduler)]
+        loops = [r for r in waiting if r.frame is None and r.thread is run.thread]
+        self._runs = [r for r in waiting if r not in loops[:-1]] + [run]  # of loops that may be abandoned one is kept
         return run
 
     def _stranger(self, pipe: Any, timestep: torch.Tensor | float) -> str:
