@@ -1,18 +1,21 @@
 """Which pipeline is running: looked up on the call stack, once a run.
 
 Pipelines share UNets (`from_pipe`), so the pipeline that a strategy was enabled on need not be the one that runs. diffusers
-tells a model nothing of its caller, and offers no hook at the beginning of a run; the stack does say who calls.
+tells a model nothing of its caller, and offers no hook at the beginning of a run; the stack does say who calls. Only frames of
+pipelines are looked into: up to Python 3.12 a frame that was looked into keeps what its variables held until it ends.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from torch import nn
 
 GUIDES = "do_classifier_free_guidance"
@@ -44,9 +47,12 @@ def caller_of(unet: nn.Module) -> Caller | None:
     run: FrameType | None = None
     entered = False  # the frame of the pipeline's __call__ is found; what is further out is another run's
     outer = set()
+    names, calls = _methods()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        here = _pipeline_in(frame, unet)
+        code = frame.f_code
+        known = code in calls or not names.isdisjoint(code.co_qualname.split("."))
+        here = _pipeline_in(frame, unet) if known else None
         if here is not None:
             if run is None or (here is pipe and not entered):
                 pipe, run = here, frame
@@ -83,20 +89,23 @@ def reference(pipe: Any) -> Callable[[], Any]:
 
 def _pipeline_in(frame: FrameType, unet: nn.Module) -> Any:
     """The pipeline that a frame belongs to: `self`, or in blocks of a modular pipeline `components`."""
-    code = frame.f_code
-    for name in ("self", "components"):
-        if name in code.co_varnames or name in code.co_freevars:
-            value = frame.f_locals.get(name)
-            if value is not None and _is_pipeline(value) and has_unet(value, unet):
-                return value
-    return None
+    given = frame.f_locals
+    return next((v for v in (given.get("self"), given.get("components")) if _is_pipeline(v) and has_unet(v, unet)), None)
 
 
 def _is_pipeline(value: Any) -> bool:
-    kind = type(value)
-    if issubclass(kind, nn.Module) or not hasattr(value, "__dict__"):
-        return False
-    if any(k.__name__ in ("DiffusionPipeline", "ModularPipeline") for k in kind.__mro__):
-        return True
-    own = vars(value)
-    return "unet" in own and "scheduler" in own and (GUIDES in own or hasattr(kind, GUIDES))
+    return any(kind.__name__ in ("DiffusionPipeline", "ModularPipeline") for kind in type(value).__mro__)
+
+
+def _methods() -> tuple[set[str], set[CodeType]]:
+    """The names of all pipeline classes there are, which are part of their methods' names, and the code of their `__call__`, wherever it was written."""
+    modular = sys.modules.get("diffusers.modular_pipelines.modular_pipeline")
+    open_kinds: list[type] = [DiffusionPipeline, *(getattr(modular, name) for name in ("ModularPipeline", "ModularPipelineBlocks") if hasattr(modular, name))]
+    kinds: set[type] = set()
+    while open_kinds:
+        kind = open_kinds.pop()
+        if kind not in kinds:
+            kinds.add(kind)
+            open_kinds += kind.__subclasses__()
+    calls = (inspect.unwrap(k.__dict__["__call__"]) for k in kinds if "__call__" in k.__dict__)
+    return {k.__name__ for k in kinds}, {c.__code__ for c in calls if hasattr(c, "__code__")}

@@ -62,9 +62,12 @@ def share_holds(resnet: Any, share: CachedShare) -> bool:
     if not can_split(resnet, share.channels):
         return False
     parts, marks, values = share.origin
-    if parts != _parts(resnet) or marks != _marks(resnet):
+    if parts != _parts(resnet):
         return False
-    return not values or all(torch.equal(a, b) for a, b in zip(values, _weights(resnet, share.channels), strict=True))
+    if not values:
+        return marks == _marks(resnet)
+    now = _weights(resnet, share.channels)
+    return len(values) == len(now) and all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(values, now, strict=True))
 
 
 def _parts(resnet: Any) -> tuple[Any, ...]:
