@@ -6,7 +6,7 @@ from types import ModuleType
 from dato import pruning, scoring
 from dato.accelerate import accelerate, disable, enable, status
 from dato.options import Options
-from dato.runtime import RunReport
+from dato.report import RunReport
 from dato.strategy import FULL, Step, Strategy, StrategyError
 
 __version__ = "0.1.0"

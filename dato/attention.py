@@ -21,21 +21,28 @@ Planner = Callable[[torch.Tensor], PrunePlan | None]
 
 def prune_layer(layer: nn.Module, planner: Planner) -> list[RemovableHandle]:
     """Make a self-attention layer see kept tokens only; removing the returned handles undoes it exactly."""
-    active: list[PrunePlan] = []
+    pruned = _PrunedLayer(planner)
+    return [layer.register_forward_pre_hook(pruned.before, with_kwargs=True), layer.register_forward_hook(pruned.after)]
 
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        active.clear()
+
+class _PrunedLayer:
+    """The two hooks of a layer: methods, so that a deep copy of the layer has hooks of its own."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        self.active: list[PrunePlan] = []
+
+    def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self.active.clear()
         tokens = args[0] if args else kwargs["hidden_states"]
-        plan = planner(tokens)
+        plan = self.planner(tokens)
         if plan is None:
             return None
         if kwargs.get("attention_mask") is not None:
             raise ValueError("token pruning cannot follow a self-attention mask: use prune_ratio 0, or dato.disable(pipe)")
-        active.append(plan)
+        self.active.append(plan)
         kept = plan.prune(tokens)
         return ((kept, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": kept})
 
-    def after(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        return active.pop().recover(output) if active else None
-
-    return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+    def after(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        return self.active.pop().recover(output) if self.active else None

@@ -7,26 +7,37 @@ from typing import Any
 from diffusers.hooks import ModelHook
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
+from dato.hooks import HookedModel
 from dato.runtime import Runtime
 
 
 class ControlSkip(ModelHook):
     """Skips a ControlNet's forward before UNet calls at d = 0, which replay a prediction and read no residuals.
 
-    Only where the enabled pipeline's run goes on: another pipeline may share the ControlNet.
+    Only where a run of the accelerated UNet goes on, and the prediction is of use to it: another pipeline may share the
+    ControlNet, and a batch or size that changed within the run makes the coming call a full one.
+
+    Args:
+        module: The ControlNet, hooked from now on until `undo`.
+        runtime: Of the UNet beside it.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, module: Any, runtime: Runtime) -> None:
         super().__init__()
         self.runtime = runtime
+        self.undo = HookedModel(module, self).undo
+
+    def serves(self, module: Any) -> bool:
+        """Whether the pipeline that it was made for is still there, and still has this ControlNet."""
+        return getattr(self.runtime.owner(), "controlnet", None) is module
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """The ControlNet's residuals, or one zero in the place of each kind."""
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        if not self.runtime.replays(timestep):
-            return self.fn_ref.original_forward(*args, **kwargs)
-        assert self.runtime.report is not None
-        self.runtime.report.controls_skipped += 1
         sample = args[0] if args else kwargs["sample"]
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        run = self.runtime.replaying(timestep, sample, bool(kwargs.get("guess_mode", False)))
+        if run is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        run.report.controls_skipped += 1
         nothing = sample.new_zeros(1)
         return ControlNetOutput(down_block_res_samples=(nothing,), mid_block_res_sample=nothing) if kwargs.get("return_dict", True) else ([nothing], nothing)

@@ -31,12 +31,20 @@ class Position:
     own: bool = True
 
     def coming(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> int | None:
-        """The place of a call at `timestep` if it is the next one of this run, or None."""
-        if timesteps is not self.timesteps or self.next >= self.end:
+        """The place of a call at `timestep` if it is the next one of this run, or None.
+
+        Args:
+            timesteps: The scheduler's, by now: a run that is called with elements of its own list goes on whatever they are,
+                as where another pipeline has used the scheduler within a callback.
+            timestep: The call's.
+        """
+        if self.timesteps is None or self.next >= self.end:
             return None
-        index = index_in(timestep, timesteps)
+        index = index_in(timestep, self.timesteps)
         if index is not None or self.own:
             return index if index == self.next and self.own else None
+        if timesteps is not self.timesteps:
+            return None
         value, place = value_of(timestep), self.next
         # A value that the list holds twice does not say at which of its two places a late run has begun.
         if place == self.first + 1 < self.end - 1 and self.values[place] == self.values[self.first] and not _close(value, self.values[place]):

@@ -24,7 +24,8 @@ from diffusers.models.upsampling import Upsample2D
 from diffusers.utils.peft_utils import apply_lora_scale
 from torch import nn
 
-from dato.split import CachedShare, cached_share, can_split, run_resnet
+from dato.offload import AtHand, group_of
+from dato.split import CachedShare, cached_share, can_split, run_resnet, share_holds
 from dato.strategy import FULL, StrategyError
 
 
@@ -95,6 +96,10 @@ class Layout:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def modules(self) -> list[nn.Module]:
+        """Every module of the units."""
+        return [m for u in (*self.inputs, *self.outputs) for m in (u.body, u.attention, u.upsampler) if m is not None]
+
     def require_depth(self, depth: int) -> None:
         """Raise `StrategyError` for a cache depth that this UNet does not have."""
         if depth != FULL and depth >= len(self):
@@ -152,7 +157,7 @@ def _signature(kind: type) -> inspect.Signature:
 
 
 def run_shallow(
-    layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[str, Any], share: CachedShare | None = None
+    layout: Layout, depth: int, cached: torch.Tensor, call: Mapping[str, Any], share: CachedShare | None = None, offloaded: AtHand | None = None
 ) -> torch.Tensor:
     """Run the units with l < `depth`, from the cached output of output unit l = `depth`.
 
@@ -162,20 +167,32 @@ def run_shallow(
         cached: (B, C, h', w'), the input of output unit d - 1 before its skip is joined.
         call: The UNet call's arguments by name, from `bind_call`.
         share: What `cached` adds to the resnet it enters, from `share_of`; None computes it as part of the call.
+        offloaded: Has the weights of each block at hand, from `at_hand`; None where they are in their place.
 
     Returns:
         (B, 4, h, w), the prediction.
     """
     _refuse_unsupported(call)
-    return _run_shallow(layout.unet, layout, depth, cached, call, share, cross_attention_kwargs=call["cross_attention_kwargs"])
+    return _run_shallow(layout.unet, layout, depth, cached, call, share, offloaded, cross_attention_kwargs=call["cross_attention_kwargs"])
 
 
 def share_of(layout: Layout, depth: int, cached: torch.Tensor) -> CachedShare | None:
     """What the cached tensor adds to the resnet that calls at `depth` begin with; None where it cannot be told apart."""
     unit = layout.outputs[depth - 1]
-    if _freeu(unit.block) or not can_split(unit.body, cached.shape[1]):
+    if not _splits(unit) or not can_split(unit.body, cached.shape[1]):
         return None
     return cached_share(unit.body, cached)
+
+
+def share_still_holds(layout: Layout, depth: int, share: CachedShare) -> bool:
+    """Whether `share_of` would make the same of the same cached tensor now."""
+    unit = layout.outputs[depth - 1]
+    return _splits(unit) and share_holds(unit.body, share)
+
+
+def _splits(unit: Unit) -> bool:
+    # FreeU scales both halves anew in each call; weights that are offloaded are not at hand between calls.
+    return not _freeu(unit.block) and group_of(unit.block) is None
 
 
 @apply_lora_scale("cross_attention_kwargs")  # type: ignore[untyped-decorator]  # as around UNet2DConditionModel.forward: it takes "scale" out and applies it
@@ -186,6 +203,7 @@ def _run_shallow(
     cached: torch.Tensor,
     call: Mapping[str, Any],
     share: CachedShare | None,
+    offloaded: AtHand | None,
     *,
     cross_attention_kwargs: dict[str, Any] | None,
 ) -> torch.Tensor:
@@ -214,6 +232,8 @@ def _run_shallow(
     skips = []
     hidden = sample
     for unit in layout.inputs[:depth]:
+        if offloaded is not None and unit.block is not None:
+            offloaded.enter(unit.block)
         hidden = unit.body(hidden, emb) if unit.timed else unit.body(hidden)
         if unit.attention is not None:
             hidden = unit.attention(hidden, **context, return_dict=False)[0]
@@ -225,6 +245,8 @@ def _run_shallow(
     hidden = cached
     for level in range(depth - 1, -1, -1):
         unit, skip = layout.outputs[level], skips[level]
+        if offloaded is not None:
+            offloaded.enter(unit.block)
         if _freeu(unit.block):
             b = unit.block
             # FreeU scales its first argument in place; that may be the cache.

@@ -1,0 +1,127 @@
+"""Which run a call of the UNet belongs to: one that goes on, or a new one of the pipeline that calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dato.options import Options
+from dato.position import Position, index_in, value_of
+from dato.refusals import refuse_compiled, refuse_pipeline, refuse_run
+from dato.report import RunReport
+from dato.run_state import RunState
+from dato.running import caller_of, reference
+from dato.schedule import check_steps, works
+from dato.strategy import Strategy, StrategyError
+
+
+class Runs:
+    """The runs of a UNet that are not over: one, or more where runs are made within callbacks or in threads.
+
+    Args:
+        owner: Gives the enabled pipeline, or None where it is gone. Its sampler counts in a loop of one's own.
+        unet: The UNet.
+        strategy: What every run follows.
+        options: How tokens are chosen.
+    """
+
+    def __init__(self, owner: Callable[[], Any], unet: nn.Module, strategy: Strategy, options: Options) -> None:
+        self.owner, self.unet, self.strategy, self.options = owner, unet, strategy, options
+        self._runs: list[RunState] = []
+
+    def at(self, timestep: torch.Tensor | float, layers: tuple[str, ...]) -> RunState:
+        """The run whose next call is at `timestep`, a new one where one begins; `layers` are those that prune."""
+        run, place = self.going_on(timestep)
+        if run is None:
+            return self._begin(timestep, layers)
+        run.position.next = place
+        return run
+
+    def going_on(self, timestep: torch.Tensor | float) -> tuple[RunState | None, int]:
+        """The run whose next call this is, and its place; (None, 0) where there is none."""
+        found: list[tuple[RunState, int]] = []
+        for run in reversed(self._runs):
+            place = run.position.coming(run.scheduler.timesteps, timestep)
+            if place is not None:
+                found.append((run, place))
+        if any(not run.position.own for run, _ in found):  # told by a mere number, which another run may have as well
+            caller = caller_of(self.unet)
+            found = [(run, place) for run, place in found if run.frame == (caller.frame if caller is not None else None)]
+        if len(found) > 1:
+            found = [(run, place) for run, place in found if run.thread is threading.current_thread()] or found
+        return found[0] if found else (None, 0)
+
+    def _begin(self, timestep: torch.Tensor | float, layers: tuple[str, ...]) -> RunState:
+        """Start a run at the place of its first timestep; a call that is refused leaves the runs before it as they were."""
+        caller = caller_of(self.unet)
+        pipe = caller.pipe if caller is not None else self.owner()
+        if pipe is None:
+            raise ValueError(
+                "the pipeline that the strategy was enabled on is gone, and no other one runs, so the sampler is not known: keep that pipeline, "
+                "or call dato.enable on one with this UNet"
+            )
+        shown = getattr(pipe, "unet", None)
+        refuse_compiled(shown if hasattr(shown, "_orig_mod") else self.unet)
+        refuse_pipeline(pipe, self.unet, self.strategy, self.options)
+        refuse_run(pipe, caller, self.strategy, self.options)
+        scheduler = pipe.scheduler
+        before = next((r.position for r in reversed(self._runs) if r.position.timesteps is scheduler.timesteps), Position())
+        begun = before.begun(scheduler.timesteps, timestep)
+        if begun is None or (not begun.own and _in_another_list(pipe, timestep)):
+            raise ValueError(self._stranger(pipe, timestep))
+        try:
+            order = getattr(scheduler, "order", 1)
+            check_steps(len(self.strategy), begun.values, getattr(scheduler, "num_inference_steps", None), order)
+            found = works(self.strategy, len(begun.values), order, begun.first)
+        except StrategyError as error:
+            if not begun.own:
+                raise ValueError(self._stranger(pipe, timestep)) from None
+            if pipe is self.owner():
+                raise
+            raise StrategyError(f"{error}. Or call dato.disable on {self._enabled()}, whose UNet this {type(pipe).__name__} shares") from None
+        # A base model before a refiner makes only the first of its sampler's calls, and its pipeline knows how many.
+        if begun.own and getattr(pipe, "denoising_end", None) is not None:
+            begun.end = min(begun.end, begun.first + pipe.num_timesteps)
+        run = RunState(
+            pipe=reference(pipe),
+            scheduler=scheduler,
+            frame=caller.frame if caller is not None else None,
+            attended=caller is None or caller.attended,
+            position=begun,
+            works=found,
+            report=RunReport(self.strategy, layers, pipeline=type(pipe).__name__),
+            generator=torch.Generator().manual_seed(self.options.seed),
+        )
+        waiting = [r for r in self._runs if r.goes_on(caller, scheduler)]
+        loops = [r for r in waiting if r.frame is None and r.thread is run.thread]
+        self._runs = [r for r in waiting if r not in loops[:-1]] + [run]  # of loops that may be abandoned one is kept
+        return run
+
+    def _stranger(self, pipe: Any, timestep: torch.Tensor | float) -> str:
+        name = type(pipe).__name__
+        going = next((r.position for r in reversed(self._runs) if r.pipe() is pipe and r.position.timesteps is pipe.scheduler.timesteps), None)
+        if going is not None and going.next < going.end:
+            expected = f"comes to {going.values[going.next]:g} next (call {going.next - going.first + 1} of {going.end - going.first})"
+        else:
+            expected = f"has {len(self.strategy)} steps and does not begin there"
+        which = "the enabled" if pipe is self.owner() else "the"
+        return (
+            f"this UNet is called at timestep {value_of(timestep):g}, but the run of {which} {name} {expected}: a pipeline or sampler other "
+            f"than its own calls it, or it is called more than once in a step. Call dato.disable on {self._enabled()} before another "
+            "one uses its UNet, or dato.enable on the one that runs; a loop of your own calls scheduler.set_timesteps, and then the UNet once "
+            "for each timestep"
+        )
+
+    def _enabled(self) -> str:
+        owner = self.owner()
+        return f"the enabled {type(owner).__name__}" if owner is not None else "the pipeline that it was enabled on"
+
+
+def _in_another_list(pipe: Any, timestep: torch.Tensor | float) -> bool:
+    """Whether a timestep is an element of the list of another of the pipeline's schedulers, such as one for inversion."""
+    lists = [getattr(v, "timesteps", None) for v in vars(pipe).values() if v is not pipe.scheduler and not isinstance(v, nn.Module | torch.Tensor)]
+    return any(isinstance(x, torch.Tensor) and index_in(timestep, x) is not None for x in lists)
