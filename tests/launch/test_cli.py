@@ -131,7 +131,6 @@ def test_with_recorded_latencies_the_search_repeats_exactly(finished: tuple[Path
     assert not (tmp_path / "mlflow.db").exists()
 
 
-@pytest.mark.slow
 def test_workers_that_would_wait_are_told_of() -> None:
     said = waiting_workers(SearchPlan(generations=2, population=10), 11)
     assert said
@@ -141,6 +140,7 @@ def test_workers_that_would_wait_are_told_of() -> None:
     assert waiting_workers(SearchPlan(generations=2, population=10, mode="steady"), 64) is None
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> None:
     arguments = ["search", *SHORT, "mlflow.enabled=false"]
     process = subprocess.Popen(

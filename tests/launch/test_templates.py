@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -101,19 +103,91 @@ print(json.dumps({"argv": sys.argv[1:], "nodes": sum(n["Alive"] for n in ray.nod
 """
 
 
+def tools(folder: Path, **bodies: str) -> Path:
+    """Commands for the front of the PATH: `TOOLS`, and shell scripts by name."""
+    folder.mkdir()
+    for name, body in {**TOOLS, **bodies}.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def no_ray(tmp_path: Path, **variables: str) -> dict[str, str]:
+    """Of a job whose Ray does not start, so that only what comes before is tried: no token, nothing in the home."""
+    known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    path = f"{tools(tmp_path / 'tools', ray='exit 1', python='exit 1')}:{os.environ['PATH']}"
+    return {**known, "PATH": path, "HOME": str(tmp_path / "home"), "NODE_IP": "127.0.0.1", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node-[a-b]", **variables}
+
+
+def sbatch(environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen([TEMPLATES / "slurm.sbatch"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_jobs_that_start_together_make_one_token_that_their_owner_alone_can_read(tmp_path: Path) -> None:
+    environment = no_ray(tmp_path)
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    said = [job.communicate(timeout=60) for job in [sbatch(environment) for _ in range(5)]]
+    assert all("Ray head does not start" in err for _, err in said), said
+    assert sum(str(token) in out for out, _ in said) == 1
+    assert re.fullmatch("[0-9a-f]{64}", token.read_text())
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert [p.name for p in token.parent.iterdir()] == ["auth_token"]
+
+
+def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path: Path) -> None:
+    environment = no_ray(tmp_path, RAY_AUTH_TOKEN_PATH=str(tmp_path / "mine"))
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "mine").chmod(0o644)  # as Ray itself leaves it
+    out, err = sbatch(environment).communicate(timeout=60)
+    assert "Ray head does not start" in err
+    assert "token" not in out
+    assert (tmp_path / "mine").read_text() == "kept"
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o600
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_token_in_the_environment_needs_no_file(tmp_path: Path) -> None:
+    _, err = sbatch(no_ray(tmp_path, RAY_AUTH_TOKEN="mine")).communicate(timeout=60)
+    assert "Ray head does not start" in err
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_empty_token_and_a_home_that_is_not_shared_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.touch()
+    environment = no_ray(tmp_path, RAY_AUTH_TOKEN_PATH=str(file))
+    job = sbatch(environment)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert all(part in err for part in (str(file), "empty", "remove it"))
+    file.write_text("kept")
+    (tmp_path / "tools" / "test").write_text("#!/usr/bin/env bash\nexit 1\n")  # what node-b says to `test -r`
+    (tmp_path / "tools" / "test").chmod(0o755)
+    job = sbatch(environment)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert all(part in err for part in ("node-b", str(file), "RAY_AUTH_TOKEN_PATH"))
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("ray-up-*.yaml")), ids=lambda p: p.name)
+def test_every_node_that_ray_up_starts_has_the_same_token(path: Path) -> None:
+    """Without it, `ray start` asks for a token on a node where an earlier run left one, and on no other."""
+    config = yaml.safe_load(path.read_text())
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    starts = [c for key in ("head_start_ray_commands", "worker_start_ray_commands") for c in config[key] if "ray start" in c]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+
+
 @pytest.mark.slow
 def test_the_sbatch_script_starts_ray_runs_the_commands_and_ends_what_it_started(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", TEMPLATES / "slurm.sbatch"], check=False).returncode == 0
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, body in TOOLS.items():
-        (tools / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tools / name).chmod(0o755)
     (tmp_path / "dato.py").write_text(DATO)
     temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: it holds sockets
     environment = {
-        **os.environ,
-        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        "HOME": str(tmp_path / "home"),  # a newcomer's: no token
+        "PATH": f"{tools(tmp_path / 'tools')}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_TMPDIR": temporary,
         "PYTHON": sys.executable,
         "DATO": str(tmp_path / "dato.py"),
@@ -127,6 +201,7 @@ def test_the_sbatch_script_starts_ray_runs_the_commands_and_ends_what_it_started
     done = subprocess.run([TEMPLATES / "slurm.sbatch", "model=embedded"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     shutil.rmtree(temporary, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"made a Ray token in {tmp_path / 'home' / '.ray' / 'auth_token'}" in done.stdout
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"argv"')]
     assert [s["argv"][0] for s in said] == ["doctor", "search"]
     assert all(s["nodes"] == 2 and s["argv"][-1] == "model=embedded" for s in said)
