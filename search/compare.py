@@ -111,9 +111,10 @@ class ComparisonEvaluator:
         self.editor: Any = AutoPipelineForImage2Image.from_pipe(self.pipe) if spec.edit else None
         if self.editor is not None:
             self.editor.set_progress_bar_config(disable=True)
+            self.editor.watermark = None  # from_pipe makes one, where invisible-watermark is installed
         self._inputs: tuple[tuple[int, ...], torch.Tensor] | None = None
         # Warm: the first calls of a process allocate and choose kernels, which no entry should pay for.
-        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2)
+        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2, warm_up=True)
 
     def run(self, entries: Sequence[Entry], batches: Sequence[Sequence[int]]) -> list[EntryShard]:
         """Run the entries in turn on each batch, so that a drifting machine slows all of them alike; errors are in the shards."""
@@ -167,9 +168,10 @@ class ComparisonEvaluator:
         inputs = self._input_images(indices) if self.spec.edit else None
         with entry.baseline.applied(self.editor or self.pipe, entry.options) as (pipe, steps):
             if inputs is None or self.spec.edit is None:
-                made = generate(pipe, self.spec.model, self.data, indices, steps=steps)
+                made = generate(pipe, self.spec.model, self.data, indices, steps=steps, strategy=entry.baseline.strategy)
             else:
-                made = generate(_Editing(pipe, inputs, self.spec.edit.strength), self.spec.model, self.data, indices, steps=steps)
+                editing = _Editing(pipe, inputs, self.spec.edit.strength)
+                made = generate(editing, self.spec.model, self.data, indices, steps=steps, strategy=entry.baseline.strategy)
             report = dato.status(pipe)
         return made, {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
 

@@ -19,7 +19,7 @@ from dato.strategy import Strategy
 from search.data import FRESH_OFFSET, Data, DataSpec
 from search.generate import generate
 from search.latency import measure_costs
-from search.models import ModelSpec, load_pipeline, resolve_device
+from search.models import ModelSpec, left_out, load_pipeline, resolve_device
 from search.quality import Fid, Kid, Value, extract, load_features
 from search.records import Measurement
 from search.reference import reference_features, reference_moments
@@ -52,6 +52,8 @@ class Protocol:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
+        if self.offset + self.images > FRESH_OFFSET:
+            raise ValueError(f"protocol.offset is {self.offset}; with {self.images} images it must stay below {FRESH_OFFSET}, where the images begin that no search uses")
         given = [self._share(c) if isinstance(c, float) and 0 < c < 1 else c for c in self.fidelities]
         counts = [*(c for c in given if c is not None), self.images]
         if any(not isinstance(c, int) or c < 2 for c in counts) or counts != sorted(set(counts)):
@@ -127,7 +129,7 @@ class PipelineEvaluator:
         self.net = load_features(spec.protocol.features, self.pipe.device)
         self.device = device_name(self.pipe.device)
         # Warm: the first calls of a process allocate and choose kernels, which no candidate should pay for.
-        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2)
+        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2, warm_up=True)
 
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
         """Run the strategies in turn on each batch, so that a drifting machine slows all of them alike."""
@@ -136,7 +138,7 @@ class PipelineEvaluator:
             for strategy, shard in zip(strategies, shards, strict=True):
                 start = time.perf_counter()
                 with dato.accelerate(self.pipe, strategy):
-                    made = generate(self.pipe, self.spec.model, self.data, indices)
+                    made = generate(self.pipe, self.spec.model, self.data, indices, strategy=strategy)
                     report = dato.status(self.pipe)
                 shard.features = torch.cat([shard.features, extract(self.net, [made.images])])
                 shard.batch_ms.append(made.seconds * 1000 / len(indices))
@@ -151,7 +153,7 @@ class PipelineEvaluator:
         pictures = []
         for strategy in strategies:
             with dato.accelerate(self.pipe, strategy):
-                pictures.append(generate(self.pipe, self.spec.model, self.data, indices).images)
+                pictures.append(generate(self.pipe, self.spec.model, self.data, indices, strategy=strategy).images)
         return pictures
 
     def costs(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]], rounds: int = 3) -> dict[str, Any]:
@@ -159,8 +161,8 @@ class PipelineEvaluator:
         return measure_costs(self.pipe, self.spec.model, self.data, batches[0], strategies, self.device, rounds).to_dict()
 
     def facts(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> dict[str, Any]:
-        """What this pipeline is, for the provenance of what is measured on it."""
-        return describe(self.pipe)
+        """What this pipeline is and what it ran without, for the provenance of what is measured on it."""
+        return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 
 
 @dataclass(frozen=True)
