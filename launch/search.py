@@ -23,22 +23,25 @@ from dato.card import write_card
 from dato.sources import without_credentials
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.estimate import search_workload
 from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver
-from search.evaluate import MeasurerSpec, measure, reference
+from search.evaluate import EvaluatorSpec, MeasurerSpec, Shard, measure, reference
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
 from search.ledger import Ledger, read_ledger, set_aside
 from search.models import check_model
 from search.nsga2 import Nsga2
+from search.own_reference import OwnReference
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, SearchRecord
+from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.shards import make_join
+from search.winners import SearchFailed
 from search.workers import Job, Pool, RayPool
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
@@ -72,7 +75,10 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     tracker = make_tracker(config)
     if not ledger.record.finished:
         spec = config.evaluator
-        fid, kid = reference(spec)
+        own = own_reference(config.folder, spec)
+        factory, known = MeasurerSpec(spec), [] if own else [reference(spec)]
+        if not ledger.record.notes.get("reference"):
+            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0][0].reference.count if known else None)})
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -84,14 +90,24 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         def before(pool: Pool) -> None:
             _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
+            if "measured_without" not in ledger.record.notes:
+                ledger.append("notes", notes={"measured_without": (read_facts(config.folder) or {}).get("measured_without", [])})
+            features = say_how_long(config, pool, view.say, ledger.record, own)
+            if features is not None:
+                factory.own = features
+                known.append(reference(spec, features))
             view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
+
+        def judge(shards: Sequence[Shard]) -> Measurement:
+            fid, kid = known[0]
+            return measure(shards, fid, spec.protocol.bootstrap, kid)
 
         settings: dict[str, Any] = {
             "ledger": ledger,
             "algorithm": algorithm,
             "plan": config.plan,
             "protocol": spec.protocol,
-            "measure": lambda shards: measure(shards, fid, spec.protocol.bootstrap, kid),
+            "measure": judge,
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,
@@ -102,7 +118,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         }
         try:
             if config.raw["search"]["engine"] == "tune":
-                _tune_driver(config, workers, view.say, settings).run()
+                _tune_driver(config, workers, view.say, factory, settings).run()
             else:
                 pool = start_workers(config, workers, view.say)
                 Driver(pool=pool, **settings).run()
@@ -156,13 +172,53 @@ def waiting_workers(plan: SearchPlan, workers: int) -> str | None:
     )
 
 
-def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], settings: dict[str, Any]) -> Driver:
+def own_reference(folder: Path, spec: EvaluatorSpec) -> OwnReference | None:
+    """The pipeline's own images, where these are the reference; None where real ones are."""
+    if not spec.data.own_reference:
+        return None
+    return OwnReference(folder=folder, model=spec.model, data=Data(spec.data), features=spec.protocol.features, batch=spec.protocol.batch)
+
+
+def say_how_long(
+    config: SearchConfig, pool: Pool, say: Callable[[str], None], record: SearchRecord, own: OwnReference | None
+) -> torch.Tensor | None:
+    """Say how long the search will take, from a first timed batch of the unaccelerated pipeline; the features of its own reference, once drawn.
+
+    Raises:
+        SearchFailed: The unaccelerated pipeline fails.
+    """
+    plain, workers = Strategy.full(config.evaluator.model.steps), getattr(pool, "size", 1)
+    device = " and ".join(sorted(set(getattr(pool, "devices", []))))
+    kept = own.kept() is not None if own else False
+
+    def told(seconds: float, source: str = "its first batch") -> None:
+        say("how long  " + search_workload(config, record, 0 if kept else None).timed(seconds, workers, device, source))
+
+    if UNACCELERATED in record.baselines:
+        told(record.plain(record.images or config.evaluator.protocol.images).latency_ms / 1000, "as measured before")
+    elif not own or kept:
+        told(first_batch_s(pool, plain, config.evaluator.protocol.batches()[0]))
+    if own is None:
+        return None
+    say(f"the reference is {own.data.reference_in_words()}" + ("; it is there already" if kept else "; they are drawn once, and kept with the search"))
+    return own.draw(pool, plain, told)
+
+
+def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
+    """Seconds per image, features included, of one batch of the unaccelerated pipeline on a worker. Raises `SearchFailed` where it fails."""
+    ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], method="reference")])
+    if shard is None:
+        raise SearchFailed(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
+    return float(shard.seconds / len(indices))
+
+
+def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], factory: MeasurerSpec, settings: dict[str, Any]) -> Driver:
     from search.tune import TuneDriver  # Ray Tune takes seconds to import
 
     cluster = config.raw["cluster"]
     return TuneDriver(
         make_pool=lambda: start_workers(config, workers, say),
-        factory=MeasurerSpec(config.evaluator),
+        factory=factory,
         workers=workers,
         resources={"cpu": cluster["cpus"], "gpu": cluster["gpus"]},
         storage=config.folder / "tune",

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForImage2Image
 
 import dato
+from dato.provenance import describe
 from search.data import Data, DataSpec
 from search.entries import Entry
 from search.evaluate import Protocol, device_name
 from search.features import extract, load_features
 from search.generate import Batch, generate
-from search.models import ModelSpec, load_pipeline
+from search.models import ModelSpec, left_out, load_pipeline
 from search.quality import QualityError, load_scorer
 
 FEATURE_METRICS = ("fid", "kid", "is")
@@ -135,6 +136,14 @@ class ComparisonEvaluator:
             for entry, shard in zip(entries, shards, strict=True):
                 self._measure(entry, indices, shard)
         return shards
+
+    def reference(self, entries: Sequence[Entry], batches: Sequence[Sequence[int]]) -> EntryShard:
+        """`run_alone` of one entry under a name of its own, as the evaluator of a search has it."""
+        return self.run_alone(entries, batches)[0]
+
+    def facts(self, entries: Sequence[Entry], indices: Sequence[int]) -> dict[str, Any]:
+        """What this pipeline is and what it ran without."""
+        return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 
     def samples(self, entries: Sequence[Entry], indices: Sequence[int]) -> list[torch.Tensor]:
         """(B, 3, H, W) uint8 images of each entry, for people to look at."""

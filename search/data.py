@@ -143,23 +143,17 @@ class Data:
         start = len(self.prompts) // 2 - FRESH_OFFSET if index >= FRESH_OFFSET else 0
         return self.prompts[(index + start) % len(self.prompts)]
 
-    @property
-    def reference_in_words(self) -> str:
-        """What a FID is measured against, for whoever reads one."""
+    def reference_in_words(self, count: int | None = None) -> str:
+        """What a FID is measured against, for whoever reads one; `count` of the real images could be read, None for all."""
         spec = self.spec
-        if count := spec.own_reference:
+        if own := spec.own_reference:
             listed = spec.prompts if spec.prompts in ("captions", "imagenet") else Path(spec.prompts or "").name
-            return f"{count} images of the unaccelerated pipeline, seeds {REFERENCE_OFFSET} to {REFERENCE_OFFSET + count - 1}, prompts {listed}"
+            return f"{own} images of the unaccelerated pipeline, seeds {REFERENCE_OFFSET} to {REFERENCE_OFFSET + own - 1}, prompts {listed}"
         if spec.statistics:
             return f"the statistics in {spec.statistics}"
-        return f"{self.reference_count} real images of {spec.images or spec.name}"
-
-    @property
-    def reference_count(self) -> int:
-        """How many images that is; unreadable ones count until they were read. 0 for statistics."""
-        if self.spec.own_reference or self.spec.statistics:
-            return self.spec.own_reference
-        return len(_digits()) if self.spec.kind == "digits" else len(self.paths) - len(self.unreadable)
+        if count is None:
+            count = len(_digits()) if spec.kind == "digits" else len(self.paths)
+        return f"{count} real images of {spec.images or spec.name}"
 
     @property
     def preprocessing(self) -> str:

@@ -148,6 +148,10 @@ class PipelineEvaluator:
                 shard.seconds += time.perf_counter() - start
         return shards
 
+    def reference(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> Shard:
+        """`run` of one strategy under a name of its own, for images whose latency is not compared: any device may draw them."""
+        return self.run(strategies, batches)[0]
+
     def samples(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> list[torch.Tensor]:
         """(B, 3, H, W) uint8 images of each strategy, for people to look at."""
         pictures = []
@@ -165,23 +169,29 @@ class PipelineEvaluator:
         return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 
 
-@dataclass(frozen=True)
+@dataclass
 class MeasurerSpec:
-    """What a Tune trial needs to measure strategies by itself; small, and sent to it as it is."""
+    """What a Tune trial needs to measure strategies by itself; small, and sent to it as it is.
+
+    Attributes:
+        evaluator: The evaluator's.
+        own: Features of the pipeline's own images, once they are drawn, where these are the reference.
+    """
 
     evaluator: EvaluatorSpec
+    own: torch.Tensor | None = None
 
     def build(self) -> Measurer:
         """Load everything once."""
-        return Measurer(self.evaluator)
+        return Measurer(self.evaluator, self.own)
 
 
 class Measurer:
     """An evaluator with its reference: strategy to measurement, where no driver puts shards together."""
 
-    def __init__(self, spec: EvaluatorSpec) -> None:
+    def __init__(self, spec: EvaluatorSpec, own: torch.Tensor | None = None) -> None:
         self._evaluator, self._protocol = spec.build(), spec.protocol
-        self._fid, self._kid = reference(spec)
+        self._fid, self._kid = reference(spec, own)
 
     def measure(self, strategy: Strategy) -> Measurement:
         """On the protocol's least number of images. Raises where the images or their features are no good."""
@@ -189,8 +199,10 @@ class Measurer:
         return measure(shards, self._fid, self._protocol.bootstrap, self._kid)
 
 
-def reference(spec: EvaluatorSpec) -> tuple[Fid, Kid | None]:
-    """What candidates are compared with; no KID where the data gives statistics in place of real images."""
+def reference(spec: EvaluatorSpec, own: torch.Tensor | None = None) -> tuple[Fid, Kid | None]:
+    """What candidates are compared with: real images, or (N, num_features) features of the pipeline's own; no KID of mere statistics."""
+    if own is not None:
+        return Fid(own), Kid(own, subset_size=min(1000, spec.protocol.counts[0], len(own)))
     if spec.data.statistics:
         moments, _ = reference_moments(Data(spec.data), spec.protocol.features, resolve_device(spec.model.device))
         return Fid(moments), None

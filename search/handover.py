@@ -93,7 +93,7 @@ def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | 
             "difference_interval": _ends(low, high),
             "in_search": winner.searched.fid,
             "images": fresh.images,
-            "reference": record.config["data"]["name"],
+            "reference": record.reference,
         },
         "latency": {
             "value": fresh.latency_ms,

@@ -165,6 +165,7 @@ class SearchRecord:
         hypervolumes: After each generation.
         winners: By alias, once validated.
         finished: Whether the search came to its end.
+        notes: What the search says of itself: "reference", in words, and "measured_without", what of the pipeline was not loaded.
     """
 
     search_id: str
@@ -180,6 +181,17 @@ class SearchRecord:
     hypervolumes: list[float] = field(default_factory=list)
     winners: dict[str, Winner] = field(default_factory=dict)
     finished: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """What FIDs were measured against, in words."""
+        return str(self.notes.get("reference") or f"the real images of {(self.config.get('data') or {}).get('name', 'unknown data')}")
+
+    @property
+    def own_reference(self) -> bool:
+        """Whether these are the unaccelerated pipeline's own images: then its own FID is the noise floor."""
+        return (self.config.get("data") or {}).get("kind") == "prompts"
 
     def baseline(self, name: str, images: int) -> Measurement:
         """A baseline on so many images; on all of them where the search never measured it on fewer. `KeyError` where it is not measured."""
