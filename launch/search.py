@@ -189,19 +189,18 @@ def say_how_long(
     """
     plain, workers = Strategy.full(config.evaluator.model.steps), getattr(pool, "size", 1)
     device = " and ".join(sorted(set(getattr(pool, "devices", []))))
-    kept = own.kept() is not None if own else False
+    features = own.fetch(pool) if own else None
 
     def told(seconds: float, source: str = "its first batch") -> None:
-        say("how long  " + search_workload(config, record, 0 if kept else None).timed(seconds, workers, device, source))
+        say("how long  " + search_workload(config, record, None if own and features is None else 0).timed(seconds, workers, device, source))
 
+    if own:
+        say(f"the reference is {own.data.reference_in_words()}" + ("; they are drawn once, and kept with the search" if features is None else "; they are there already"))
     if UNACCELERATED in record.baselines:
         told(record.plain(record.images or config.evaluator.protocol.images).latency_ms / 1000, "as measured before")
-    elif not own or kept:
+    elif own is None or features is not None:
         told(first_batch_s(pool, plain, config.evaluator.protocol.batches()[0]))
-    if own is None:
-        return None
-    say(f"the reference is {own.data.reference_in_words()}" + ("; it is there already" if kept else "; they are drawn once, and kept with the search"))
-    return own.draw(pool, plain, told)
+    return own.draw(pool, plain, told) if own and features is None else features
 
 
 def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:

@@ -68,34 +68,41 @@ class OwnReference:
         return [list(range(i, min(i + self.batch, end))) for i in range(REFERENCE_OFFSET, end, self.batch)]
 
     def kept(self) -> torch.Tensor | None:
-        """(N, num_features) float32 that the folder holds for these settings, or None. Whether the weights are still the same, only `draw` knows."""
+        """(N, num_features) float32 that the folder holds for these settings, or None. Whether the weights are still the same, only `fetch` knows."""
         about, features = _read(self.folder / FILE)
         return features if about.get("settings") == self._settings() else None
 
+    def fetch(self, pool: Pool) -> torch.Tensor | None:
+        """The features that the folder or a neighbour of it holds for exactly this model, or None: then they are to be drawn.
+
+        Raises:
+            OwnReferenceError: The folder's were drawn by another model.
+        """
+        key = self._key(pool)
+        about, features = _read(self.folder / FILE)
+        if features is not None and about.get("key") != key:
+            raise OwnReferenceError(f"{self.folder / FILE} was drawn by another model, or under other settings; put the model back, or begin anew with restart=true or another output")
+        for other in sorted(self.folder.parent.glob(f"*/{FILE}")) if features is None else ():
+            about, found = _read(other)
+            if found is not None and about.get("key") == key:
+                self._write(self.folder / FILE, found, key)
+                return found
+        return features
+
     def draw(self, pool: Pool, plain: Any, first_s: Callable[[float], None] = lambda seconds: None) -> torch.Tensor:
-        """(N, num_features) float32 features of the images: kept ones, those of a neighbour folder, or drawn by the pool, batch by batch.
+        """(N, num_features) float32 features of the images, drawn by the pool, batch by batch.
 
         A batch is on disk when it is drawn, so that a stopped command goes on where it was.
 
         Args:
             pool: Draws.
             plain: The unaccelerated pipeline, as the pool's evaluators take it.
-            first_s: Told the seconds per image of the first batch, where one is drawn.
+            first_s: Told the seconds per image of the first batch that is drawn.
 
         Raises:
-            OwnReferenceError: The pipeline fails, or the folder's reference was drawn by other weights.
+            OwnReferenceError: The pipeline fails.
         """
         key = self._key(pool)
-        about, features = _read(self.folder / FILE)
-        if features is not None:
-            if about.get("key") == key:
-                return features
-            raise OwnReferenceError(f"{self.folder / FILE} was drawn by another model, or under other settings; put the model back, or begin anew with restart=true or another output")
-        for other in sorted(self.folder.parent.glob(f"*/{FILE}")):
-            about, features = _read(other)
-            if features is not None and about.get("key") == key:
-                self._write(self.folder / FILE, features, key)
-                return features
         found = self._draw(pool, plain, key, first_s)
         features = torch.cat([found[b[0]] for b in self.batches])
         if self._write(self.folder / FILE, features, key):

@@ -189,6 +189,12 @@ class SearchRecord:
         return str(self.notes.get("reference") or f"the real images of {(self.config.get('data') or {}).get('name', 'unknown data')}")
 
     @property
+    def reference_note(self) -> str:
+        """The same as a sentence's end; against the pipeline's own images, what its own FID means."""
+        floor = "; the unaccelerated pipeline's own FID is the noise floor: other seeds of the same pipeline" if self.own_reference else ""
+        return f"FID against {self.reference}{floor}"
+
+    @property
     def own_reference(self) -> bool:
         """Whether these are the unaccelerated pipeline's own images: then its own FID is the noise floor."""
         return (self.config.get("data") or {}).get("kind") == "prompts"
