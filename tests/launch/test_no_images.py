@@ -6,21 +6,27 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from analysis.report import report_parts
 from launch.__main__ import main
 from launch.config import build, compose_config
 from launch.doctor import check_inception, check_time
 from launch.estimate import Workload, search_workload
+from launch.preflight import needed_paths
 from launch.view import SearchView
 from search.embedded.digits import prompt
 from search.handover import winner_strategies
 from search.ledger import Ledger, read_ledger
+from search.models import EMBEDDED
 from search.own_reference import FILE
 
 DIGITS = "\n".join(prompt(i % 10, i // 10) for i in range(40))
-SHORT = ["data=prompts", "data.references=40", "model.steps=4", "protocol.batch=10", "protocol.bootstrap=5"]
+SHORT = ["data.references=40", "model.steps=4", "protocol.batch=10", "protocol.bootstrap=5"]
+HERE = [f"model.path={EMBEDDED}", "model.dtype=float32", "model.height=null", "model.width=null", "model.guidance=3", "model.device=cpu", "protocol.features=embedded"]
+"""The small model in the place of Stable Diffusion v1.5, which is not at hand."""
 
 
 def test_the_work_of_a_search_is_counted() -> None:
@@ -48,6 +54,11 @@ def test_a_search_that_goes_on_counts_what_is_left(make_search, tmp_path: Path) 
     work = search_workload(config, record)
     assert work.fast["of candidates"] == (60 - len(record.results)) * 50
     assert work.plain["of the unaccelerated pipeline"] == 110, "its baselines are there"
+
+
+def test_every_node_needs_ones_own_prompts_only() -> None:
+    assert needed_paths(build(compose_config("search", ["data=prompts"]))) == {}
+    assert needed_paths(build(compose_config("search", ["data=prompts", "data.prompts=/a/mine.txt"]))) == {"data.prompts": "/a/mine.txt"}
 
 
 def test_doctor_says_how_long_and_how_to_time_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +102,7 @@ def test_a_search_needs_no_real_images(tmp_path: Path, capsys: pytest.CaptureFix
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tmp_path / "digits.txt").write_text(DIGITS)
-    given = [*SHORT, f"data.prompts={tmp_path / 'digits.txt'}", "model.device=cpu"]
+    given = ["model=sd15", *HERE, *SHORT, f"data.prompts={tmp_path / 'digits.txt'}"]  # and no data=...
     assert main(["search", *given, "protocol.images=20", "search.population=4", "search.generations=1", "search.min_speedup=null"]) == 0
     said = capsys.readouterr().out
     against = "40 images of the unaccelerated pipeline, seeds 2000000 to 2000039, prompts digits.txt"
@@ -106,19 +117,19 @@ def test_a_search_needs_no_real_images(tmp_path: Path, capsys: pytest.CaptureFix
     assert plain.fid < 5, "the same pipeline's images of other seeds"
     assert against in (folder / "winners" / "fastest" / "card.md").read_text()
     client = MlflowClient()
-    experiment = client.get_experiment_by_name("dato/embedded")
+    experiment = client.get_experiment_by_name("dato/sd15")
     assert experiment is not None
     assert {r.data.tags["dato.reference"] for r in client.search_runs([experiment.experiment_id])} == {against}
-    (version, *_) = client.search_model_versions("name = 'dato-embedded'")
+    (version, *_) = client.search_model_versions("name = 'dato-sd15'")
     assert version.tags["dato.reference"] == against
-    drawn = (folder / FILE).read_bytes()
+    drawn = load_file(folder / FILE)["features"]
     short = ["evaluation.images=10", "cluster.workers=0", "cluster.threads=1", "rivals={fewer_steps: [DDIM-2], tomesd: [], deepcache: [], naive: []}"]
     for _ in range(2):
         assert main(["evaluate", *given, *short]) == 0
     said = capsys.readouterr().out
     assert said.count("how long  about") == 1, "there is nothing left to draw the second time"
     (evaluated,) = (tmp_path / "outputs").glob("evaluate-*")
-    assert (evaluated / FILE).read_bytes() == drawn, "the search's own, not drawn again"
+    assert torch.equal(load_file(evaluated / FILE)["features"], drawn), "the search's own, not drawn again"
     found = json.loads((evaluated / "evaluation.json").read_text())
     assert (found["reference"], found["reference_images"], found["measured_without"]) == (against, 40, [])
     for name in ("table.md", "table.tex"):
