@@ -21,7 +21,7 @@ from dato.strategy import Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.estimate import search_workload
 from launch.preflight import LEAST_GB, Finding, look
-from launch.search import first_batch_s
+from launch.search import calibration_of, first_batch_s
 from search.cluster import ClusterError, connect
 from search.inception import WEIGHTS_URL
 from search.models import ModelError, check_model
@@ -104,7 +104,7 @@ def check_cluster(config: SearchConfig, timed: bool = False) -> list[Finding]:
 
 def check_time(config: SearchConfig, workers: int, timed: bool) -> Finding:
     """How long the search would take: as it says itself when it starts, from a first batch of the unaccelerated pipeline on one worker."""
-    work, cluster = search_workload(config), config.raw["cluster"]
+    work, cluster = search_workload(config, calibration=len(calibration_of(config))), config.raw["cluster"]
     if not timed:
         return Finding("how long", "cluster", f"{work.in_words()} on {workers} workers; dato doctor ... time=true loads the model on one of them and times a batch")
     keys = ("cpus", "gpus", "code", "start_s", "deadline_s")

@@ -27,6 +27,7 @@ from search.data import Data, DataSpec
 from search.entries import Entry, strategy_entries, unique
 from search.evaluate import Protocol
 from search.features import load_features
+from search.intervals import Groups
 from search.models import ModelError, ModelSpec, check_model, left_out, resolve_device, weights_digest
 from search.own_reference import OwnReference
 from search.quality import Fid, Kid
@@ -224,7 +225,7 @@ def _left_out(model: ModelSpec) -> list[str]:
 
 def prepare_metrics(spec: ComparisonSpec, data: Data, own: torch.Tensor | None = None) -> tuple[Metrics, dict[str, Any]]:
     """The metrics with their references, and a record of these references; `own` (N, num_features) of the pipeline's own images."""
-    metrics = Metrics(names=spec.metrics, bootstrap=spec.protocol.bootstrap)
+    metrics = Metrics(names=spec.metrics, groups=Groups(turn=data.turn, most=spec.protocol.interval_groups))
     about: dict[str, Any] = {"unreadable": []}
     if {"fid", "kid"} & set(spec.metrics):
         about["reference"] = data.reference_in_words()

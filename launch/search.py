@@ -30,7 +30,7 @@ from launch.view import SearchView
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver
-from search.evaluate import EvaluatorSpec, MeasurerSpec, Shard, measure, reference
+from search.evaluate import EvaluatorSpec, MeasurerSpec, Shard, groups_of, measure, reference
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
@@ -39,7 +39,7 @@ from search.models import check_model
 from search.nsga2 import Nsga2
 from search.own_reference import OwnReference
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_error
 from search.shards import make_join
 from search.winners import SearchFailed
 from search.workers import Job, Pool, RayPool
@@ -76,7 +76,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     if not ledger.record.finished:
         spec = config.evaluator
         own = own_reference(config.folder, spec)
-        factory, known = MeasurerSpec(spec), [] if own else [reference(spec)]
+        factory, groups, known = MeasurerSpec(spec), groups_of(spec), [] if own else [reference(spec)]
         if not ledger.record.notes.get("reference"):
             ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0][0].reference.count if known else None)})
         workers = connect_cluster(config)
@@ -96,11 +96,11 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             if features is not None:
                 factory.own = features
                 known.append(reference(spec, features))
-            view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
+            view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
         def judge(shards: Sequence[Shard]) -> Measurement:
             fid, kid = known[0]
-            return measure(shards, fid, spec.protocol.bootstrap, kid)
+            return measure(shards, fid, groups, kid)
 
         settings: dict[str, Any] = {
             "ledger": ledger,
@@ -112,9 +112,10 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,
             "kept": KeptShards(config.folder / "kept"),
-            "calibration": _calibration(config),
+            "calibration": calibration_of(config),
             "before": before,
             "after": after,
+            "say": view.say,
         }
         try:
             if config.raw["search"]["engine"] == "tune":
@@ -192,7 +193,7 @@ def say_how_long(
     features = own.fetch(pool) if own else None
 
     def told(seconds: float, source: str = "its first batch") -> None:
-        say("how long  " + search_workload(config, record, None if own and features is None else 0).timed(seconds, workers, device, source))
+        say("how long  " + search_workload(config, record, None if own and features is None else 0, len(calibration_of(config))).timed(seconds, workers, device, source))
 
     if own:
         say(f"the reference is {own.data.reference_in_words()}" + ("; they are drawn once, and kept with the search" if features is None else "; they are there already"))
@@ -232,7 +233,7 @@ def _baselines(config: SearchConfig) -> dict[str, Strategy]:
     return {UNACCELERATED: Strategy.full(steps), f"DeepCache-like, every {interval}": Strategy.uniform(steps, interval)}
 
 
-def _calibration(config: SearchConfig) -> list[Strategy]:
+def calibration_of(config: SearchConfig) -> list[Strategy]:
     """What a cost table is measured with: every kind of call of the space and of the baselines."""
     steps, space = config.evaluator.model.steps, config.space
     own = [Step(d, r) for d in space.depths for r in space.ratios]
@@ -275,7 +276,7 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
         strategy.save(folder / f"{alias}.json")
     samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((config.folder / "samples").glob("*.png"))}
     report = write_report(record, config.folder / "report.html", samples)
-    name, versions = config.raw["registry"]["name"], {}
+    name, versions, stayed = config.raw["registry"]["name"], dict[str, str](), dict[str, str]()
     if tracker:
         from search.registry import RegistryError, register
 
@@ -283,15 +284,22 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
             tracker.started(record)
         tracker.finished(record, {"": report})
         try:
-            versions = register(name, strategies, tracker.run_id) if tracker.run_id else {}
+            if tracker.run_id:
+                made = register(name, strategies, tracker.run_id, replace=config.raw["registry"]["replace"])
+                versions, stayed = made.versions, made.stayed
         except RegistryError as error:
             view.say(f"warning: {error}")
     view.winners(record)
+    if (apart := prediction_error(record)) is not None:
+        view.say(f"latency   of candidates is the cost table's, {apart:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")
     view.say(f"report    {report}")
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
-    source = f"models:/{name}@fastest" if versions else str(folder / "fastest.json")
+    for alias, why in stayed.items():
+        view.say(f"          models:/{name}@{alias} stays where it was: {why}. The new one is version {versions[alias]}; registry.replace=true moves the alias")
+    alias = "fastest" if "fastest" in strategies else "quality"
+    source = f"models:/{name}@{alias}" if versions and alias not in stayed else str(folder / f"{alias}.json")
     view.say(f"rivals    {_script('dato')} evaluate 'strategy=[{config.folder}]' compares the front with other ways to be fast, on the same images;")
     view.say(f"          {_script('dato')} report folder={config.folder} evaluation=<the folder it names> shows them in the report")
     view.say("use one   import dato")

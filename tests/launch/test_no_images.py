@@ -24,19 +24,19 @@ from search.models import EMBEDDED
 from search.own_reference import FILE
 
 DIGITS = "\n".join(prompt(i % 10, i // 10) for i in range(40))
-SHORT = ["data.references=40", "model.steps=4", "protocol.batch=10", "protocol.bootstrap=5"]
+SHORT = ["data.references=40", "model.steps=4", "protocol.batch=10", "protocol.interval_groups=4"]
 HERE = [f"model.path={EMBEDDED}", "model.dtype=float32", "model.height=null", "model.width=null", "model.guidance=3", "model.device=cpu", "protocol.features=embedded"]
 """The small model in the place of Stable Diffusion v1.5, which is not at hand."""
 
 
 def test_the_work_of_a_search_is_counted() -> None:
-    config = build(compose_config("search", ["data=prompts", "search.max_minutes=30", "search.min_speedup=4"]))
+    config = build(compose_config("search", ["data=prompts", "search.max_minutes=30", "search.min_speedup=4", "search.winner_speedups=[]"]))
     work = search_workload(config)
     # 500 of the reference; 100 of the unaccelerated pipeline, 100 fresh and 10 samples; 60 candidates on 50 and 10 on 50 more; three winners.
     assert sum(work.plain.values()) == 500 + 210
     assert sum(work.fast.values()) == 100 + 60 * 50 + 10 * 50 + 3 * 110
     said = work.timed(0.5, 4, "NVIDIA A100", "its first batch")
-    assert work.device_seconds(0.5) == pytest.approx(0.5 * (710 + 3930 / 4))
+    assert work.seconds(0.5, 4) == pytest.approx(0.5 * (710 + 3930 / 4) / 4)
     assert said.startswith(f"about {round(0.5 * (710 + 3930 / 4) / 4) // 60} min on 4 workers (NVIDIA A100): 4,640 images")
     for told in ("500 of the reference", "0.5 s per unaccelerated image (its first batch)", "4 times faster on average", "search.max_minutes=30"):
         assert told in said
@@ -45,6 +45,10 @@ def test_the_work_of_a_search_is_counted() -> None:
     assert "promoted" not in real.in_words()
     assert "700 of candidates" in real.in_words()
     assert real.speedup == 3
+    table = search_workload(build(compose_config("search", ["search.latency=predicted"])), calibration=6)
+    assert table.alone == {"for the cost table": 180}
+    assert table.seconds(1.0, 1_000_000) == pytest.approx(60, abs=0.1), "one worker, whatever there are"
+    assert not any(search_workload(build(compose_config("search", ["search.latency=measured"])), calibration=6).alone.values())
     assert "about 40 s on 1 worker:" in Workload(plain={"x": 10}, fast={"y": 90}).timed(1.0, 1, "", "guess")
 
 

@@ -23,7 +23,7 @@ from search.workers import InProcessPool
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=3, guidance=3.0)
 DATA = DataSpec(name="own", kind="prompts", prompts="captions", references=10)
-SPEC = EvaluatorSpec(MODEL, DATA, Protocol(images=4, batch=4, bootstrap=0))
+SPEC = EvaluatorSpec(MODEL, DATA, Protocol(images=4, batch=4, interval_groups=0))
 PLAIN = Strategy.full(3)
 
 
