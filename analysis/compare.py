@@ -49,7 +49,7 @@ def _banner(records: Sequence[SearchRecord]) -> str:
 
 
 def _table(records: Sequence[SearchRecord]) -> str:
-    heads = ("search", "candidates", "failures", "front", "hypervolume", "speedup at no worse FID", "unaccelerated", "winners, fresh images")
+    heads = ("search", "candidates", "failures", "front", "hypervolume", "speedup at no worse FID", "unaccelerated", "FID against", "winners, fresh images")
     rows = []
     for r in records:
         best, plain = best_speedup(r), r.plain(r.images) if UNACCELERATED in r.baselines else None
@@ -63,6 +63,7 @@ def _table(records: Sequence[SearchRecord]) -> str:
                 f"{r.hypervolumes[-1]:.4f}" if r.hypervolumes else "-",
                 f"{best:.2f}x" if best else "-",
                 f"FID {plain.fid:.2f}, {plain.latency_ms:.0f} ms" if plain else "-",
+                r.reference,
                 winners or "-",
             )
         )

@@ -62,7 +62,13 @@ def _head(record: SearchRecord) -> str:
     measured = len(record.evaluated())
     images = " or ".join(str(n) for n in sorted({m.images for _, m in record.evaluated()} | {n for c in record.promotions.values() for n in c})) or "0"
     devices = ", ".join(sorted({m.device for _, m in record.evaluated() if m.device}))
-    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}.{_latencies(record)}</p>"
+    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}; {escape(record.reference_note)}.{_latencies(record)}</p>{_without(record)}"
+
+
+def _without(record: SearchRecord) -> str:
+    """What of the pipeline was not loaded for measuring."""
+    left = record.notes.get("measured_without") or ()
+    return f"<p>Measured without the model's {escape(' and '.join(left))}, which its users may have: it takes time of its own.</p>" if left else ""
 
 
 def _latencies(record: SearchRecord) -> str:

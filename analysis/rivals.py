@@ -27,6 +27,7 @@ def rivals_section(evaluation: Mapping[str, Any]) -> str:
         f"Measured by dato evaluate on {good[0]['images'] if good else 0} images of the same prompts and seeds, which no search has used; "
         "bars are 95 % intervals, of the difference to the unaccelerated FID and of the speedup. FIDs of different numbers of images do not compare: these stand beside each other, and not beside those of the front above."
     )
+    note += f" FID against {evaluation['reference']}." if evaluation.get("reference") else ""
     heads, rows = comparison_table(results, None)
     table = f"<details><summary>{len(rows)} rows, from {escape(str(evaluation['name']))}</summary>{wide_table(heads, rows)}</details>"
     return figure_section("Rivals", rivals_figure(good), note) + table

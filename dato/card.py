@@ -103,7 +103,7 @@ def _figures(notes: Mapping[str, Any]) -> list[str]:
     return [
         "## What it gains and costs",
         "\n".join(rows),
-        f"Measured on {quality.get('images')} images of {fresh}, against the reference {quality.get('reference')!r}. FIDs of other image counts do not compare.",
+        f"Measured on {quality.get('images')} images of {fresh}, against {quality.get('reference') or 'an unknown reference'}. FIDs of other image counts do not compare.",
     ]
 
 
@@ -113,6 +113,7 @@ def _where(notes: Mapping[str, Any]) -> list[str]:
         "model": model.get("path"),
         "UNet weights": ", ".join(f"{k} {str(v)[:16]}" for k, v in _part(model, "weights").items()),
         "precision": model.get("dtype"),
+        "measured without": ", ".join(model.get("measured_without") or ()),
         "sampler": " ".join(str(v) for v in (_get(sampler, "settings", "class") or sampler.get("scheduler"), f"{sampler.get('steps')} steps, guidance {sampler.get('guidance')}") if v) if sampler else None,
         "image size": notes.get("size"),
         "device": latency.get("device"),

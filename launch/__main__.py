@@ -24,7 +24,7 @@ COMMANDS = {
     "export": "folder=<search folder> [to=folder|file|registry ...]: winners and their cards for another team",
     "import": "source=<file, card, https or models:/...> name=<name> [to=folder|file|registry]: a strategy handed over",
     "retarget": "folder=<search folder>: measure this device's cost table and choose winners anew from everything evaluated",
-    "doctor": "takes the keys of search: what that search needs of every machine, what is missing and what to do",
+    "doctor": "takes the keys of search, and time=true: what that search needs of every machine, what is missing, what to do, how long it takes",
     "sync": "folder=<search folder>: complete MLflow's view of a search that ran while MLflow was away",
     "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
@@ -42,6 +42,7 @@ USAGE = """usage: dato <command> [key=value ...]
 
 Every key, with its meaning and default, is in {conf}. Examples:
   dato search
+  dato search model=sd15
   dato search model=sd15 data=folder data.prompts=prompts.txt data.images=photos protocol.features=inception
 """
 

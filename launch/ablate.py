@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     outcome = evaluate(evaluation, entries)
     results = [r.to_dict() for r in outcome.results]
     metric = evaluation.spec.metrics[0]
-    text = f"{TABLES[table]}. {caption(evaluation)}"
+    text = f"{TABLES[table]}. {caption(evaluation, outcome.about)}"
     head, rows = matrix_table("" if table == "order" else "prune ratio", results, metric)
     below = _effects(table, outcome.results, metric) + markdown(*comparison_table(results, None)) + _quoted(table)
     path = write_tables(evaluation.folder, f"ablation-{table}", head, rows, text, below)

@@ -13,13 +13,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from launch.config import SearchConfig, build, compose_config
+from dato.strategy import Strategy
+from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.estimate import search_workload
 from launch.preflight import LEAST_GB, Finding, look
+from launch.search import calibration_of, first_batch_s
 from search.cluster import ClusterError, connect
+from search.inception import WEIGHTS_URL
 from search.models import ModelError, check_model
+from search.winners import SearchFailed
+from search.workers import RayPool, WorkerError
 
 MLFLOW_S = 5
 """Seconds that a tracking server has to answer."""
@@ -28,8 +35,11 @@ MLFLOW_S = 5
 def run(overrides: Sequence[str]) -> int:
     """Print what was found and what to fix; 0 where a search could start, 1 where it could not."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    config = build(compose_config("search", overrides))
-    findings = [*check_here(config), check_mlflow(config), *check_cluster(config)]
+    given = [o for o in overrides if o.startswith("time=")]
+    if any(o not in ("time=true", "time=false") for o in given):
+        raise ConfigError(f"{given[0]!r} is not allowed; write time=true, which loads the model on one worker and times a batch, or time=false")
+    config = build(compose_config("search", [o for o in overrides if o not in given]))
+    findings = [*check_here(config), check_mlflow(config), *check_cluster(config, timed="time=true" in given)]
     table = Table(title=f"search {config.search_id}", title_justify="left")
     for name in ("what", "where", "found", "what to do"):
         table.add_column(name, overflow="fold")
@@ -54,9 +64,8 @@ def check_here(config: SearchConfig) -> list[Finding]:
         model = Finding("model.path", "here", message, fix)
     found = [model]
     features = config.evaluator.protocol.features
-    if features == "inception":
-        there = importlib.util.find_spec("torch_fidelity") is not None
-        found.append(Finding("protocol.features", "here", "inception" if there else "torch-fidelity is missing", "" if there else "pip install 'dato-search[inception]'"))
+    if features.partition(":")[0] == "inception":
+        found.append(check_inception(features.partition(":")[2]))
     folder = config.folder
     while not folder.is_dir():
         folder = folder.parent
@@ -67,8 +76,18 @@ def check_here(config: SearchConfig) -> list[Finding]:
     return found
 
 
-def check_cluster(config: SearchConfig) -> list[Finding]:
-    """The cluster and each of its nodes."""
+def check_inception(given: str) -> Finding:
+    """Inception's weights, which every node needs: the file that is named, or the one that is downloaded once."""
+    path = Path(given).expanduser() if given else Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS_URL).name
+    if path.is_file():
+        return Finding("protocol.features", "here", f"inception, weights in {path}")
+    if given:
+        return Finding("protocol.features", "here", f"{path} does not exist", f"download {WEIGHTS_URL} and give protocol.features=inception:<that file>")
+    return Finding("protocol.features", "here", f"inception: each node downloads 91 MB from {urlsplit(WEIGHTS_URL).hostname}, once")
+
+
+def check_cluster(config: SearchConfig, timed: bool = False) -> list[Finding]:
+    """The cluster and each of its nodes, and how long the search would take there; `timed`: from a batch on one worker."""
     cluster = config.raw["cluster"]
     try:
         connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"], code=cluster["code"])
@@ -76,10 +95,29 @@ def check_cluster(config: SearchConfig) -> list[Finding]:
         message, _, fix = str(error).rpartition("; ")
         return [Finding("cluster.address", "here", message, fix)]
     try:
-        findings, _ = look(config)
+        findings, workers = look(config)
+        findings.append(check_time(config, workers, timed and not any(f.fix and f.fatal for f in findings)))
     finally:
         ray.shutdown()
     return [Finding("cluster.address", "here", str(cluster["address"] or "this machine alone")), *findings]
+
+
+def check_time(config: SearchConfig, workers: int, timed: bool) -> Finding:
+    """How long the search would take: as it says itself when it starts, from a first batch of the unaccelerated pipeline on one worker."""
+    work, cluster = search_workload(config, calibration=len(calibration_of(config))), config.raw["cluster"]
+    if not timed:
+        return Finding("how long", "cluster", f"{work.in_words()} on {workers} workers; dato doctor ... time=true loads the model on one of them and times a batch")
+    keys = ("cpus", "gpus", "code", "start_s", "deadline_s")
+    try:
+        pool = RayPool(config.evaluator, workers=1, tries=1, **{k: cluster[k] for k in keys})
+        try:
+            seconds = first_batch_s(pool, Strategy.full(config.evaluator.model.steps), config.evaluator.protocol.batches()[0])
+            return Finding("how long", "cluster", work.timed(seconds, workers, " and ".join(pool.devices), "a first batch on one worker"))
+        finally:
+            pool.close()
+    except (SearchFailed, WorkerError) as error:
+        message, _, fix = str(error).partition("; ")
+        return Finding("how long", "cluster", message, fix or "see what the worker says")
 
 
 def check_mlflow(config: SearchConfig) -> Finding:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from analysis.bias import write_bias_page
 from analysis.quoted import quoted
@@ -25,23 +26,26 @@ def run(overrides: Sequence[str]) -> int:
     head, rows = comparison_table([r.to_dict() for r in outcome.results], key)
     against = {kind: {s: asdict(v) if v else None for s, v in row.items()} for kind, row in at_speedups(outcome.results).items()}
     below = [b for b in (equal_latency_block(against), quoted_block(key) if key else "") if b]
-    path = write_tables(evaluation.folder, "table", head, rows, caption(evaluation), "\n".join(below))
+    path = write_tables(evaluation.folder, "table", head, rows, caption(evaluation, outcome.about), "\n".join(below))
     write_grid(evaluation, entries)
     if outcome.about.get("fid_by_images"):
-        write_bias_page(evaluation.folder / "images.html", outcome.about["fid_by_images"], caption(evaluation))
+        write_bias_page(evaluation.folder / "images.html", outcome.about["fid_by_images"], caption(evaluation, outcome.about))
     say(path.read_text(encoding="utf-8"))
     say(f"tables    {path.with_suffix('')}.md, .csv, .tex; all numbers in {evaluation.folder / 'evaluation.json'}; images in samples.png")
     return 1 if any(r.error for r in outcome.results) else 0
 
 
-def caption(evaluation: Evaluation) -> str:
-    """What a table's numbers are of."""
+def caption(evaluation: Evaluation, about: Mapping[str, Any] | None = None) -> str:
+    """What a table's numbers are of; `about` an outcome, against what."""
     model, protocol = evaluation.spec.model, evaluation.spec.protocol
     size = f", {model.width} x {model.height}" if model.width and model.height else ""
     sampler = model.scheduler or "the model's own sampler"
+    against = f", against {about['reference']}" if about and about.get("reference") else ""
+    if against and evaluation.spec.data.own_reference:
+        against += " (the unaccelerated pipeline's own FID is the noise floor)"
     return (
         f"{model.name} on {evaluation.spec.data.name}: {protocol.images} images, {model.steps} steps of {sampler}, "
-        f"guidance {model.guidance:g}{size}, {model.dtype}, {protocol.features.partition(':')[0]} features; compare values of this table only."
+        f"guidance {model.guidance:g}{size}, {model.dtype}, {protocol.features.partition(':')[0]} features{against}; compare values of this table only."
     )
 
 

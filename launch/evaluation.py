@@ -7,16 +7,19 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
+from dato import baselines
 from launch.config import ConfigError, compose_config
+from launch.estimate import Workload
 from launch.keys import check_keys
 from launch.preflight import room
-from launch.search import environment
+from launch.search import environment, first_batch_s
 from search.cluster import connect
 from search.compare import ComparisonSpec, Edit
 from search.compared_shards import ShardStore, compare
@@ -25,11 +28,16 @@ from search.entries import Entry, strategy_entries, unique
 from search.evaluate import Protocol
 from search.features import load_features
 from search.intervals import Groups
-from search.models import ModelSpec, check_model, resolve_device, weights_digest
+from search.models import ModelError, ModelSpec, check_model, left_out, resolve_device, weights_digest
+from search.own_reference import OwnReference
 from search.quality import Fid, Kid
 from search.reference import reference_features, reference_moments
 from search.verdict import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
 from search.workers import InProcessPool, Job, RayPool
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that has nothing to compare with: the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,11 @@ class Evaluation:
     def steps(self) -> int:
         """Of the unaccelerated pipeline."""
         return self.spec.model.steps
+
+    @property
+    def reference(self) -> str:
+        """What FIDs are taken against, in words, before anything is read or drawn."""
+        return Data(self.spec.data).reference_in_words()
 
     def strategies(self) -> list[Entry]:
         """Entries of the configured strategies."""
@@ -89,6 +102,8 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
         raise ConfigError(f"evaluation.metrics is {list(spec.metrics)}; give one or more different ones, such as [fid]")
     if "is" in spec.metrics and protocol.images < 10:
         raise ConfigError(f"evaluation.metrics holds is, the Inception Score, which needs evaluation.images of at least 10; it is {protocol.images}")
+    if edit and edit.inputs == "real" and data.own_reference:
+        raise ConfigError("evaluation.edit.inputs is 'real', and data of kind 'prompts' have no real images; set inputs: generated, or data=folder with data.images")
     check_model(model)
     batches, size = protocol.batches(fresh=bool(settings["fresh"])), settings["shard"]
     shards = [batches[i : i + size] for i in range(0, len(batches), size)]
@@ -137,15 +152,23 @@ def evaluate(evaluation: Evaluation, entries: Sequence[Entry]) -> Outcome:
     """Compute what is missing of the entries and judge them all; the same call continues where it was stopped."""
     entries = unique(entries)
     data = Data(evaluation.spec.data)
-    metrics, about = prepare_metrics(evaluation.spec, data)
+    own, features = own_reference(evaluation), None
+    if own is None or (features := own.kept()) is not None:
+        metrics, about = prepare_metrics(evaluation.spec, data, features)
     store = ShardStore(evaluation.folder / "shards", time.strftime("%Y%m%dT%H%M%S"))
     say(f"evaluation {evaluation.name}  (folder {evaluation.folder})")
     errors: dict[str, str] = {}
-    missing = any(store.load(e, k) is None for e in entries for k in range(len(evaluation.shards)))
-    if missing:
+    missing = sum(store.load(e, k) is None for e in {e.digest: e for e in entries}.values() for k in range(len(evaluation.shards)))
+    if missing or (own and features is None):
         pool = start_pool(evaluation)
         try:
+            drawn = say_how_long(evaluation, entries, store, pool, own)
+            if drawn is not None and features is None:
+                metrics, about = prepare_metrics(evaluation.spec, data, drawn)
             errors = compare(pool, entries, evaluation.shards, store, say)
+            plain = next((e for e in entries if e.family == "plain"), None)
+            if plain and plain.name in errors:
+                raise EvaluationError(f"the unaccelerated pipeline itself fails, so that there is nothing to compare with: {errors[plain.name]}")
             _draw_samples(pool, evaluation, [e for e in entries if e.name not in errors])
         finally:
             pool.close()
@@ -156,30 +179,76 @@ def evaluate(evaluation: Evaluation, entries: Sequence[Entry]) -> Outcome:
     if metrics.fid is not None:
         curved = [e for e in entries if e.family in ("plain", "strategy") and e.digest in shards]
         about["fid_by_images"] = {e.name: fid_by_images([s for s, _ in shards[e.digest]], metrics.fid.reference) for e in curved}
-    about |= {"environment": environment(), "config": evaluation.raw, "weights": weights_digest(evaluation.spec.model)}
+    about |= {"environment": environment(), "config": evaluation.raw, "weights": weights_digest(evaluation.spec.model), "measured_without": _left_out(evaluation.spec.model)}
     content = {"schema": EVALUATION_SCHEMA, "name": evaluation.name, **about, "results": [r.to_dict() for r in results]}
     evaluation.folder.mkdir(parents=True, exist_ok=True)
     (evaluation.folder / "evaluation.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return Outcome(results, about)
 
 
-def prepare_metrics(spec: ComparisonSpec, data: Data) -> tuple[Metrics, dict[str, Any]]:
-    """The metrics with their references, and a record of these references."""
+def own_reference(evaluation: Evaluation) -> OwnReference | None:
+    """The pipeline's own images, where these are the reference and a metric needs one."""
+    spec = evaluation.spec
+    if not spec.data.own_reference or not {"fid", "kid"} & set(spec.metrics):
+        return None
+    more = {"edit": asdict(spec.edit)} if spec.edit else {}
+    return OwnReference(folder=evaluation.folder, model=spec.model, data=Data(spec.data), features=spec.protocol.features, batch=spec.protocol.batch, more=more)
+
+
+def say_how_long(
+    evaluation: Evaluation, entries: Sequence[Entry], store: ShardStore, pool: RayPool | InProcessPool, own: OwnReference | None
+) -> torch.Tensor | None:
+    """Say how long what is missing will take, from a first timed batch; the features of the pipeline's own reference, once drawn."""
+    plain = Entry(name="unaccelerated", baseline=baselines.plain(evaluation.steps), family="plain")
+    sizes = [sum(map(len, shard)) for shard in evaluation.shards]
+    missing = {e.digest: sum(n for k, n in enumerate(sizes) if store.load(e, k) is None) for e in entries}
+    kept = own.fetch(pool) if own else None
+    work = Workload(
+        plain={"of the reference": own.count if own and kept is None else 0, "of the unaccelerated pipeline": missing.pop(plain.digest, 0)},
+        fast={f"of {len(missing)} ways to be faster": sum(missing.values())},
+    )
+
+    def told(seconds: float) -> None:
+        say("how long  " + work.timed(seconds, pool.size, " and ".join(sorted(set(getattr(pool, "devices", [])))), "its first batch"))
+
+    if own is None or kept is not None:
+        told(first_batch_s(pool, plain, evaluation.shards[0][0]))
+    return own.draw(pool, plain, told) if own and kept is None else kept
+
+
+def _left_out(model: ModelSpec) -> list[str]:
+    try:
+        return left_out(model)
+    except ModelError:
+        return ["whatever the model has of safety checker and watermark: it is not on this machine"]
+
+
+def prepare_metrics(spec: ComparisonSpec, data: Data, own: torch.Tensor | None = None) -> tuple[Metrics, dict[str, Any]]:
+    """The metrics with their references, and a record of these references; `own` (N, num_features) of the pipeline's own images."""
     metrics = Metrics(names=spec.metrics, groups=Groups(turn=data.turn, most=spec.protocol.interval_groups))
     about: dict[str, Any] = {"unreadable": []}
+    if {"fid", "kid"} & set(spec.metrics):
+        about["reference"] = data.reference_in_words()
     device = resolve_device(spec.model.device)
     features = spec.protocol.features
-    if "fid" in spec.metrics:
+    if own is not None:
+        about["reference_images"] = len(own)
+        fid = Fid(own) if "fid" in spec.metrics else None
+        kid = Kid(own, subset_size=min(1000, spec.protocol.images, len(own))) if "kid" in spec.metrics else None
+        metrics = replace(metrics, fid=fid, kid=kid)
+    elif "fid" in spec.metrics:
         say("reference statistics of the real images")
         moments, unreadable = reference_moments(data, features, device)
         about |= {"reference_images": moments.count, "unreadable": unreadable}
         if unreadable:
             say(f"warning: {len(unreadable)} real images cannot be read and were left out, such as {unreadable[0]}")
         metrics = replace(metrics, fid=Fid(moments))
-    if "kid" in spec.metrics:
+    if "kid" in spec.metrics and own is None:
         real, unreadable = reference_features(data, features, device)
         about |= {"reference_images": len(real), "unreadable": unreadable}
         metrics = replace(metrics, kid=Kid(real, subset_size=min(1000, spec.protocol.images, len(real))))
+    if about["unreadable"]:
+        about["reference"] = data.reference_in_words(about["reference_images"])
     if "is" in spec.metrics:
         metrics = replace(metrics, net=load_features(features, device))
     return metrics, about

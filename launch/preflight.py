@@ -104,6 +104,8 @@ def needed_paths(config: SearchConfig) -> dict[str, str]:
         folder = Path(model.path).expanduser()
         if folder.exists() or folder.is_absolute() or model.path.startswith((".", "~")):
             paths["model.path"] = str((folder / "model_index.json").absolute())
+    if data.kind == "prompts" and data.prompts not in ("captions", "imagenet"):
+        paths["data.prompts"] = str(Path(data.prompts or "").expanduser().absolute())
     if data.kind == "folder":
         paths["data.prompts"] = str(Path(data.prompts or "").expanduser().absolute())
         paths["data.images"] = str(Path(data.images or "").expanduser().absolute())

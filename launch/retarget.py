@@ -126,13 +126,13 @@ def _with_provenance(priced: SearchRecord, alias: str, candidate: Candidate, tab
         search_id=priced.search_id,
         alias=alias,
         validated=False,
-        quality={"metric": f"FID, {priced.config['protocol']['features']} features", "value": m.fid, "interval": [m.fid_low, m.fid_high], "baseline": plain.fid, "images": m.images},
+        quality={"metric": f"FID, {priced.config['protocol']['features']} features", "value": m.fid, "interval": [m.fid_low, m.fid_high], "baseline": plain.fid, "images": m.images, "reference": priced.reference},
         latency={"value": m.latency_ms, "baseline": plain.latency_ms, "unit": "ms per image", "speedup": plain.latency_ms / m.latency_ms, "device": table.device, "batch": table.batch, "predicted": True},
     )
 
 
 def _print(record: SearchRecord, priced: SearchRecord, chosen: dict[str, Candidate], table: CostTable, images: int) -> None:
-    shown = Table(title=f"winners on {table.device}; latencies are predicted, FIDs are those of the search", title_justify="left")
+    shown = Table(title=f"winners on {table.device}; latencies are predicted, FIDs are those of the search, against {record.reference}", title_justify="left")
     for heading in ("winner", "speedup", "ms per image", "FID", "speedup where it was searched", "strategy"):
         shown.add_column(heading, justify="left" if heading in ("winner", "strategy") else "right")
     plain, before = priced.plain(images), record.plain(record.results[min(record.results)].images)

@@ -23,22 +23,25 @@ from dato.card import write_card
 from dato.sources import without_credentials
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.estimate import search_workload
 from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver
-from search.evaluate import MeasurerSpec, groups_of, measure, reference
+from search.evaluate import EvaluatorSpec, MeasurerSpec, Shard, groups_of, measure, reference
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
 from search.ledger import Ledger, read_ledger, set_aside
 from search.models import check_model
 from search.nsga2 import Nsga2
+from search.own_reference import OwnReference
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, SearchRecord, prediction_error
+from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_error
 from search.shards import make_join
+from search.winners import SearchFailed
 from search.workers import Job, Pool, RayPool
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
@@ -72,7 +75,10 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     tracker = make_tracker(config)
     if not ledger.record.finished:
         spec = config.evaluator
-        (fid, kid), groups = reference(spec), groups_of(spec)
+        own = own_reference(config.folder, spec)
+        factory, groups, known = MeasurerSpec(spec), groups_of(spec), [] if own else [reference(spec)]
+        if not ledger.record.notes.get("reference"):
+            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0][0].reference.count if known else None)})
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -84,26 +90,36 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         def before(pool: Pool) -> None:
             _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
+            if "measured_without" not in ledger.record.notes:
+                ledger.append("notes", notes={"measured_without": (read_facts(config.folder) or {}).get("measured_without", [])})
+            features = say_how_long(config, pool, view.say, ledger.record, own)
+            if features is not None:
+                factory.own = features
+                known.append(reference(spec, features))
             view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
+
+        def judge(shards: Sequence[Shard]) -> Measurement:
+            fid, kid = known[0]
+            return measure(shards, fid, groups, kid)
 
         settings: dict[str, Any] = {
             "ledger": ledger,
             "algorithm": algorithm,
             "plan": config.plan,
             "protocol": spec.protocol,
-            "measure": lambda shards: measure(shards, fid, groups, kid),
+            "measure": judge,
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,
             "kept": KeptShards(config.folder / "kept"),
-            "calibration": _calibration(config),
+            "calibration": calibration_of(config),
             "before": before,
             "after": after,
             "say": view.say,
         }
         try:
             if config.raw["search"]["engine"] == "tune":
-                _tune_driver(config, workers, view.say, settings).run()
+                _tune_driver(config, workers, view.say, factory, settings).run()
             else:
                 pool = start_workers(config, workers, view.say)
                 Driver(pool=pool, **settings).run()
@@ -157,13 +173,52 @@ def waiting_workers(plan: SearchPlan, workers: int) -> str | None:
     )
 
 
-def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], settings: dict[str, Any]) -> Driver:
+def own_reference(folder: Path, spec: EvaluatorSpec) -> OwnReference | None:
+    """The pipeline's own images, where these are the reference; None where real ones are."""
+    if not spec.data.own_reference:
+        return None
+    return OwnReference(folder=folder, model=spec.model, data=Data(spec.data), features=spec.protocol.features, batch=spec.protocol.batch)
+
+
+def say_how_long(
+    config: SearchConfig, pool: Pool, say: Callable[[str], None], record: SearchRecord, own: OwnReference | None
+) -> torch.Tensor | None:
+    """Say how long the search will take, from a first timed batch of the unaccelerated pipeline; the features of its own reference, once drawn.
+
+    Raises:
+        SearchFailed: The unaccelerated pipeline fails.
+    """
+    plain, workers = Strategy.full(config.evaluator.model.steps), getattr(pool, "size", 1)
+    device = " and ".join(sorted(set(getattr(pool, "devices", []))))
+    features = own.fetch(pool) if own else None
+
+    def told(seconds: float, source: str = "its first batch") -> None:
+        say("how long  " + search_workload(config, record, None if own and features is None else 0, len(calibration_of(config))).timed(seconds, workers, device, source))
+
+    if own:
+        say(f"the reference is {own.data.reference_in_words()}" + ("; they are drawn once, and kept with the search" if features is None else "; they are there already"))
+    if UNACCELERATED in record.baselines:
+        told(record.plain(record.images or config.evaluator.protocol.images).latency_ms / 1000, "as measured before")
+    elif own is None or features is not None:
+        told(first_batch_s(pool, plain, config.evaluator.protocol.batches()[0]))
+    return own.draw(pool, plain, told) if own and features is None else features
+
+
+def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
+    """Seconds per image, features included, of one batch of the unaccelerated pipeline on a worker. Raises `SearchFailed` where it fails."""
+    ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], method="reference")])
+    if shard is None:
+        raise SearchFailed(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
+    return float(shard.seconds / len(indices))
+
+
+def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], factory: MeasurerSpec, settings: dict[str, Any]) -> Driver:
     from search.tune import TuneDriver  # Ray Tune takes seconds to import
 
     cluster = config.raw["cluster"]
     return TuneDriver(
         make_pool=lambda: start_workers(config, workers, say),
-        factory=MeasurerSpec(config.evaluator),
+        factory=factory,
         workers=workers,
         resources={"cpu": cluster["cpus"], "gpu": cluster["gpus"]},
         storage=config.folder / "tune",
@@ -178,7 +233,7 @@ def _baselines(config: SearchConfig) -> dict[str, Strategy]:
     return {UNACCELERATED: Strategy.full(steps), f"DeepCache-like, every {interval}": Strategy.uniform(steps, interval)}
 
 
-def _calibration(config: SearchConfig) -> list[Strategy]:
+def calibration_of(config: SearchConfig) -> list[Strategy]:
     """What a cost table is measured with: every kind of call of the space and of the baselines."""
     steps, space = config.evaluator.model.steps, config.space
     own = [Step(d, r) for d in space.depths for r in space.ratios]

@@ -41,4 +41,4 @@ def describe(path: Path) -> str:
         state = "not finished (whether it runs cannot be seen on this system)"
     else:
         state = "running" if running else "not running on this machine; the same dato search command continues it"
-    return "\n".join([f"search {record.search_id}: {state}", *(f"  {line}" for line in found.lines())])
+    return "\n".join([f"search {record.search_id}: {state}", *(f"  {line}" for line in [*found.lines(), record.reference_note])])

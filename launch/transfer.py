@@ -43,7 +43,8 @@ def run(arguments: Sequence[str]) -> int:
             row.append(f"failed: {r['error']}" if r["error"] else f"{metric} {number(r['differences'].get(metric), sign=True)}, {number(r['speedup'], unit='x')}{apart}")
         rows.append(row)
     folder = Path(evaluations[0][1].raw["output"]).absolute() / "transfer"
-    note = "Each cell: metric less the unaccelerated model's own on the same prompts and seeds [95 %], speedup [95 %]."
+    against = "; ".join(f"{t}: against {e.reference}" for t, e in evaluations)
+    note = f"Each cell: metric less the unaccelerated model's own on the same prompts and seeds [95 %], speedup [95 %]. {against}."
     path = write_tables(folder, "matrix", ["strategy", *columns], rows, note)
     (folder / "matrix.json").write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
     say(path.read_text(encoding="utf-8"))

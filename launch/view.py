@@ -57,7 +57,8 @@ class SearchView:
         self._tick(record)
         if candidate.number < 0:
             _, m = record.baselines[candidate.origin]
-            self.say(f"{candidate.origin}: FID {m.fid:.2f} (+- {m.fid_high - m.fid:.2f}), {m.latency_ms:.0f} ms per image")
+            floor = ", the noise floor" if record.own_reference and candidate.origin == UNACCELERATED else ""
+            self.say(f"{candidate.origin}: FID {m.fid:.2f} (+- {m.fid_high - m.fid:.2f}){floor}, {m.latency_ms:.0f} ms per image")
         elif not self.console.is_terminal:
             more = record.promotions.get(candidate.number)
             m = list(more.values())[-1] if more else record.results[candidate.number]
@@ -114,6 +115,7 @@ class SearchView:
             table.add_row(alias, f"{w.speedup:.2f}x", f"{w.fresh.latency_ms:.0f}", f"{w.fresh.fid:.2f}", less, f"{w.searched.fid:.2f}", str(w.candidate.strategy))
             table.add_row("", "", "", "", in_words(w, tolerance) + f", {w.fresh.images} images", "", "", style="dim")
         Console(highlight=False, width=None if self.console.is_terminal else 140).print(table)
+        self.say(record.reference_note)
 
 
 def no_fastest(record: SearchRecord, tolerance: float) -> list[str]:

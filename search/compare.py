@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForImage2Image
 
 import dato
+from dato.provenance import describe
 from search.data import Data, DataSpec
 from search.entries import Entry
 from search.evaluate import Protocol, device_name
 from search.features import extract, load_features
 from search.generate import Batch, generate
-from search.models import ModelSpec, load_pipeline
+from search.models import ModelSpec, left_out, load_pipeline
 from search.quality import QualityError, load_scorer
 
 FEATURE_METRICS = ("fid", "kid", "is")
@@ -111,9 +112,10 @@ class ComparisonEvaluator:
         self.editor: Any = AutoPipelineForImage2Image.from_pipe(self.pipe) if spec.edit else None
         if self.editor is not None:
             self.editor.set_progress_bar_config(disable=True)
+            self.editor.watermark = None  # from_pipe makes one, where invisible-watermark is installed
         self._inputs: tuple[tuple[int, ...], torch.Tensor] | None = None
         # Warm: the first calls of a process allocate and choose kernels, which no entry should pay for.
-        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2)
+        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2, warm_up=True)
 
     def run(self, entries: Sequence[Entry], batches: Sequence[Sequence[int]]) -> list[EntryShard]:
         """Run the entries in turn on each batch, so that a drifting machine slows all of them alike; errors are in the shards."""
@@ -134,6 +136,14 @@ class ComparisonEvaluator:
             for entry, shard in zip(entries, shards, strict=True):
                 self._measure(entry, indices, shard)
         return shards
+
+    def reference(self, entries: Sequence[Entry], batches: Sequence[Sequence[int]]) -> EntryShard:
+        """`run_alone` of one entry under a name of its own, as the evaluator of a search has it."""
+        return self.run_alone(entries, batches)[0]
+
+    def facts(self, entries: Sequence[Entry], indices: Sequence[int]) -> dict[str, Any]:
+        """What this pipeline is and what it ran without."""
+        return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 
     def samples(self, entries: Sequence[Entry], indices: Sequence[int]) -> list[torch.Tensor]:
         """(B, 3, H, W) uint8 images of each entry, for people to look at."""
@@ -167,9 +177,10 @@ class ComparisonEvaluator:
         inputs = self._input_images(indices) if self.spec.edit else None
         with entry.baseline.applied(self.editor or self.pipe, entry.options) as (pipe, steps):
             if inputs is None or self.spec.edit is None:
-                made = generate(pipe, self.spec.model, self.data, indices, steps=steps)
+                made = generate(pipe, self.spec.model, self.data, indices, steps=steps, strategy=entry.baseline.strategy)
             else:
-                made = generate(_Editing(pipe, inputs, self.spec.edit.strength), self.spec.model, self.data, indices, steps=steps)
+                editing = _Editing(pipe, inputs, self.spec.edit.strength)
+                made = generate(editing, self.spec.model, self.data, indices, steps=steps, strategy=entry.baseline.strategy)
             report = dato.status(pipe)
         return made, {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
 

@@ -11,21 +11,28 @@ import torch
 from search.imagenet import balanced, find_labelled, prompts_of, read_classes, take
 from search.images import DataError, find_images, read_image, stream_images
 
-__all__ = ["FRESH_OFFSET", "Data", "DataError", "DataSpec"]
+__all__ = ["FRESH_OFFSET", "REFERENCE_OFFSET", "Data", "DataError", "DataSpec"]
 
 FRESH_OFFSET = 1_000_000
 """Image indices from here on are never used by a search: they validate its winners."""
+REFERENCE_OFFSET = 2_000_000
+"""Image indices from here on are those of the unaccelerated pipeline's own images, where they are the reference."""
+OWN_REFERENCES = 500
+"""How many these are, where data.references does not say."""
+CAPTIONS = Path(__file__).parent / "captions.txt"
+"""Captions of our own, one a line; lines that begin with # say so and are none."""
 _KEYS = {
     "digits": (),
     "folder": ("prompts",),
     "imagenet": ("classes", "labels", "template"),
     "coco": ("captions", "count"),
+    "prompts": ("prompts", "references"),
 }
-"""The keys that each kind has besides those of real images, which all but digits have."""
+"""The keys that each kind has besides those of real images, which all but digits and prompts have."""
 _IMAGE_KEYS = ("images", "image_size", "references", "statistics", "on_unreadable")
-_NEEDED = {"folder": ("prompts",), "imagenet": ("images",), "coco": ("captions", "images")}
+_NEEDED = {"folder": ("prompts",), "prompts": ("prompts",), "imagenet": ("images",), "coco": ("captions", "images")}
 _WHAT = {
-    "prompts": "data.prompts (a text file, one prompt a line)",
+    "prompts": "data.prompts (a text file, one prompt a line; for kind 'prompts' also captions or imagenet, which ship)",
     "images": "data.images (a folder of real images)",
     "captions": "data.captions (COCO's captions_*.json)",
 }
@@ -38,9 +45,9 @@ class DataSpec:
     name: str
     """Short name, for titles."""
     kind: str
-    """"digits" (the embedded default), "folder", "imagenet" or "coco"."""
+    """"digits" (the embedded default), "folder", "imagenet", "coco", or "prompts": prompts and no real images."""
     prompts: str | None = None
-    """For a folder: a text file with one prompt a line."""
+    """For a folder: a text file with one prompt a line; for prompts also "captions" or "imagenet", which ship."""
     images: str | None = None
     """The real images: any folder, searched recursively; ImageNet's synset folders or flat validation set; COCO's folder."""
     image_size: int | None = None
@@ -56,7 +63,7 @@ class DataSpec:
     count: int | None = None
     """For COCO: how many prompts, one an image; None for all."""
     references: int | None = None
-    """How many real images, of ImageNet equally from every class; None for all."""
+    """How many real images, of ImageNet equally from every class; None for all. For prompts: of the pipeline's own, None for 500."""
     statistics: str | None = None
     """A .npz with mu and sigma (pytorch-fid's format) in place of the real images' features."""
     on_unreadable: str = "fail"
@@ -65,7 +72,7 @@ class DataSpec:
     def __post_init__(self) -> None:
         if self.kind not in _KEYS:
             raise DataError(f"data.kind is {self.kind!r}; allowed are {', '.join(map(repr, _KEYS))}")
-        allowed = {"name", "kind", *_KEYS[self.kind], *(_IMAGE_KEYS if self.kind != "digits" else ())}
+        allowed = {"name", "kind", *_KEYS[self.kind], *(_IMAGE_KEYS if self.kind not in ("digits", "prompts") else ())}
         for field in fields(self):
             if field.name not in allowed and getattr(self, field.name) != field.default:
                 raise DataError(f"data.{field.name} is {getattr(self, field.name)!r}, which data of kind {self.kind!r} does not have; set it to {field.default!r}")
@@ -80,6 +87,11 @@ class DataSpec:
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise DataError(f"data.{key} is {value!r}; give an integer of at least {least}, or null")
+
+    @property
+    def own_reference(self) -> int:
+        """How many of the unaccelerated pipeline's own images are the reference; 0 where real images are."""
+        return (self.references or OWN_REFERENCES) if self.kind == "prompts" else 0
 
 
 class Data:
@@ -111,6 +123,11 @@ class Data:
 
             self.prompts, paths = read_captions(spec.captions or "", spec.images or "", spec.count)
             self.paths = take(paths, spec.references)
+        elif spec.kind == "prompts" and spec.prompts == "captions":
+            self.prompts = [p for p in _read_prompts(CAPTIONS) if not p.startswith("#")]
+        elif spec.kind == "prompts" and spec.prompts == "imagenet":
+            known = read_classes(None)
+            self.prompts = prompts_of({synset: [] for synset in known}, known, "a photo of a {}")
         else:
             self.prompts = _read_prompts(Path(spec.prompts or "").expanduser())
             if spec.images:
@@ -121,9 +138,24 @@ class Data:
         """The prompt of image `index`: they come in turn.
 
         Fresh indices begin in the middle of the list: up to half as many images as there are prompts share none with a search.
+        Those of a reference go over the whole list evenly, however many there are.
         """
+        if index >= REFERENCE_OFFSET and (count := self.spec.own_reference):
+            return self.prompts[(index - REFERENCE_OFFSET) * len(self.prompts) // count % len(self.prompts)]
         start = len(self.prompts) // 2 - FRESH_OFFSET if index >= FRESH_OFFSET else 0
         return self.prompts[(index + start) % len(self.prompts)]
+
+    def reference_in_words(self, count: int | None = None) -> str:
+        """What a FID is measured against, for whoever reads one; `count` of the real images could be read, None for all."""
+        spec = self.spec
+        if own := spec.own_reference:
+            listed = spec.prompts if spec.prompts in ("captions", "imagenet") else Path(spec.prompts or "").name
+            return f"{own} images of the unaccelerated pipeline, seeds {REFERENCE_OFFSET} to {REFERENCE_OFFSET + own - 1}, prompts {listed}"
+        if spec.statistics:
+            return f"the statistics in {spec.statistics}"
+        if count is None:
+            count = len(_digits()) if spec.kind == "digits" else len(self.paths)
+        return f"{count} real images of {spec.images or spec.name}"
 
     @property
     def preprocessing(self) -> str:
@@ -161,6 +193,8 @@ class Data:
         return read_image(self.paths[index % len(self.paths)], self.spec.image_size)
 
     def _need_images(self) -> None:
+        if self.spec.own_reference:
+            raise DataError("data of kind 'prompts' have no real images; give data=folder data.prompts=... data.images=<a folder of real images> for what needs some")
         if not self.paths:
             raise DataError("these data have statistics only; give data.images (a folder of real images) for what needs the images themselves")
 

@@ -20,7 +20,7 @@ from search.data import FRESH_OFFSET, Data, DataSpec
 from search.generate import generate
 from search.intervals import Groups, Value
 from search.latency import measure_costs
-from search.models import ModelSpec, load_pipeline, resolve_device
+from search.models import ModelSpec, left_out, load_pipeline, resolve_device
 from search.quality import Fid, Kid, extract, load_features
 from search.records import Measurement
 from search.reference import reference_features, reference_moments
@@ -53,6 +53,8 @@ class Protocol:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
+        if self.offset + self.images > FRESH_OFFSET:
+            raise ValueError(f"protocol.offset is {self.offset}; with {self.images} images it must stay below {FRESH_OFFSET}, where the images begin that no search uses")
         given = [self._share(c) if isinstance(c, float) and 0 < c < 1 else c for c in self.fidelities]
         counts = [*(c for c in given if c is not None), self.images]
         if any(not isinstance(c, int) or c < 2 for c in counts) or counts != sorted(set(counts)):
@@ -128,7 +130,7 @@ class PipelineEvaluator:
         self.net = load_features(spec.protocol.features, self.pipe.device)
         self.device = device_name(self.pipe.device)
         # Warm: the first calls of a process allocate and choose kernels, which no candidate should pay for.
-        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2)
+        generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2, warm_up=True)
 
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
         """Run the strategies in turn on each batch, so that a drifting machine slows all of them alike."""
@@ -137,7 +139,7 @@ class PipelineEvaluator:
             for strategy, shard in zip(strategies, shards, strict=True):
                 start = time.perf_counter()
                 with dato.accelerate(self.pipe, strategy):
-                    made = generate(self.pipe, self.spec.model, self.data, indices)
+                    made = generate(self.pipe, self.spec.model, self.data, indices, strategy=strategy)
                     report = dato.status(self.pipe)
                 shard.features = torch.cat([shard.features, extract(self.net, [made.images])])
                 shard.batch_ms.append(made.seconds * 1000 / len(indices))
@@ -147,12 +149,16 @@ class PipelineEvaluator:
                 shard.seconds += time.perf_counter() - start
         return shards
 
+    def reference(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> Shard:
+        """`run` of one strategy under a name of its own, for images whose latency is not compared: any device may draw them."""
+        return self.run(strategies, batches)[0]
+
     def samples(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> list[torch.Tensor]:
         """(B, 3, H, W) uint8 images of each strategy, for people to look at."""
         pictures = []
         for strategy in strategies:
             with dato.accelerate(self.pipe, strategy):
-                pictures.append(generate(self.pipe, self.spec.model, self.data, indices).images)
+                pictures.append(generate(self.pipe, self.spec.model, self.data, indices, strategy=strategy).images)
         return pictures
 
     def costs(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]], rounds: int = 3) -> dict[str, Any]:
@@ -160,27 +166,33 @@ class PipelineEvaluator:
         return measure_costs(self.pipe, self.spec.model, self.data, batches[0], strategies, self.device, rounds).to_dict()
 
     def facts(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> dict[str, Any]:
-        """What this pipeline is, for the provenance of what is measured on it."""
-        return describe(self.pipe)
+        """What this pipeline is and what it ran without, for the provenance of what is measured on it."""
+        return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 
 
-@dataclass(frozen=True)
+@dataclass
 class MeasurerSpec:
-    """What a Tune trial needs to measure strategies by itself; small, and sent to it as it is."""
+    """What a Tune trial needs to measure strategies by itself; small, and sent to it as it is.
+
+    Attributes:
+        evaluator: The evaluator's.
+        own: Features of the pipeline's own images, once they are drawn, where these are the reference.
+    """
 
     evaluator: EvaluatorSpec
+    own: torch.Tensor | None = None
 
     def build(self) -> Measurer:
         """Load everything once."""
-        return Measurer(self.evaluator)
+        return Measurer(self.evaluator, self.own)
 
 
 class Measurer:
     """An evaluator with its reference: strategy to measurement, where no driver puts shards together."""
 
-    def __init__(self, spec: EvaluatorSpec) -> None:
+    def __init__(self, spec: EvaluatorSpec, own: torch.Tensor | None = None) -> None:
         self._evaluator, self._protocol = spec.build(), spec.protocol
-        self._fid, self._kid = reference(spec)
+        self._fid, self._kid = reference(spec, own)
         self._groups = groups_of(spec)
 
     def measure(self, strategy: Strategy) -> Measurement:
@@ -189,8 +201,10 @@ class Measurer:
         return measure(shards, self._fid, self._groups, self._kid)
 
 
-def reference(spec: EvaluatorSpec) -> tuple[Fid, Kid | None]:
-    """What candidates are compared with; no KID where the data gives statistics in place of real images."""
+def reference(spec: EvaluatorSpec, own: torch.Tensor | None = None) -> tuple[Fid, Kid | None]:
+    """What candidates are compared with: real images, or (N, num_features) features of the pipeline's own; no KID of mere statistics."""
+    if own is not None:
+        return Fid(own), Kid(own, subset_size=min(1000, spec.protocol.counts[0], len(own)))
     if spec.data.statistics:
         moments, _ = reference_moments(Data(spec.data), spec.protocol.features, resolve_device(spec.model.device))
         return Fid(moments), None

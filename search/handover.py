@@ -97,7 +97,7 @@ def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | 
             "fresh": True,
             "tolerance": tolerance,
             "in_words": in_words(winner, tolerance),
-            "reference": record.config["data"]["name"],
+            "reference": record.reference,
         },
         "latency": {
             "value": fresh.latency_ms,

@@ -180,6 +180,8 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
             record.baselines_at.setdefault(candidate.origin, {})[measurement.images] = measurement
             if candidate.origin not in record.baselines or measurement.images >= record.baselines[candidate.origin][1].images:
                 record.baselines[candidate.origin] = (candidate, measurement)
+        case "notes":
+            record.notes |= row["notes"]
         case "costs":
             record.costs = row["table"]
         case "generation":

@@ -169,6 +169,7 @@ class SearchRecord:
         fresh_plain_ms: Of the unaccelerated pipeline in turn with those, by candidate number and images: median, fastest and slowest batch.
         winners: By alias, once they were checked on fresh images.
         finished: Whether the search came to its end.
+        notes: What the search says of itself: "reference", in words, and "measured_without", what of the pipeline was not loaded.
     """
 
     search_id: str
@@ -186,6 +187,23 @@ class SearchRecord:
     fresh_plain_ms: dict[tuple[int, int], tuple[float, float, float]] = field(default_factory=dict)
     winners: dict[str, Winner] = field(default_factory=dict)
     finished: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """What FIDs were measured against, in words."""
+        return str(self.notes.get("reference") or f"the real images of {(self.config.get('data') or {}).get('name', 'unknown data')}")
+
+    @property
+    def reference_note(self) -> str:
+        """The same as a sentence's end; against the pipeline's own images, what its own FID means."""
+        floor = "; the unaccelerated pipeline's own FID is the noise floor: other seeds of the same pipeline" if self.own_reference else ""
+        return f"FID against {self.reference}{floor}"
+
+    @property
+    def own_reference(self) -> bool:
+        """Whether these are the unaccelerated pipeline's own images: then its own FID is the noise floor."""
+        return (self.config.get("data") or {}).get("kind") == "prompts"
 
     def baseline(self, name: str, images: int) -> Measurement:
         """A baseline on so many images; on all of them where the search never measured it on fewer. `KeyError` where it is not measured."""

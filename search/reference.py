@@ -28,14 +28,14 @@ def cache_folder() -> Path:
 def reference_key(data: Data, features: str) -> str:
     """Digest of the real images' bytes, how they are prepared, and the feature net with its own weight file."""
     whole = hashlib.sha256(f"dato.reference/2|{features}|{data.preprocessing}|".encode())
-    for weights in _weights(features):
+    for weights in weight_files(features):
         whole.update(weights.read_bytes())
     for part in data.reference_content():
         whole.update(part)
     return whole.hexdigest()[:32]
 
 
-def _weights(features: str) -> list[Path]:
+def weight_files(features: str) -> list[Path]:
     """The weight files of a feature net that are files here; a net from the hub is told by its name."""
     if features == "embedded":
         from search.embedded.features import WEIGHTS

@@ -172,6 +172,7 @@ def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
         "dato.fid_difference": _number(quality.get("difference")),
         "dato.fid_difference_interval": " .. ".join(f"{e:.3f}" for e in interval) if interval else None,
         "dato.device": latency.get("device"),
+        "dato.reference": quality.get("reference"),
         "dato.in_words": quality.get("in_words"),
         **Standing.of(strategy).to_tags(),
     }

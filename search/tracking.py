@@ -104,6 +104,7 @@ class Tracker:
         self._experiment_id = self._find_experiment()
         names = {k: (record.config.get(k) or {}).get("name") for k in ("model", "data")}
         self._tags = {_SEARCH: record.search_id, **{f"dato.{k}": str(v) for k, v in names.items() if v}}
+        self._tags["dato.reference"] = record.reference[:5000]
         runs = self._pages(f"tags.`{_SEARCH}` = '{record.search_id}'")
         parents = [r for r in runs if _PARENT not in r.data.tags]
         if parents:
@@ -244,11 +245,11 @@ def front_table(record: SearchRecord) -> str:
     """The front as CSV, fastest first, which MLflow's page shows as a table."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "strategy", "digest"])
+    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "strategy", "digest", "fid_against"])
     for c, m in record.front():
         values = child_metrics(record, c, m)
         numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"]]
-        writer.writerow([c.number, *(f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest])
+        writer.writerow([c.number, *(f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest, record.reference])
     return out.getvalue()
 
 

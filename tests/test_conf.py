@@ -31,6 +31,19 @@ def test_every_choice_composes(group: str) -> None:
         assert built.search_id
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
+@pytest.mark.parametrize("config", ["search", "evaluate"])
+def test_a_model_comes_with_data_and_features_that_fit_it(name: str, config: str) -> None:
+    def chosen(*overrides: str) -> tuple[str, str]:
+        raw = compose_config(config, [f"model={name}", *overrides])
+        return raw["data"]["kind"], raw["protocol"]["features"]
+
+    own = ("digits", "embedded") if name == "embedded" else ("prompts", "inception")
+    assert chosen() == own
+    assert chosen("data=folder", *GIVEN["folder"]) == ("folder", own[1]), "what is given wins"
+    assert chosen("data=digits", "protocol.features=clip") == ("digits", "clip")
+
+
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
 def test_every_key_has_a_comment(path: Path) -> None:
     for line in path.read_text().splitlines():
