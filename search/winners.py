@@ -36,7 +36,7 @@ def choose_winners(record: SearchRecord, winner_speedup: float, objectives: Obje
         raise SearchFailed("no candidate could be measured, so there is no winner")
     points = [(c, m) for c, m in points if wanted.violation(m, plain) == 0]
     if not points:
-        raise SearchFailed("no candidate keeps the limits of the search (max_fid, max_latency_ms, min_speedup): relax them, or search on with more generations")
+        raise SearchFailed("no candidate keeps the limits of the search (max_fid, max_latency_ms, min_speedup, max_distance): relax them, or search on with more generations")
     spread = plain.fid_high - plain.fid if plain.fid_high == plain.fid_high else 0.0
     good = [(c, m) for c, m in points if m.fid <= plain.fid + spread]
     fastest = min(good or points, key=lambda p: p[1].latency_ms if good else p[1].fid)
