@@ -12,6 +12,7 @@ from typing import Any
 from analysis.figures import front_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.rivals import rivals_section
+from analysis.similarity import similarity_section
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
 from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words
 
@@ -43,7 +44,7 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
         parts += [_winners_table(record), _cards(record)]
     if record.evaluated() or record.baselines:
         parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.")]
-        parts += [_rivals(record)]
+        parts += [_rivals(record), similarity_section(record)]
     if evaluation:
         parts.append(rivals_section(evaluation))
     if samples:

@@ -27,6 +27,7 @@ from search.features import load_features
 from search.models import ModelSpec, check_model, resolve_device, weights_digest
 from search.quality import Fid, Kid
 from search.reference import reference_features, reference_moments
+from search.similarity import check_similarity, load_similarity
 from search.verdict import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
 from search.workers import InProcessPool, Job, RayPool
 
@@ -88,6 +89,7 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
         raise ConfigError(f"evaluation.metrics is {list(spec.metrics)}; give one or more different ones, such as [fid]")
     if "is" in spec.metrics and protocol.images < 10:
         raise ConfigError(f"evaluation.metrics holds is, the Inception Score, which needs evaluation.images of at least 10; it is {protocol.images}")
+    check_similarity(spec.similarities, "evaluation.metrics")
     check_model(model)
     batches, size = protocol.batches(fresh=bool(settings["fresh"])), settings["shard"]
     shards = [batches[i : i + size] for i in range(0, len(batches), size)]
@@ -179,6 +181,8 @@ def prepare_metrics(spec: ComparisonSpec, data: Data) -> tuple[Metrics, dict[str
         real, unreadable = reference_features(data, features, device)
         about |= {"reference_images": len(real), "unreadable": unreadable}
         metrics = replace(metrics, kid=Kid(real, subset_size=min(1000, spec.protocol.images, len(real))))
+    for name in spec.similarities:
+        load_similarity(name)  # a weight file that cannot be read is said before workers start
     if "is" in spec.metrics:
         metrics = replace(metrics, net=load_features(features, device))
     return metrics, about

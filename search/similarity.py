@@ -173,7 +173,7 @@ class PlainFeatures:
 
 def knows_images(shard: Any) -> bool:
     """Whether a worker's result has features and tells of which images."""
-    indices = getattr(shard, "indices", None)
+    indices: list[int] = getattr(shard, "indices", [])
     return bool(indices) and len(indices) == len(shard.features)
 
 
