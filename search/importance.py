@@ -182,7 +182,7 @@ def _damage(
 
 def importance_metrics(found: Sequence[Importance]) -> dict[str, float]:
     """For MLflow: each step's share of the importance, each kind of gene's, and R2, by metric name; R2 alone where there is nothing else."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for one in found:
         name = f"importance_{one.target}"
         metrics |= {f"{name}/step_{step:02d}": share for step, share in one.steps().items()}

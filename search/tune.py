@@ -272,7 +272,8 @@ class TuneDriver(Driver):
         self._storage, self._tries, self._deadline, self._callbacks = storage, tries, deadline_s, list(callbacks)
         if not isinstance(self.algorithm, SteadyNsga2):
             raise ValueError("Tune never waits for a generation: give a SteadyNsga2")
-        self._searcher = NSGA2Search(**self.algorithm.arguments)
+        # A configuration says that nothing screens; a searcher has no such argument.
+        self._searcher = NSGA2Search(**{k: v for k, v in self.algorithm.arguments.items() if k != "screen"})
         self._searcher.asked, self._searcher.judge, self._searcher.ended = self._note_ask, self._judge, self._over
         self._trials: dict[str, int] = {}
         """Candidates' numbers by trial."""
