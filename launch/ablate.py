@@ -109,7 +109,7 @@ def _effects(table: str, results: Sequence, metric: str) -> str:
             if r.name.endswith(f", {label}"):
                 first = by_name.get(r.name.removesuffix(label) + labels[0])
                 if first is not None:
-                    effect = replace(r.metrics[metric].minus(first.metrics[metric]), draws=())
+                    effect = replace(r.metrics[metric].minus(first.metrics[metric]), left_out=())
                     lines.append([r.name, f"{effect.value:+.3f}", f"{effect.low:+.3f} .. {effect.high:+.3f}" if effect.low == effect.low else "-"])
     if not lines:
         return ""

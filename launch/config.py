@@ -17,11 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 import conf
 from dato.sources import holds_credentials
 from dato.strategy import Step, Strategy
-from launch.keys import check_keys
+from launch.keys import check_keys, check_names_of_keys
 from search.data import DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
 from search.handover import check_names
-from search.latency import CALIBRATION_STEPS
 from search.models import ModelSpec
 from search.nsga2 import Nsga2
 from search.objectives import Objectives
@@ -30,6 +29,7 @@ from search.sources import read_given
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
 from search.surrogate import Surrogate
+from search.winners import tolerance_of
 
 CONF = Path(conf.__file__).parent
 _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
@@ -37,7 +37,8 @@ _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
 
 
 _PLAN_KEYS = (
-    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "stalled", "promoted_ranks", "winner_speedup",
+    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "patience", "promoted_ranks", "winner_speedup",
+    "winner_speedups", "max_fresh_images",
 )  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     bad = [o for o in overrides if "=" not in o]
     if bad:
         raise ConfigError(f"{bad[0]!r} is not an override; write key=value, such as seed=1 or model=sd15")
+    check_names_of_keys(overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             found = compose(name, overrides=list(overrides))
@@ -142,7 +144,7 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         space = _space(model.steps, raw["space"])
         s = raw["search"]
         objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
-        plan = SearchPlan(objectives=objectives, **{k: s[k] for k in _PLAN_KEYS})
+        plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
@@ -152,8 +154,8 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
     if plan.mode == "steady" and s["surrogate"]:
         raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
-    if plan.latency == "predicted" and model.steps < CALIBRATION_STEPS:
-        raise ConfigError(f"search.latency=predicted needs model.steps of at least {CALIBRATION_STEPS}, to time every kind of call; it is {model.steps}: set search.latency=measured")
+    if protocol.interval_groups < 2:
+        raise ConfigError(f"protocol.interval_groups is {protocol.interval_groups}, but winners are chosen by intervals; give at least 2, such as 20")
     _check_cluster(raw["cluster"])
     if raw["mlflow"]["uri"] and holds_credentials(raw["mlflow"]["uri"]):
         raise ConfigError(

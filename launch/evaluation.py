@@ -24,6 +24,7 @@ from search.data import Data, DataSpec
 from search.entries import Entry, strategy_entries, unique
 from search.evaluate import Protocol
 from search.features import load_features
+from search.intervals import Groups
 from search.models import ModelSpec, check_model, resolve_device, weights_digest
 from search.quality import Fid, Kid
 from search.reference import reference_features, reference_moments
@@ -166,7 +167,7 @@ def evaluate(evaluation: Evaluation, entries: Sequence[Entry]) -> Outcome:
 
 def prepare_metrics(spec: ComparisonSpec, data: Data) -> tuple[Metrics, dict[str, Any]]:
     """The metrics with their references, and a record of these references."""
-    metrics = Metrics(names=spec.metrics, bootstrap=spec.protocol.bootstrap)
+    metrics = Metrics(names=spec.metrics, groups=Groups(turn=data.turn, most=spec.protocol.interval_groups))
     about: dict[str, Any] = {"unreadable": []}
     device = resolve_device(spec.model.device)
     features = spec.protocol.features

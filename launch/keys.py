@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ KEYS: dict[str, Key] = {
     "protocol.similarity": _LIST,
     "protocol.batch": _COUNT,
     "protocol.features": _TEXT,
-    "protocol.bootstrap": Key("integer", least=0),
+    "protocol.interval_groups": Key("integer", least=0),
     "protocol.offset": Key("integer", least=0),
     "space.depths": _LIST,
     "space.ratios": _LIST,
@@ -109,15 +109,19 @@ KEYS: dict[str, Key] = {
     "search.max_candidates": Key("integer", least=1, null=True),
     "search.max_minutes": _LIMIT,
     "search.max_device_hours": _LIMIT,
-    "search.stalled": Key("integer", least=1, null=True),
+    "search.patience": Key("integer", least=1, null=True),
     "search.promoted_ranks": _COUNT,
     "search.winner_speedup": _SECONDS,
+    "search.winner_speedups": _LIST,
+    "search.tolerance": Key("number", least=0, null=True),
+    "search.max_fresh_images": Key("integer", least=2, null=True),
     "search.deepcache_interval": _COUNT,
     "mlflow.enabled": _FLAG,
     "mlflow.uri": _OPTIONAL_TEXT,
     "mlflow.children": Key("text", among=("all", "front", "none")),
     "mlflow.experiment": _TEXT,
     "registry.name": _TEXT,
+    "registry.replace": _FLAG,
     "cluster.address": _OPTIONAL_TEXT,
     "cluster.workers": Key("integer", least=0, null=True),
     "cluster.min_workers": Key("integer", least=1, null=True),
@@ -146,7 +150,17 @@ KEYS: dict[str, Key] = {
     "figures.images": _COUNT,
     "figures.heat_maps": Key("integer", least=0),
 }
+RENAMED = {"protocol.bootstrap": "protocol.interval_groups", "search.stalled": "search.patience"}
+"""Keys of earlier versions, each with what it is called now."""
 _SECTIONS = sorted({name.split(".")[0] for name in KEYS if "." in name})
+
+
+def check_names_of_keys(overrides: Sequence[str]) -> None:
+    """Refuse keys of earlier versions among command-line overrides. Raises `KeyValueError` naming the new one."""
+    for override in overrides:
+        name = override.split("=", 1)[0].lstrip("+~")
+        if name in RENAMED:
+            raise KeyValueError(f"{name} is now called {RENAMED[name]}; write {RENAMED[name]}=...")
 
 
 def check_keys(raw: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from launch.view import SearchView
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver
-from search.evaluate import MeasurerSpec, measure, reference
+from search.evaluate import MeasurerSpec, groups_of, measure, reference
 from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.kept import KeptShards
 from search.latency import calibration
@@ -37,7 +37,7 @@ from search.ledger import Ledger, read_ledger, set_aside
 from search.models import check_model
 from search.nsga2 import Nsga2
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, SearchRecord
+from search.records import UNACCELERATED, SearchRecord, prediction_error
 from search.shards import make_join
 from search.workers import Job, Pool, RayPool
 
@@ -72,7 +72,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     tracker = make_tracker(config)
     if not ledger.record.finished:
         spec = config.evaluator
-        fid, kid = reference(spec)
+        (fid, kid), groups = reference(spec), groups_of(spec)
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -84,14 +84,14 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         def before(pool: Pool) -> None:
             _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
-            view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
+            view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
         settings: dict[str, Any] = {
             "ledger": ledger,
             "algorithm": algorithm,
             "plan": config.plan,
             "protocol": spec.protocol,
-            "measure": lambda shards: measure(shards, fid, spec.protocol.bootstrap, kid),
+            "measure": lambda shards: measure(shards, fid, groups, kid),
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,
@@ -99,6 +99,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             "calibration": _calibration(config),
             "before": before,
             "after": after,
+            "say": view.say,
         }
         try:
             if config.raw["search"]["engine"] == "tune":
@@ -220,7 +221,7 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
         strategy.save(folder / f"{alias}.json")
     samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((config.folder / "samples").glob("*.png"))}
     report = write_report(record, config.folder / "report.html", samples)
-    name, versions = config.raw["registry"]["name"], {}
+    name, versions, stayed = config.raw["registry"]["name"], dict[str, str](), dict[str, str]()
     if tracker:
         from search.registry import RegistryError, register
 
@@ -228,15 +229,22 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
             tracker.started(record)
         tracker.finished(record, {"": report})
         try:
-            versions = register(name, strategies, tracker.run_id) if tracker.run_id else {}
+            if tracker.run_id:
+                made = register(name, strategies, tracker.run_id, replace=config.raw["registry"]["replace"])
+                versions, stayed = made.versions, made.stayed
         except RegistryError as error:
             view.say(f"warning: {error}")
     view.winners(record)
+    if (apart := prediction_error(record)) is not None:
+        view.say(f"latency   of candidates is the cost table's, {apart:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")
     view.say(f"report    {report}")
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
-    source = f"models:/{name}@fastest" if versions else str(folder / "fastest.json")
+    for alias, why in stayed.items():
+        view.say(f"          models:/{name}@{alias} stays where it was: {why}. The new one is version {versions[alias]}; registry.replace=true moves the alias")
+    alias = "fastest" if "fastest" in strategies else "quality"
+    source = f"models:/{name}@{alias}" if versions and alias not in stayed else str(folder / f"{alias}.json")
     view.say(f"rivals    {_script('dato')} evaluate 'strategy=[{config.folder}]' compares the front with other ways to be fast, on the same images;")
     view.say(f"          {_script('dato')} report folder={config.folder} evaluation=<the folder it names> shows them in the report")
     view.say("use one   import dato")

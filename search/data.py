@@ -88,6 +88,7 @@ class Data:
     Attributes:
         prompts: In turn, one an image.
         paths: The real images' files; none for digits.
+        turn: After how many images the prompts' classes come round again; a prompt is a class of its own where nothing else is known.
         unreadable: Messages about real images that were skipped, once `reference` went over them.
     """
 
@@ -114,6 +115,7 @@ class Data:
             self.prompts = _read_prompts(Path(spec.prompts or "").expanduser())
             if spec.images:
                 self.paths = take(find_images(Path(spec.images).expanduser()), spec.references)
+        self.turn = 10 if spec.kind == "digits" else len(self.prompts)
 
     def prompt(self, index: int) -> str:
         """The prompt of image `index`: they come in turn.

@@ -20,11 +20,12 @@ from search.kept import KeptShards
 from search.latency import CostTable
 from search.ledger import Ledger, LedgerError
 from search.nsga2 import Nsga2, hypervolume
-from search.plan import STALLED, SearchPlan
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
+from search.plan import SearchPlan, has_stalled
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.similarity import PlainFeatures, with_distance
 from search.steady import SteadyNsga2
-from search.winners import SearchFailed, choose_winners, first_ranks, reference_point
+from search.validation import Validation
+from search.winners import SearchFailed, first_ranks, reference_point
 from search.workers import Job, Pool
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Driver:
         calibration: Strategies that a cost table is measured with; needed for predicted latencies.
         before: Given the pool before anything is measured.
         after: Given the pool and the record once the winners are known: to draw samples.
+        say: Told in words what is being done where it takes long.
     """
 
     def __init__(
@@ -81,10 +83,11 @@ class Driver:
         calibration: Sequence[Strategy] = (),
         before: Callable[[Pool], None] | None = None,
         after: Callable[[Pool, SearchRecord], None] | None = None,
+        say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.ledger, self.algorithm, self.plan, self.protocol, self.pool = ledger, algorithm, plan, protocol, pool
         self._measure, self.baselines, self.watchers = measure, dict(baselines), watchers
-        self.latencies, self._kept, self._calibration, self._before, self._after = latencies or {}, kept, calibration, before, after
+        self.latencies, self._kept, self._calibration, self._before, self._after, self._say = latencies or {}, kept, calibration, before, after, say
         if protocol.fidelities and kept is None:
             raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
         self._promised: list[tuple[Candidate, Measurement]] = []  # those of which shards are kept
@@ -116,9 +119,8 @@ class Driver:
 
     def _finish(self) -> None:
         self._promote()
-        if len(self.record.winners) < 3:
-            self._validate_winners()
         if not self.record.finished:
+            self._validate_winners()
             if self._after:
                 self._after(self.pool, self.record)
             self.ledger.append("finished")
@@ -144,8 +146,7 @@ class Driver:
             return True
         if plan.max_device_hours and known.device_seconds() >= 3600 * plan.max_device_hours:
             return True
-        grown = known.hypervolumes
-        return bool(plan.stalled and len(grown) > plan.stalled and grown[-1] <= grown[-1 - plan.stalled] * (1 + STALLED))
+        return has_stalled(known.hypervolumes, plan.patience)
 
     def _price(self) -> None:
         """Measure the cost table once, where latencies are predicted."""
@@ -414,24 +415,12 @@ class Driver:
         return hypervolume([(m.fid, m.latency_ms) for _, m in self.record.evaluated()], reference)
 
     def _validate_winners(self) -> None:
-        chosen = choose_winners(self.record, self.plan.winner_speedup, self.plan.objectives)
-        # By digest: one candidate may win several aliases, and is measured once.
-        strategies = {UNACCELERATED: self.baselines[UNACCELERATED], **{c.strategy.digest: c.strategy for c in chosen.values()}}
-        shards, error = self._compare(strategies, self.protocol.batches(fresh=True))
-        if error is not None:
-            raise SearchFailed(f"the winners fail on fresh images: {error}; run the same command again")
-        plain = PlainFeatures.of_shards(shards[UNACCELERATED])
-        fresh = {name: with_distance(self._measure(parts), parts, plain) for name, parts in shards.items()}
-        fresh |= {name: paired(m, fresh[UNACCELERATED]) for name, m in fresh.items() if name != UNACCELERATED}
-        fresh[UNACCELERATED] = replace(fresh[UNACCELERATED], fid_draws=())
-        searched = {c.number: m for c, m in self.record.front()}
-        for alias, candidate in chosen.items():
-            self.ledger.winner(
-                Winner(
-                    alias=alias,
-                    candidate=candidate,
-                    searched=searched[candidate.number],
-                    fresh=fresh[candidate.strategy.digest],
-                    fresh_baseline=fresh[UNACCELERATED],
-                )
-            )
+        Validation(
+            ledger=self.ledger,
+            plan=self.plan,
+            protocol=self.protocol,
+            unaccelerated=self.baselines[UNACCELERATED],
+            compare=self._compare,
+            measure=self._measure,
+            say=self._say,
+        ).run()

@@ -18,9 +18,10 @@ from dato.provenance import describe
 from dato.strategy import Strategy
 from search.data import FRESH_OFFSET, Data, DataSpec
 from search.generate import generate
+from search.intervals import Groups, Value
 from search.latency import measure_costs
 from search.models import ModelSpec, load_pipeline, resolve_device
-from search.quality import Fid, Kid, Value, extract, load_features
+from search.quality import Fid, Kid, extract, load_features
 from search.records import Measurement
 from search.reference import reference_features, reference_moments
 from search.similarity import PlainFeatures, check_similarity, load_similarity, summarize, with_distance
@@ -38,8 +39,8 @@ class Protocol:
     """Images per call of the pipeline."""
     features: str = "embedded"
     """Feature net of the FID."""
-    bootstrap: int = 100
-    """Resamples behind an interval; 0 for none (with Inception features one takes seconds)."""
+    interval_groups: int = 20
+    """Groups of images that are left out in turn behind an interval; 0 for none (with Inception features each takes seconds)."""
     offset: int = 0
     """Index of the first image."""
     similarity: Sequence[str] = ("psnr", "ssim")
@@ -51,7 +52,7 @@ class Protocol:
     """
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 2), ("batch", 1), ("bootstrap", 0), ("offset", 0)):
+        for name, least in (("images", 2), ("batch", 1), ("interval_groups", 0), ("offset", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
@@ -206,11 +207,12 @@ class Measurer:
     def __init__(self, spec: EvaluatorSpec, plain: PlainFeatures | None = None) -> None:
         self._evaluator, self._protocol, self._plain = spec.build(), spec.protocol, plain
         self._fid, self._kid = reference(spec)
+        self._groups = groups_of(spec)
 
     def measure(self, strategy: Strategy) -> Measurement:
         """On the protocol's least number of images. Raises where the images or their features are no good."""
         shards = self._evaluator.run([strategy], self._protocol.batches(last=self._protocol.counts[0]))
-        return with_distance(measure(shards, self._fid, self._protocol.bootstrap, self._kid), shards, self._plain)
+        return with_distance(measure(shards, self._fid, self._groups, self._kid), shards, self._plain)
 
 
 def reference(spec: EvaluatorSpec) -> tuple[Fid, Kid | None]:
@@ -225,17 +227,22 @@ def reference(spec: EvaluatorSpec) -> tuple[Fid, Kid | None]:
     return Fid(real), Kid(real, subset_size=min(1000, spec.protocol.counts[0], len(real)))
 
 
-def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int, kid: Kid | None = None) -> Measurement:
+def groups_of(spec: EvaluatorSpec) -> Groups:
+    """The groups of images behind the intervals of what is measured by a specification."""
+    return Groups(turn=Data(spec.data).turn, most=spec.protocol.interval_groups)
+
+
+def measure(shards: Sequence[Shard], fid: Fid, groups: Groups, kid: Kid | None = None) -> Measurement:
     """Put one strategy's shards together. Latency is the median over its batches."""
     features = in_order(shards)
     batch_ms = [ms for s in shards for ms in s.batch_ms]
     parts = [p for s in shards for p in s.parts_ms]
-    quality = fid.value(features, bootstrap)
+    quality = fid.value(features, groups)
     return Measurement(
         fid=quality.value,
         fid_low=quality.low,
         fid_high=quality.high,
-        fid_draws=tuple(quality.draws),
+        fid_left_out=tuple(quality.left_out),
         images=len(features),
         latency_ms=statistics.median(batch_ms),
         latency_low_ms=min(batch_ms),
@@ -245,13 +252,13 @@ def measure(shards: Sequence[Shard], fid: Fid, bootstrap: int, kid: Kid | None =
         seconds=sum(s.seconds for s in shards),
         device=", ".join(sorted({s.device for s in shards})),
         batch=max(s.batch for s in shards),
-        kid=kid.value(features, number=0).value if kid else None,
+        kid=kid.value(features, Groups(most=0)).value if kid else None,
         similarity=summarize(shards),
     )
 
 
 def in_order(shards: Sequence[Shard]) -> torch.Tensor:
-    """(N, num_features) features by image index: resamples pair with those of another strategy however batches were shared out.
+    """(N, num_features) features by image index: the groups of intervals go by position, whoever made which batch.
 
     In the order of the shards where these do not tell which images they are of.
     """
@@ -261,15 +268,15 @@ def in_order(shards: Sequence[Shard]) -> torch.Tensor:
 
 
 def paired(fast: Measurement, plain: Measurement) -> Measurement:
-    """A measurement with the interval of its FID difference to the unaccelerated pipeline's in place of its resamples.
+    """A measurement with the interval of its FID difference to the unaccelerated pipeline's in place of its FIDs without groups.
 
-    Both are measured on images of the same prompts and seeds and resampled alike, so that what they share is in no interval.
-    The same measurement without resamples where either has none.
+    Both are measured on images of the same prompts and seeds in the same groups, so that what they share is in no interval.
+    The same measurement without these FIDs where either has none.
     """
-    if not fast.fid_draws or len(fast.fid_draws) != len(plain.fid_draws) or fast.images != plain.images:
-        return replace(fast, fid_draws=())
-    difference = Value(value=fast.fid, draws=fast.fid_draws).minus(Value(value=plain.fid, draws=plain.fid_draws))
-    return replace(fast, fid_draws=(), difference_low=difference.low, difference_high=difference.high)
+    if not fast.fid_left_out or len(fast.fid_left_out) != len(plain.fid_left_out) or fast.images != plain.images:
+        return replace(fast, fid_left_out=())
+    difference = Value(value=fast.fid, left_out=fast.fid_left_out).minus(Value(value=plain.fid, left_out=plain.fid_left_out))
+    return replace(fast, fid_left_out=(), difference_low=difference.low, difference_high=difference.high)
 
 
 def device_name(device: torch.device) -> str:

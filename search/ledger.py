@@ -82,8 +82,13 @@ class Ledger:
         """Note the measurement of a named strategy that the search is compared with."""
         self.append("baseline", candidate=_candidate_row(candidate), measurement=measurement.to_dict())
 
+    def fresh(self, number: int, images: int, measurement: Measurement, plain_ms: tuple[float, float, float] | None = None) -> None:
+        """Note a candidate's measurement on fresh images, -1 for the unaccelerated pipeline, and that one's latencies in turn with it."""
+        timed = [None if ms != ms else ms for ms in plain_ms] if plain_ms else None
+        self.append("fresh", number=number, images=images, measurement=measurement.to_dict(), plain_ms=timed)
+
     def winner(self, winner: Winner) -> None:
-        """Note a validated winner."""
+        """Note a winner."""
         self.append(
             "winner",
             alias=winner.alias,
@@ -156,7 +161,7 @@ def _candidate(row: dict[str, Any]) -> Candidate:
 
 
 def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
-    if row["event"] in ("result", "promotion", "winner") and row["number"] not in record.candidates:
+    if row["event"] in ("result", "promotion", "winner", "fresh") and row["number"] not in record.candidates and (row["event"], row["number"]) != ("fresh", -1):
         raise ValueError(f"a {row['event']} of candidate {row['number']}, which was never asked for")
     match row["event"]:
         case "search":
@@ -179,6 +184,11 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
             record.costs = row["table"]
         case "generation":
             record.hypervolumes.append(row["hypervolume"])
+        case "fresh":
+            record.fresh.setdefault(row["number"], {})[row["images"]] = Measurement.from_dict(row["measurement"])
+            if row["plain_ms"]:
+                median, low, high = (float("nan") if ms is None else float(ms) for ms in row["plain_ms"])
+                record.fresh_plain_ms[row["number"], row["images"]] = (median, low, high)
         case "winner":
             n = row["number"]
             record.winners[row["alias"]] = Winner(

@@ -1,14 +1,13 @@
 """Metrics over extracted features and per-image scores, by torchmetrics: FID, KID, Inception Score, CLIP score, plug-ins.
 
-Every value comes with a 95 % interval over the choice of generated images, from a bootstrap whose resamples are the same for
-every strategy, so that the differences between strategies have intervals too.
+Every value comes with a 95 % interval over the choice of generated images (`search.intervals`), by groups of images that are the
+same for every strategy, so that the differences between strategies have intervals too.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -19,55 +18,16 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from search.features import FeatureNet, QualityError, extract, load_features
+from search.intervals import Groups, Value, without_each
 from search.moments import Moments, frechet
 
-__all__ = ["FeatureNet", "Fid", "ImageScorer", "Kid", "QualityError", "Value", "extract", "inception_score", "load_features", "load_scorer", "mean_score"]
+__all__ = ["FeatureNet", "Fid", "Groups", "ImageScorer", "Kid", "QualityError", "Value", "extract", "inception_score", "load_features", "load_scorer", "mean_score"]
 
 PLUGIN_GROUP = "dato.metrics"
 
 
 class FewImagesWarning(UserWarning):
     """A covariance that cannot have full rank: there are fewer images than features."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """A metric's value.
-
-    Attributes:
-        value: The metric on all images.
-        low: Lower end of its 95 % interval over the choice of images; NaN without one.
-        high: Upper end.
-        draws: Its bootstrap values; the same resamples for every strategy measured on the same images.
-    """
-
-    value: float
-    low: float = float("nan")
-    high: float = float("nan")
-    draws: tuple[float, ...] = ()
-
-    @classmethod
-    def around(cls, value: float, draws: Sequence[float]) -> Value:
-        """Value +- 1.96 bootstrap standard deviations.
-
-        Not the bootstrap's percentiles: resampling repeats images, which shifts a distribution's distance or score.
-        """
-        if len(draws) < 2:
-            return cls(value=value)
-        spread = 1.96 * float(torch.tensor(list(draws), dtype=torch.float64).std())
-        return cls(value=value, low=value - spread, high=value + spread, draws=tuple(draws))
-
-    def minus(self, other: Value) -> Value:
-        """The difference, with an interval where both have the same resamples."""
-        if len(self.draws) != len(other.draws):
-            return Value(value=self.value - other.value)
-        return Value.around(self.value - other.value, [a - b for a, b in zip(self.draws, other.draws, strict=True)])
-
-
-def resamples(count: int, number: int, seed: int = 0) -> list[torch.Tensor]:
-    """`number` bootstrap choices of `count` images, each (count,): the same whatever they are drawn from."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(count, (count,), generator=generator) for _ in range(number)]
 
 
 class _Given(nn.Module):
@@ -117,19 +77,10 @@ class Fid:
         if features.shape[1] != len(self.reference.mean):
             raise QualityError(f"the reference has {len(self.reference.mean)} features, the images {features.shape[1]}; use the net that made the reference")
 
-    def draws(self, features: torch.Tensor, number: int, seed: int = 0) -> list[float]:
-        """FIDs of `number` bootstrap resamples of the images."""
+    def value(self, features: torch.Tensor, groups: Groups) -> Value:
+        """FID of (N, F) features, in the order of their images' indices, with its interval."""
         self._check(features)
-        return [frechet(self.reference, Moments.of(features[chosen])) for chosen in resamples(len(features), number, seed)]
-
-    def value(self, features: torch.Tensor, number: int, seed: int = 0) -> Value:
-        """FID with its interval from `number` resamples; none below 2."""
-        return Value.around(self(features), self.draws(features, number if number > 1 else 0, seed))
-
-    def interval(self, features: torch.Tensor, resamples: int, seed: int = 0) -> tuple[float, float]:
-        """95 % interval over the choice of generated images: FID +- 1.96 bootstrap standard deviations."""
-        found = self.value(features, resamples, seed)
-        return found.low, found.high
+        return Value.around(self(features), [frechet(self.reference, Moments.of(features[rest])) for rest in without_each(groups.of(len(features)))])
 
 
 class Kid:
@@ -144,8 +95,8 @@ class Kid:
     def __init__(self, reference: torch.Tensor, subsets: int = 100, subset_size: int = 1000) -> None:
         self._reference, self._subsets, self._size = reference, subsets, subset_size
 
-    def value(self, features: torch.Tensor, number: int = 100, seed: int = 0) -> Value:
-        """KID with an interval over the choice of the generated images, from `number` resamples. Raises `QualityError`."""
+    def value(self, features: torch.Tensor, groups: Groups, seed: int = 0) -> Value:
+        """KID with an interval over the choice of the generated images. Raises `QualityError`."""
         size = min(self._size, len(features), len(self._reference))
         if size < 2 or not torch.isfinite(features).all():
             raise QualityError(f"KID needs at least 2 images with finite features on both sides; got {len(features)} and {len(self._reference)}")
@@ -157,26 +108,28 @@ class Kid:
         with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global generator
             torch.manual_seed(seed)
             mean, _ = metric.compute()
-        return Value.around(float(mean), self._draws(features.double(), number))
+        return Value.around(float(mean), self._left_out(features.double(), groups.of(len(features))))
 
-    def _draws(self, x: torch.Tensor, number: int, rows: int = 1000) -> list[float]:
-        """The squared MMD of resamples of (N, F) features, but for the reals' own part, which is the same for all.
+    def _left_out(self, x: torch.Tensor, groups: torch.Tensor, rows: int = 1000) -> list[float]:
+        """The squared MMD without each group of the (N, F) features, but for the reals' own part, which is the same for all.
 
         Not the spread over subsets: where a subset is as large as the set, it is always the same images.
         """
-        if number < 2:
+        left = without_each(groups)
+        if not left:
             return []
-        count, reals = len(x), self._reference.double()
-        weights = torch.stack([torch.bincount(c, minlength=count) for c in resamples(count, number)]).double()
-        within, across = torch.zeros(number, dtype=torch.float64), torch.zeros(number, dtype=torch.float64)
-        for part in torch.arange(count).split(rows):
+        reals, weights = self._reference.double(), torch.zeros(len(left), len(x), dtype=torch.float64)
+        for row, rest in zip(weights, left, strict=True):
+            row[rest] = 1.0
+        count, within, across = weights.sum(1), torch.zeros(len(left), dtype=torch.float64), torch.zeros(len(left), dtype=torch.float64)
+        for part in torch.arange(len(x)).split(rows):
             kernel = (x[part] @ x.T / x.shape[1] + 1) ** 3
             within += ((weights[:, part] @ kernel) * weights).sum(1) - weights[:, part] @ kernel[torch.arange(len(part)), part]
             across += weights[:, part] @ ((x[part] @ reals.T / x.shape[1] + 1) ** 3).mean(1)
         return (within / (count * (count - 1)) - 2 * across / count).tolist()
 
 
-def inception_score(logits: torch.Tensor, number: int = 0, splits: int = 10, seed: int = 0) -> Value:
+def inception_score(logits: torch.Tensor, groups: Groups, splits: int = 10, seed: int = 0) -> Value:
     """Inception Score (arXiv 1606.03498) of (N, classes) logits, averaged over `splits`; higher is better."""
     if len(logits) < splits or not torch.isfinite(logits).all():
         raise QualityError(f"an Inception Score of {splits} splits needs at least {splits} images with finite logits; got {len(logits)}")
@@ -191,15 +144,15 @@ def inception_score(logits: torch.Tensor, number: int = 0, splits: int = 10, see
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all")
         warnings.filterwarnings("ignore", message=r"std\(\)")  # the spread over splits is not used, and one split has none
-        return Value.around(score(logits), [score(logits[c]) for c in resamples(len(logits), number if number > 1 else 0, seed)])
+        return Value.around(score(logits), [score(logits[rest]) for rest in without_each(groups.of(len(logits))) if len(rest) >= splits])
 
 
-def mean_score(scores: torch.Tensor, number: int = 0, seed: int = 0) -> Value:
-    """Mean of (N,) per-image scores with its bootstrap interval. Raises `QualityError` where one is not finite."""
+def mean_score(scores: torch.Tensor, groups: Groups) -> Value:
+    """Mean of (N,) per-image scores with its interval. Raises `QualityError` where one is not finite."""
     x = scores.double()
     if not len(x) or not torch.isfinite(x).all():
         raise QualityError(f"the mean of a score needs finite values; got {len(x)}, of which {int((~torch.isfinite(x)).sum())} are not finite")
-    return Value.around(float(x.mean()), [float(x[c].mean()) for c in resamples(len(x), number if number > 1 else 0, seed)])
+    return Value.around(float(x.mean()), [float(x[rest].mean()) for rest in without_each(groups.of(len(x)))])
 
 
 class ImageScorer(Protocol):

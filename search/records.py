@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -47,10 +48,10 @@ class Measurement:
 
     Attributes:
         fid: Frechet distance of the generated images to the reference images.
-        fid_low: Lower end of the 95 % bootstrap interval over the generated images.
+        fid_low: Lower end of the 95 % interval over the choice of generated images.
         fid_high: Upper end.
-        fid_draws: FIDs of the bootstrap's resamples, the same images in each for all that is measured on as many; kept for baselines.
-        difference_low: Lower end of the 95 % interval of the FID less the unaccelerated pipeline's, resample by resample; NaN where unknown.
+        fid_left_out: FIDs without each group of images in turn, the same groups for all that is measured on as many; kept for baselines.
+        difference_low: Lower end of the 95 % interval of the FID less the unaccelerated pipeline's on the same images; NaN where unknown.
         difference_high: Upper end.
         kid: Kernel distance to the reference images, or None where the reference is statistics only.
         feature_distance: How far its images are from the unaccelerated ones of the same prompts and seeds, see
@@ -74,7 +75,7 @@ class Measurement:
     fid: float = float("nan")
     fid_low: float = float("nan")
     fid_high: float = float("nan")
-    fid_draws: tuple[float, ...] = ()
+    fid_left_out: tuple[float, ...] = ()
     difference_low: float = float("nan")
     difference_high: float = float("nan")
     images: int = 0
@@ -107,14 +108,15 @@ class Measurement:
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
         values: dict[str, Any] = {k: float("nan") if v is None and k not in _OPTIONAL else v for k, v in data.items()}
+        values.pop("fid_draws", None)  # resamples of single images, in ledgers of earlier versions: they make no true interval
         similarity = {k: tuple(v) for k, v in (values.get("similarity") or {}).items()}
-        return cls(**{**values, "fid_draws": tuple(values.get("fid_draws") or ()), "similarity": similarity})
+        return cls(**{**values, "fid_left_out": tuple(values.get("fid_left_out") or ()), "similarity": similarity})
 
 
 def fid_difference(fast: Measurement, plain: Measurement) -> tuple[float, float, float]:
     """FID of the accelerated less the unaccelerated pipeline, and a 95 % interval; NaN ends where an interval is missing.
 
-    Where the two were not resampled together (`search.evaluate.paired`), the interval recovers the spreads of the two ends and adds them in
+    Where the two were not compared group by group (`search.evaluate.paired`), the interval recovers the spreads of the two ends and adds them in
     squares (Zou and Donner, Statistics in Medicine 27, 2008, Eq. 8). That takes the two as independent; both share prompts and
     seeds, so it errs on the wide side.
     """
@@ -142,7 +144,7 @@ class Winner:
     """A strategy chosen from the front, measured again on seeds that the search never saw.
 
     Attributes:
-        alias: "quality", "balanced" or "fastest".
+        alias: "quality", "balanced", "fastest", "at-2x" and so on.
         candidate: The candidate it was.
         searched: Its measurement during the search.
         fresh: Its measurement on fresh seeds.
@@ -177,7 +179,9 @@ class SearchRecord:
         events: ("ask" | "result", candidate number) in the order in which they were written.
         costs: The cost table that latencies are predicted with, or None.
         hypervolumes: After each generation.
-        winners: By alias, once validated.
+        fresh: Measurements on fresh images by candidate number, -1 for the unaccelerated pipeline, and images.
+        fresh_plain_ms: Of the unaccelerated pipeline in turn with those, by candidate number and images: median, fastest and slowest batch.
+        winners: By alias, once they were checked on fresh images.
         finished: Whether the search came to its end.
     """
 
@@ -192,6 +196,8 @@ class SearchRecord:
     events: list[tuple[str, int]] = field(default_factory=list)
     costs: dict[str, Any] | None = None
     hypervolumes: list[float] = field(default_factory=list)
+    fresh: dict[int, dict[int, Measurement]] = field(default_factory=dict)
+    fresh_plain_ms: dict[tuple[int, int], tuple[float, float, float]] = field(default_factory=dict)
     winners: dict[str, Winner] = field(default_factory=dict)
     finished: bool = False
 
@@ -247,3 +253,15 @@ class SearchRecord:
             if not found or m.fid < found[-1][1].fid:
                 found.append((candidate, m))
         return found
+
+
+def prediction_error(record: SearchRecord) -> float | None:
+    """How far the cost table is from the measured times: the median relative error, the common factor (the median ratio) taken out.
+
+    None where latencies are not predicted. The factor does not count, since all candidates share it and a machine's speed drifts.
+    """
+    ratios = [m.latency_ms / m.measured_ms for m in record.results.values() if m.ok and m.measured_ms]
+    if not ratios:
+        return None
+    factor = statistics.median(ratios)
+    return statistics.median(abs(r / factor - 1) for r in ratios)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from scipy.special import stdtrit
 from torchmetrics.functional.image import (
     multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
@@ -18,7 +19,7 @@ from torchmetrics.functional.image import (
 )
 
 from search.features import QualityError
-from search.quality import Value
+from search.intervals import Value
 from search.records import Measurement
 
 DISTANCE = "feature distance"
@@ -122,14 +123,15 @@ def _check_side(images: torch.Tensor, least: int, name: str, fix: str) -> None:
 
 
 def mean_with_interval(values: torch.Tensor) -> Value:
-    """Mean of (N,) per-image values +- 1.96 standard errors, a 95 % interval over the choice of images; none of fewer than two.
+    """Mean of (N,) per-image values with its 95 % interval over the choice of images, by Student's t; none of fewer than two.
 
-    Each value compares a pair of images of one prompt and seed, so that what both share is in no interval.
+    Each value compares a pair of images of one prompt and seed, so that what both share is in no interval. Images count one by one:
+    on the embedded model nearly all of the values' variance, 87 to 99 %, is within the prompts' classes.
     """
     x = values.double()
     if len(x) < 2:
         return Value(value=float(x.mean()))
-    spread = 1.96 * float(x.std()) / len(x) ** 0.5
+    spread = float(stdtrit(len(x) - 1, 0.975)) * float(x.std()) / len(x) ** 0.5
     return Value(value=float(x.mean()), low=float(x.mean()) - spread, high=float(x.mean()) + spread)
 
 

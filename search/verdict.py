@@ -13,8 +13,9 @@ import torch
 from search.compare import EntryShard
 from search.entries import Entry
 from search.features import FeatureNet, class_logits
+from search.intervals import Groups, Value
 from search.moments import Moments, frechet
-from search.quality import Fid, Kid, Value, inception_score, mean_score, resamples
+from search.quality import Fid, Kid, inception_score, mean_score
 from search.records import FAMILIES
 from search.similarity import DISTANCE, PlainFeatures, feature_distance, is_similarity, mean_with_interval
 
@@ -65,13 +66,13 @@ class Result:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: without bootstrap draws, NaN as null."""
+        """For JSON: without what leaving out groups gave, NaN as null."""
         return {k: _plain(v) for k, v in asdict(self).items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if k != "draws"}
+        return {k: _plain(v) for k, v in value.items() if k != "left_out"}
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and value != value else value
@@ -83,14 +84,14 @@ class Metrics:
 
     Attributes:
         names: "fid", "kid", "is" and scorers.
-        bootstrap: Resamples behind intervals; 0 for none.
+        groups: Of images, behind intervals.
         fid: For "fid".
         kid: For "kid".
         net: For "is".
     """
 
     names: tuple[str, ...]
-    bootstrap: int
+    groups: Groups
     fid: Fid | None = None
     kid: Kid | None = None
     net: FeatureNet | None = None
@@ -101,16 +102,16 @@ class Metrics:
         features = torch.cat([s.features for s in shards])
         for name in self.names:
             if name == "fid" and self.fid is not None:
-                found[name] = self.fid.value(features, self.bootstrap)
+                found[name] = self.fid.value(features, self.groups)
             elif name == "kid" and self.kid is not None:
-                found[name] = self.kid.value(features, self.bootstrap)
+                found[name] = self.kid.value(features, self.groups)
             elif name == "is" and self.net is not None:
-                found[name] = inception_score(class_logits(self.net, features), self.bootstrap)
+                found[name] = inception_score(class_logits(self.net, features), self.groups)
             elif is_similarity(name):
                 if all(name in s.scores for s in shards):  # the unaccelerated images are not compared with themselves
                     found[name] = mean_with_interval(torch.cat([s.scores[name] for s in shards]))
             else:
-                found[name] = mean_score(torch.cat([s.scores[name] for s in shards]), self.bootstrap)
+                found[name] = mean_score(torch.cat([s.scores[name] for s in shards]), self.groups)
         return found
 
 
@@ -181,7 +182,8 @@ def speedup(plain_ms: Sequence[float], ms: Sequence[float]) -> Value:
     value = float(ratios.quantile(0.5))
     if len(ratios) < 3:
         return Value(value=value)
-    drawn = torch.stack([ratios[c].quantile(0.5) for c in resamples(len(ratios), 1000)])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([ratios[torch.randint(len(ratios), (len(ratios),), generator=generator)].quantile(0.5) for _ in range(1000)])
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Value(value=value, low=low, high=high)
 
@@ -243,5 +245,5 @@ def _reached(rivals: Sequence[Result], latency: float) -> Value | None:
 
 
 def _between(a: Value, b: Value, share: float) -> Value:
-    draws = [(1 - share) * x + share * y for x, y in zip(a.draws, b.draws, strict=True)]
-    return Value.around((1 - share) * a.value + share * b.value, draws)
+    left_out = [(1 - share) * x + share * y for x, y in zip(a.left_out, b.left_out, strict=True)]
+    return Value.around((1 - share) * a.value + share * b.value, left_out)

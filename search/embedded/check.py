@@ -20,6 +20,7 @@ from search.data import Data, DataSpec
 from search.embedded.digits import load_split, scan
 from search.evaluate import EvaluatorSpec, Protocol, reference
 from search.generate import generate
+from search.intervals import Groups
 from search.models import ModelSpec, load_pipeline
 from search.quality import extract, load_features
 
@@ -60,8 +61,8 @@ def main() -> None:
     print(f"generated images classified as prompted:   {judge(judged, images, [i % 10 for i in range(count)]):.3f} of {count}")
     fid, _ = reference(EvaluatorSpec(MODEL, DIGITS, Protocol()))
     features = extract(load_features("embedded"), images.split(50))
-    low, high = fid.interval(features, 100)
-    print(f"FID against 500 held-out digits:           {fid(features):.2f} (95 %: {low:.2f} .. {high:.2f})")
+    found = fid.value(features, Groups(turn=10))
+    print(f"FID against 500 held-out digits:           {found.value:.2f} (95 %: {found.low:.2f} .. {found.high:.2f})")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[s
 def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:
     """A ledger as a search of the embedded model would write it, with made-up FIDs."""
     space = SearchSpace(steps=20)
-    config = {"model": {"name": "embedded", "steps": 20}, "data": {"name": "digits"}, "protocol": {"images": images, "batch": 10, "bootstrap": 0}}
+    config = {"model": {"name": "embedded", "steps": 20}, "data": {"name": "digits"}, "protocol": {"images": images, "batch": 10, "interval_groups": 0}}
     ledger = Ledger(folder / "ledger.jsonl", folder.name, config, {})
     plain = Candidate(number=-1, generation=-1, strategy=Strategy.full(20), origin="unaccelerated")
     ledger.baseline(plain, Measurement(fid=2.0, images=images, latency_ms=400.0))

@@ -17,7 +17,7 @@ from search.ledger import read_ledger
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
-    "model.steps=4", "evaluation.images=6", "protocol.batch=2", "protocol.bootstrap=5", "evaluation.samples=2",
+    "model.steps=4", "evaluation.images=6", "protocol.batch=2", "protocol.interval_groups=5", "evaluation.samples=2",
     "rivals.fewer_steps=[DDIM-2,DPM++-2]", "rivals.tomesd=[0.5]", "rivals.deepcache=[2]", "rivals.naive=[[2,0.5]]",
 ]
 HERE = [*SHORT, "cluster.workers=0", "cluster.threads=1", "model.device=cpu"]

@@ -124,7 +124,7 @@ def test_every_experiment_runs_end_to_end(
     overrides = [
         f"experiment={name}", f"model.path={tiny[name.split('_')[0]]}", "model.dtype=float32", "model.device=cpu", "model.height=32", "model.width=32",
         "model.steps=4", *data["coco" if "coco" in name else "imagenet"], "evaluation.images=10", "protocol.batch=5", "protocol.features=embedded",
-        "protocol.bootstrap=3", "evaluation.samples=2", "cluster.workers=0", "cluster.threads=1",
+        "protocol.interval_groups=3", "evaluation.samples=2", "cluster.workers=0", "cluster.threads=1",
     ]
     if name == "sd15_img2img":
         overrides += [f'evaluation.metrics=["clip:{tiny["clip"]}",is]', "evaluation.edit.size=48"]

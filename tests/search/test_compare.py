@@ -20,16 +20,17 @@ from search.compared_shards import ShardStore, compare
 from search.data import DataSpec
 from search.entries import Entry, EntryError, rival_entries, strategy_entries, unique
 from search.evaluate import Protocol
+from search.intervals import Groups, Value
 from search.models import ModelSpec
 from search.moments import Moments
-from search.quality import Fid, Value
+from search.quality import Fid
 from search.verdict import Metrics, Result, at_equal_latency, at_speedups, fid_by_images, judge, speedup
 from search.workers import InProcessPool
 
 STEPS = 4
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=STEPS, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
-SPEC = ComparisonSpec(model=MODEL, data=DIGITS, protocol=Protocol(images=4, batch=2, bootstrap=5))
+SPEC = ComparisonSpec(model=MODEL, data=DIGITS, protocol=Protocol(images=4, batch=2, interval_groups=2))
 SHARDS = [[b] for b in SPEC.protocol.batches()]
 
 
@@ -75,7 +76,7 @@ def test_a_failing_entry_is_a_row_and_its_neighbours_go_on(pool: InProcessPool, 
     assert "no self-attention layer" in errors["bad"]
     assert store.load(CACHED, 1) is not None
     shards = {e.digest: [s for k in (0, 1) if (s := store.load(e, k))] for e in (PLAIN, CACHED)}
-    metrics = Metrics(names=("fid",), bootstrap=5, fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
+    metrics = Metrics(names=("fid",), groups=Groups(most=4), fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
     plain, failed, cached = judge([PLAIN, bad, CACHED], shards, metrics, errors)
     assert failed.error is not None
     assert plain.speedup.value == 1
@@ -84,7 +85,7 @@ def test_a_failing_entry_is_a_row_and_its_neighbours_go_on(pool: InProcessPool, 
     assert cached.differences["fid"].value == cached.metrics["fid"].value - plain.metrics["fid"].value
     assert cached.differences["fid"].low < cached.differences["fid"].value < cached.differences["fid"].high
     assert cached.calls_by_depth == {"1": 2, "12": 3}
-    assert "draws" not in str(cached.to_dict())
+    assert "left_out" not in str(cached.to_dict())
 
 
 def test_an_image_does_not_depend_on_its_shard(pool: InProcessPool, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_images_are_compared_with_the_unaccelerated_ones_of_their_batch(tmp_path
         again = alone.load(CACHED, k)
         assert again is not None
         assert all(torch.equal(shard.scores[name], again[0].scores[name]) for name in ("psnr", "ssim"))
-    metrics = Metrics(names=spec.metrics, bootstrap=5, fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
+    metrics = Metrics(names=spec.metrics, groups=Groups(most=2), fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
     plain, cached = judge([PLAIN, CACHED], shards, metrics, {})
     assert list(plain.metrics) == ["fid"]
     assert list(cached.metrics) == ["fid", "psnr", "ssim", "feature distance"]
@@ -149,7 +150,7 @@ def test_image_to_image_starts_from_the_models_own_images(tmp_path: Path) -> Non
     assert cached.calls_by_depth == {"1": 1, "12": 2}
     (pictures,) = evaluator.samples([PLAIN], [0])
     assert pictures.shape == (1, 3, 48, 48)
-    metrics = Metrics(names=("is",), bootstrap=0, net=evaluator.net)
+    metrics = Metrics(names=("is",), groups=Groups(most=0), net=evaluator.net)
     assert 1 <= metrics.of([plain])["is"].value <= 10
     real = dataclasses.replace(spec, edit=Edit(inputs="real")).build()
     assert real.samples([PLAIN], [0])[0].shape == (1, 3, 40, 40)
@@ -200,8 +201,8 @@ def test_speedup_is_of_the_same_batches() -> None:
     assert few.value == 3 and few.low != few.low
 
 
-def result(name: str, family: str, ms: float, fid: float, draws: tuple[float, ...] = ()) -> Result:
-    return Result(name=name, family=family, metrics={"fid": Value.around(fid, draws)}, latency=Value(value=ms))
+def result(name: str, family: str, ms: float, fid: float, left_out: tuple[float, ...] = ()) -> Result:
+    return Result(name=name, family=family, metrics={"fid": Value.around(fid, left_out)}, latency=Value(value=ms))
 
 
 def test_equal_latency_is_read_between_the_rivals() -> None:
@@ -216,7 +217,7 @@ def test_equal_latency_is_read_between_the_rivals() -> None:
 
     half = at(15)
     assert half is not None and half.value == pytest.approx(25 - 40)
-    assert half.low == pytest.approx(half.high)  # these draws move together
+    assert half.low == pytest.approx(half.high)  # these groups move together
     between = at(60)
     assert between is not None and between.value == pytest.approx(0)
     assert at(9) is None

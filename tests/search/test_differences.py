@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from search.evaluate import Shard, measure, paired
+from search.intervals import Groups, Value
 from search.quality import Fid
 from search.records import Measurement, difference_in_words, fid_difference
 
@@ -20,7 +21,7 @@ def measured() -> tuple[Measurement, Measurement]:
     fid = Fid(torch.randn(500, 8, generator=generator))
     plain = 0.1 + torch.randn(200, 8, generator=generator)
     fast = plain + 0.1 + 0.05 * torch.randn(200, 8, generator=generator)
-    slow, quick = (measure([Shard(x, batch_ms=[ms, ms, ms], seconds=1.0, batch=10)], fid, 200) for x, ms in ((plain, 10.0), (fast, 4.0)))
+    slow, quick = (measure([Shard(x, batch_ms=[ms, ms, ms], seconds=1.0, batch=10)], fid, Groups()) for x, ms in ((plain, 10.0), (fast, 4.0)))
     return slow, quick
 
 
@@ -29,25 +30,24 @@ def test_what_both_share_is_in_no_interval(measured: tuple[Measurement, Measurem
     apart, together = fid_difference(fast, plain), fid_difference(paired(fast, plain), plain)
     assert apart[0] == together[0] == fast.fid - plain.fid > 0
     assert together[2] - together[1] < 0.6 * (apart[2] - apart[1])
-    draws = torch.tensor(fast.fid_draws, dtype=torch.float64) - torch.tensor(plain.fid_draws, dtype=torch.float64)
-    assert together[1] == pytest.approx(together[0] - 1.96 * float(draws.std()), rel=1e-2)
-    assert together[2] == pytest.approx(together[0] + 1.96 * float(draws.std()), rel=1e-2)
+    pairs = zip(fast.fid_left_out, plain.fid_left_out, strict=True)
+    assert together[1:] == pytest.approx((lambda v: (v.low, v.high))(Value.around(together[0], [a - b for a, b in pairs])))
 
 
-def test_only_baselines_keep_their_resamples(measured: tuple[Measurement, Measurement]) -> None:
+def test_only_baselines_keep_what_leaving_out_gave(measured: tuple[Measurement, Measurement]) -> None:
     plain, fast = measured
-    assert len(plain.fid_draws) == 200
-    assert paired(fast, plain).fid_draws == ()
+    assert len(plain.fid_left_out) == 20
+    assert paired(fast, plain).fid_left_out == ()
     again = Measurement.from_dict(plain.to_dict())
-    assert again.fid_draws == plain.fid_draws
+    assert again.fid_left_out == plain.fid_left_out
 
 
-@pytest.mark.parametrize("other", [{"fid_draws": ()}, {"images": 100}])
-def test_without_the_same_resamples_there_is_the_wider_interval(measured: tuple[Measurement, Measurement], other: dict[str, object]) -> None:
+@pytest.mark.parametrize("other", [{"fid_left_out": ()}, {"images": 100}])
+def test_without_the_same_groups_there_is_the_wider_interval(measured: tuple[Measurement, Measurement], other: dict[str, object]) -> None:
     plain, fast = measured
     without = paired(fast, replace(plain, **other))  # type: ignore[arg-type]
     assert math.isnan(without.difference_low)
-    assert without.fid_draws == ()
+    assert without.fid_left_out == ()
     assert fid_difference(without, plain) == fid_difference(fast, plain)
 
 

@@ -7,7 +7,7 @@ from dato import Strategy
 from search.embedded import digits
 from search.embedded.check import DIGITS, MODEL, fit_judge, judge, make_images
 from search.embedded.features import load_digit_features
-from search.evaluate import EvaluatorSpec, Protocol, reference
+from search.evaluate import EvaluatorSpec, Protocol, groups_of, reference
 
 PACKAGE = Path(digits.__file__).parent
 
@@ -65,6 +65,6 @@ def test_pruned_images_alone_or_in_a_batch_have_one_quality() -> None:
     for size in (20, 4):
         (shard,) = evaluator.run([strategy], [list(range(i, i + size)) for i in range(0, 100, size)])
         features.append(shard.features)
-    low, high = fid.interval(features[0], 100)
-    assert low < fid(features[1]) < high
-    assert abs(fid(features[0]) - fid(features[1])) < (high - low) / 4
+    first = fid.value(features[0], groups_of(spec))
+    assert first.low < fid(features[1]) < first.high
+    assert abs(first.value - fid(features[1])) < (first.high - first.low) / 4

@@ -7,11 +7,12 @@ from dato.strategy import Strategy
 from search.data import FRESH_OFFSET, Data, DataSpec
 from search.evaluate import EvaluatorSpec, PipelineEvaluator, Protocol, measure, reference
 from search.generate import generate
+from search.intervals import Groups
 from search.models import ModelError, ModelSpec, check_model, load_pipeline, weights_digest
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
-SPEC = EvaluatorSpec(MODEL, DIGITS, Protocol(images=8, batch=4, bootstrap=10))
+SPEC = EvaluatorSpec(MODEL, DIGITS, Protocol(images=8, batch=4, interval_groups=4))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(evaluator: PipelineEvaluator)
 def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator) -> None:
     fid, _ = reference(SPEC)
     strategy = Strategy.uniform(6, 3, prune_ratio=0.5)
-    first, other, again = (measure(evaluator.run([s], SPEC.protocol.batches()), fid, 10) for s in (strategy, Strategy.full(6), strategy))
+    first, other, again = (measure(evaluator.run([s], SPEC.protocol.batches()), fid, Groups(most=4)) for s in (strategy, Strategy.full(6), strategy))
     assert (again.fid, again.fid_low) == (first.fid, first.fid_low)
     assert other.fid != first.fid
     assert first.images == 8
@@ -42,7 +43,7 @@ def test_shards_put_together_equal_one_run(evaluator: PipelineEvaluator) -> None
     batches = SPEC.protocol.batches()
     whole = evaluator.run([Strategy.full(6)], batches)
     parts = [evaluator.run([Strategy.full(6)], [b])[0] for b in batches]
-    assert measure(parts, fid, 0).fid == pytest.approx(measure(whole, fid, 0).fid, abs=1e-9)
+    assert measure(parts, fid, Groups(most=0)).fid == pytest.approx(measure(whole, fid, Groups(most=0)).fid, abs=1e-9)
 
 
 def test_fresh_images_are_others() -> None:

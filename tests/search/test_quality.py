@@ -19,8 +19,9 @@ from search.clip import _projected, load_clip
 from search.embedded.train import make_tokenizer
 from search.features import class_logits, extract, load_features
 from search.inception import Inception, resize_like_tensorflow
+from search.intervals import Groups, Value
 from search.moments import Moments
-from search.quality import FewImagesWarning, Fid, Kid, QualityError, Value, inception_score, load_scorer, mean_score
+from search.quality import FewImagesWarning, Fid, Kid, QualityError, inception_score, load_scorer, mean_score
 
 
 def naive_fid(a: np.ndarray, b: np.ndarray) -> float:
@@ -68,19 +69,19 @@ def test_the_interval_holds_the_value_and_shrinks_with_more_images() -> None:
     generator = torch.Generator().manual_seed(0)
     fid = Fid(torch.randn(400, 4, generator=generator))
     few, many = torch.randn(40, 4, generator=generator) + 1, torch.randn(640, 4, generator=generator) + 1
-    (a, b), (c, d) = fid.interval(few, 60), fid.interval(many, 60)
-    assert a < fid(few) < b
-    assert d - c < (b - a) / 2
-    assert fid.interval(few, 60) == (a, b)
-    assert np.isnan(fid.interval(few, 0)).all()
+    first, second = fid.value(few, Groups()), fid.value(many, Groups())
+    assert first.low < fid(few) < first.high
+    assert second.high - second.low < (first.high - first.low) / 2
+    assert fid.value(few, Groups()) == first
+    assert np.isnan(fid.value(few, Groups(most=0)).low)
 
 
 def test_the_interval_of_a_difference_is_narrower_than_those_of_its_parts() -> None:
-    """Images of the same prompts and seeds vary together, and the resamples are the same."""
+    """Images of the same prompts and seeds vary together, and the groups are the same."""
     generator = torch.Generator().manual_seed(0)
     fid = Fid(torch.randn(400, 4, generator=generator))
     one = torch.randn(80, 4, generator=generator) + 1
-    a, b = fid.value(one, 60), fid.value(one + 0.1 * torch.randn(80, 4, generator=generator), 60)
+    a, b = fid.value(one, Groups()), fid.value(one + 0.1 * torch.randn(80, 4, generator=generator), Groups())
     difference = b.minus(a)
     assert difference.low < difference.value == b.value - a.value < difference.high
     assert difference.high - difference.low < (a.high - a.low) / 2
@@ -98,11 +99,11 @@ def test_unusable_features_are_refused() -> None:
     with pytest.raises(QualityError, match="2 of 5 images are not finite"):
         Fid(torch.cat([torch.randn(3, 4), torch.full((2, 4), torch.inf)]))
     with pytest.raises(QualityError, match="2 are not finite"):
-        mean_score(torch.tensor([1.0, torch.nan, torch.inf]))
+        mean_score(torch.tensor([1.0, torch.nan, torch.inf]), Groups())
     with pytest.raises(QualityError, match="at least 10 images with finite logits; got 4"):
-        inception_score(torch.randn(4, 3))
+        inception_score(torch.randn(4, 3), Groups())
     with pytest.raises(QualityError, match="KID needs at least 2"):
-        Kid(torch.randn(20, 4)).value(torch.full((5, 4), torch.nan))
+        Kid(torch.randn(20, 4)).value(torch.full((5, 4), torch.nan), Groups())
 
 
 def test_fewer_reference_images_than_features_are_told_with_the_number() -> None:
@@ -118,12 +119,12 @@ def test_kid_sees_a_shift_and_repeats() -> None:
     real, same = torch.randn(200, 8, generator=generator), torch.randn(150, 8, generator=generator)
     kid = Kid(real, subsets=20, subset_size=100)
     state = torch.random.get_rng_state()
-    near, far = kid.value(same), kid.value(same + 1)
+    near, far = kid.value(same, Groups()), kid.value(same + 1, Groups())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert near.low < 0.05 < far.low < far.value
-    assert kid.value(same) == near
+    assert kid.value(same, Groups()) == near
     unbiased = naive_mmd(real.double().numpy(), same.double().numpy())
-    assert Kid(real[:150], subsets=4, subset_size=150).value(same).value == pytest.approx(naive_mmd(real[:150].double().numpy(), same.double().numpy()), abs=1e-6)
+    assert Kid(real[:150], subsets=4, subset_size=150).value(same, Groups()).value == pytest.approx(naive_mmd(real[:150].double().numpy(), same.double().numpy()), abs=1e-6)
     assert abs(near.value - unbiased) < near.high - near.low
 
 
@@ -131,13 +132,13 @@ def test_kids_interval_is_that_of_other_images() -> None:
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(300, 8, generator=generator)
     kid = Kid(real, subsets=2, subset_size=300)
-    several = [kid.value(torch.randn(300, 8, generator=generator) + 0.3) for _ in range(40)]
+    several = [kid.value(torch.randn(300, 8, generator=generator) + 0.3, Groups()) for _ in range(40)]
     spread = float(torch.tensor([v.value for v in several]).std())
-    widths = torch.tensor([(v.high - v.low) / 2 / 1.96 for v in several])
+    widths = torch.tensor([(v.high - v.low) / 2 / 2.093 for v in several])
     assert float(widths.median()) == pytest.approx(spread, rel=0.35)
     x = torch.randn(300, 8, generator=generator)
-    difference = kid.value(x + 0.3).minus(kid.value(x + 0.31))
-    assert 0 < difference.high - difference.low < (several[0].high - several[0].low) / 4, "the same resamples: what both share drops out"
+    difference = kid.value(x + 0.3, Groups()).minus(kid.value(x + 0.31, Groups()))
+    assert 0 < difference.high - difference.low < (several[0].high - several[0].low) / 4, "the same groups: what both share drops out"
 
 
 def naive_mmd(x: np.ndarray, y: np.ndarray) -> float:
@@ -152,12 +153,12 @@ def naive_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_the_inception_score_of_certain_and_of_undecided_images() -> None:
     certain = 50 * torch.eye(5).repeat(40, 1)
-    assert inception_score(certain, splits=1).value == pytest.approx(5, abs=1e-3)
-    assert inception_score(torch.zeros(40, 5)).value == pytest.approx(1, abs=1e-5)
+    assert inception_score(certain, Groups(), splits=1).value == pytest.approx(5, abs=1e-3)
+    assert inception_score(torch.zeros(40, 5), Groups()).value == pytest.approx(1, abs=1e-5)
     noisy = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
-    found = inception_score(noisy, number=20)
+    found = inception_score(noisy, Groups())
     assert found.low < found.value < found.high
-    assert inception_score(noisy, number=20) == found
+    assert inception_score(noisy, Groups()) == found
 
 
 def test_feature_nets_by_name() -> None:
@@ -259,7 +260,7 @@ def test_clip_scores_equal_torchmetrics(clip_folder: Path) -> None:
     expected, _ = _clip_score_update(list(images), prompts, Outputs(clip.model), processor)  # type: ignore[arg-type]
     assert CLIPScore.__name__ == "CLIPScore"
     torch.testing.assert_close(clip.score(images, prompts), expected.detach(), rtol=1e-3, atol=1e-3)
-    value = mean_score(clip.score(images, prompts), number=10)
+    value = mean_score(clip.score(images, prompts), Groups(most=10))
     assert value.value == pytest.approx(float(expected.mean()), abs=1e-3)
 
 

@@ -16,6 +16,7 @@ from search.data import DataSpec
 from search.driver import Driver
 from search.evaluate import EvaluatorSpec, MeasurerSpec, PipelineEvaluator, Protocol, Shard, measure, reference
 from search.features import QualityError
+from search.intervals import Groups
 from search.kept import KeptShards
 from search.ledger import Ledger, read_ledger
 from search.models import ModelSpec
@@ -29,7 +30,7 @@ from search.winners import SearchFailed
 from search.workers import InProcessPool
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
-SPEC = EvaluatorSpec(MODEL, DataSpec(name="digits", kind="digits"), Protocol(images=8, batch=4, bootstrap=10))
+SPEC = EvaluatorSpec(MODEL, DataSpec(name="digits", kind="digits"), Protocol(images=8, batch=4))
 COST = {0: 0.01, 1: 0.1, 12: 1.0}
 
 
@@ -128,9 +129,9 @@ def test_strategies_in_turn_are_compared_with_the_unaccelerated_images(evaluator
     images = [evaluator.samples([s], [5])[0] for s in (cached, full)]
     assert fast.similarity["psnr"][5] == pytest.approx(float(load_similarity("psnr")(*images)), abs=0.5)  # a batch of another size rounds otherwise
     fid, _ = reference(SPEC)
-    value, low, high = measure([fast], fid, 0).similarity["psnr"]
+    value, low, high = measure([fast], fid, Groups(most=0)).similarity["psnr"]
     assert low < value < high
-    assert measure([close], fid, 0).similarity["psnr"][0] > value
+    assert measure([close], fid, Groups(most=0)).similarity["psnr"][0] > value
     (alone,) = evaluator.run([cached], SPEC.protocol.batches())
     assert alone.similarity == {}
     assert alone.indices == list(range(8))
@@ -145,10 +146,12 @@ def test_a_trials_measurer_knows_the_unaccelerated_features(evaluator: PipelineE
     assert 0 < other.feature_distance_low < other.feature_distance < other.feature_distance_high < 1
 
 
-def test_resamples_pair_whatever_the_order_of_the_batches(evaluator: PipelineEvaluator) -> None:
+def test_groups_pair_whatever_the_order_of_the_batches(evaluator: PipelineEvaluator) -> None:
     fid, _ = reference(SPEC)
     first, second = ([evaluator.run([Strategy.full(6)], [b])[0] for b in SPEC.protocol.batches()][::step] for step in (1, -1))
-    assert measure(second, fid, 10).fid_draws == pytest.approx(measure(first, fid, 10).fid_draws, rel=1e-3)
+    found = [measure(shards, fid, Groups(most=4)).fid_left_out for shards in (first, second)]
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
 
 
 def test_measurements_of_before_there_was_a_distance_can_be_read() -> None:
