@@ -108,12 +108,13 @@ def evaluations(record: SearchRecord) -> list[int]:
 
 
 def hover(strategy: Strategy, m: Measurement, baseline_ms: float | None) -> str:
-    """What a point says: steps, latency, speedup, FID with its interval."""
+    """What a point says: steps, latency, speedup, FID with its interval, feature distance."""
     faster = f", {baseline_ms / m.latency_ms:.2f}x" if baseline_ms else ""
     interval = f" (95 %: {m.fid_low:.1f} .. {m.fid_high:.1f})" if m.fid_low == m.fid_low else ""
     text = str(strategy)
     steps = "<br>".join(text[i : i + 50] for i in range(0, len(text), 50))
-    return f"{steps}<br>{m.latency_ms:.0f} ms{faster}<br>FID {m.fid:.2f}{interval}"
+    distance = "" if m.feature_distance is None else f"<br>feature distance {m.feature_distance:.3f}"
+    return f"{steps}<br>{m.latency_ms:.0f} ms{faster}<br>FID {m.fid:.2f}{interval}{distance}"
 
 
 def style(figure: go.Figure, x: str, y: str, height: int) -> None:

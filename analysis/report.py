@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.figures import front_figure, hypervolume_figure
+from analysis.importance import importance_section
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.rivals import rivals_section
+from analysis.similarity import similarity_section
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
+from search.importance import importance
 from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words, prediction_error
 from search.winners import closest, in_words, tolerance_of
 
@@ -44,7 +47,7 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
         parts += [_winners_table(record), _cards(record)]
     if record.evaluated() or record.baselines:
         parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.")]
-        parts += [_rivals(record)]
+        parts += [_rivals(record), similarity_section(record)]
     if evaluation:
         parts.append(rivals_section(evaluation))
     if samples:
@@ -53,6 +56,8 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
         parts.append(figure_section("Cache depth by step", depth_figure(record), "The strategies of the front, the fastest on top."))
         parts.append(figure_section("Prune ratio by step", ratio_figure(record), "The same strategies; blank where a step is replayed."))
         parts.append(figure_section("Where the front computes", statistics_figure(record), "Over all strategies of the front: how many compute fully, partly or not at all at each step, and how much they prune."))
+    if record.results:
+        parts.append(importance_section(importance(record)))
     if record.hypervolumes:
         parts.append(figure_section("Progress", hypervolume_figure([record]), "After each generation, measured from twice the unaccelerated FID and its latency."))
     return [*parts, _failures(record), notes_section("What was run", record.config), notes_section("On what", record.environment)]

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.quoted import match, quoted, source
+from search.similarity import DISTANCE, PSNR_OF_EQUAL, direction, is_similarity
 
-TITLES = {"fid": "FID", "kid": "KID x 1000", "is": "Inception Score"}
+TITLES = {"fid": "FID", "kid": "KID x 1000", "is": "Inception Score", "psnr": "PSNR, dB", "ssim": "SSIM", "ms-ssim": "MS-SSIM", "lpips": "LPIPS"}
+DIGITS = {"kid": 3, "ssim": 3, "ms-ssim": 3, "lpips": 3, DISTANCE: 3}
+"""Digits after the point, where these are not two."""
 DOWN, UP = "lower is better", "higher is better"
 Row = list[str]
 
 
 def title(metric: str) -> str:
-    """A metric's heading."""
-    return TITLES.get(metric, "CLIP score" if metric.split(":")[0] == "clip" else metric)
+    """A metric's heading; of one that compares with the unaccelerated images, with which way is closer."""
+    kind = metric.split(":")[0]
+    if is_similarity(metric):
+        return f"{TITLES.get(kind, kind)} ({direction(metric)})"
+    return TITLES.get(metric, "CLIP score" if kind == "clip" else metric)
 
 
 def number(value: Mapping[str, Any] | None, digits: int = 2, sign: bool = False, unit: str = "", scale: float = 1.0) -> str:
@@ -41,7 +47,7 @@ def comparison_table(results: Sequence[Mapping[str, Any]], quoted_key: str | Non
     metrics = list(dict.fromkeys(m for r in results for m in r["metrics"]))
     head = ["method", "steps"]
     for metric in metrics:
-        head += [f"{title(metric)} [95 %]", f"{title(metric)} less unaccelerated [95 %]"]
+        head += [f"{title(metric)} [95 %]", *([] if is_similarity(metric) else [f"{title(metric)} less unaccelerated [95 %]"])]
     head += ["ms per image [min, max]", "speedup [95 %]"]
     with_equal = any(r["equal_latency"] for r in results)
     if with_equal:
@@ -55,8 +61,10 @@ def comparison_table(results: Sequence[Mapping[str, Any]], quoted_key: str | Non
             rows.append([*row, f"failed: {r['error']}", *[""] * (len(head) - 3)])
             continue
         for metric in metrics:
-            digits, scale = (3, 1000.0) if metric == "kid" else (2, 1.0)
-            row += [number(r["metrics"].get(metric), digits, scale=scale), number(r["differences"].get(metric), digits, sign=True, scale=scale)]
+            digits, scale = DIGITS.get(metric.split(":")[0], 2), 1000.0 if metric == "kid" else 1.0
+            row.append(number(r["metrics"].get(metric), digits, scale=scale))
+            if not is_similarity(metric):
+                row.append(number(r["differences"].get(metric), digits, sign=True, scale=scale))
         row += [number(r["latency"], 1), number(r["speedup"], 2, unit="x")]
         if with_equal:
             row.append(number(r["equal_latency"], sign=True))
@@ -74,6 +82,20 @@ def equal_latency_block(found: Mapping[str, Mapping[float, Mapping[str, Any] | N
     rows = [[kind, *(number(row[s], sign=True) if row[s] else "none" for s in speedups)] for kind, row in found.items()]
     note = "At equal latency: FID of the best strategy at least so fast, less that of each kind of rival [95 %]; negative is better, none: no such rival is so fast. The best of both are chosen on these images."
     return f"{note}\n\n{markdown(['rival', *(f'{s:g}x' for s in speedups)], rows)}"
+
+
+SIMILARITY = (
+    "Each image against the unaccelerated one of the same prompt and seed, as a mean over images: a paired comparison, whose 95 % interval is over the images. "
+    "PSNR, SSIM and MS-SSIM are higher where the two are closer; LPIPS and the feature distance are lower. A feature distance of 0 is the same picture, of 1 one "
+    "as different as two of the unaccelerated pipeline's own images of different prompts or seeds (Euclidean, on the features of the FID). "
+    f"Equal images count as a PSNR of {PSNR_OF_EQUAL:.0f} dB."
+)
+"""What similarities mean, for whoever reads them."""
+
+
+def similarity_note(metrics: Iterable[str]) -> str:
+    """`SIMILARITY` where a metric is one, else ""."""
+    return f"{SIMILARITY}\n" if any(map(is_similarity, metrics)) else ""
 
 
 def matrix_table(corner: str, results: Sequence[Mapping[str, Any]], metric: str = "fid") -> tuple[Row, list[Row]]:

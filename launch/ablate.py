@@ -110,7 +110,7 @@ def _effects(table: str, results: Sequence, metric: str) -> str:
                 first = by_name.get(r.name.removesuffix(label) + labels[0])
                 if first is not None:
                     effect = replace(r.metrics[metric].minus(first.metrics[metric]), left_out=())
-                    lines.append([r.name, f"{effect.value:+.3f}", f"{effect.low:+.3f} .. {effect.high:+.3f}"])
+                    lines.append([r.name, f"{effect.value:+.3f}", f"{effect.low:+.3f} .. {effect.high:+.3f}" if effect.low == effect.low else "-"])
     if not lines:
         return ""
     return f"Against '{labels[0]}', {metric} on the same prompts and seeds:\n\n" + markdown(["setting", "difference", "95 %"], lines) + "\n"

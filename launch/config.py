@@ -143,7 +143,7 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         protocol = Protocol(**raw["protocol"])
         space = _space(model.steps, raw["space"])
         s = raw["search"]
-        objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup")})
+        objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
         plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.bias import write_bias_page
 from analysis.quoted import quoted
-from analysis.tables import comparison_table, equal_latency_block, quoted_block, write_tables
+from analysis.tables import comparison_table, equal_latency_block, quoted_block, similarity_note, write_tables
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
 from launch.pictures import grid
 from search.entries import Entry, rival_entries
@@ -25,7 +25,7 @@ def run(overrides: Sequence[str]) -> int:
     outcome = evaluate(evaluation, entries)
     head, rows = comparison_table([r.to_dict() for r in outcome.results], key)
     against = {kind: {s: asdict(v) if v else None for s, v in row.items()} for kind, row in at_speedups(outcome.results).items()}
-    below = [b for b in (equal_latency_block(against), quoted_block(key) if key else "") if b]
+    below = [b for b in (similarity_note(m for r in outcome.results for m in r.metrics), equal_latency_block(against), quoted_block(key) if key else "") if b]
     path = write_tables(evaluation.folder, "table", head, rows, caption(evaluation, outcome.about), "\n".join(below))
     write_grid(evaluation, entries)
     if outcome.about.get("fid_by_images"):

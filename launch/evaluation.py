@@ -32,6 +32,7 @@ from search.models import ModelError, ModelSpec, check_model, left_out, resolve_
 from search.own_reference import OwnReference
 from search.quality import Fid, Kid
 from search.reference import reference_features, reference_moments
+from search.similarity import check_similarity, load_similarity
 from search.verdict import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
 from search.workers import InProcessPool, Job, RayPool
 
@@ -104,6 +105,7 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
         raise ConfigError(f"evaluation.metrics holds is, the Inception Score, which needs evaluation.images of at least 10; it is {protocol.images}")
     if edit and edit.inputs == "real" and data.own_reference:
         raise ConfigError("evaluation.edit.inputs is 'real', and data of kind 'prompts' have no real images; set inputs: generated, or data=folder with data.images")
+    check_similarity(spec.similarities, "evaluation.metrics")
     check_model(model)
     batches, size = protocol.batches(fresh=bool(settings["fresh"])), settings["shard"]
     shards = [batches[i : i + size] for i in range(0, len(batches), size)]
@@ -249,6 +251,8 @@ def prepare_metrics(spec: ComparisonSpec, data: Data, own: torch.Tensor | None =
         metrics = replace(metrics, kid=Kid(real, subset_size=min(1000, spec.protocol.images, len(real))))
     if about["unreadable"]:
         about["reference"] = data.reference_in_words(about["reference_images"])
+    for name in spec.similarities:
+        load_similarity(name)  # a weight file that cannot be read is said before workers start
     if "is" in spec.metrics:
         metrics = replace(metrics, net=load_features(features, device))
     return metrics, about

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoPipelineForImage2Image
 
 import dato
+from dato import baselines
 from dato.provenance import describe
 from search.data import Data, DataSpec
 from search.entries import Entry
@@ -20,9 +21,10 @@ from search.features import extract, load_features
 from search.generate import Batch, generate
 from search.models import ModelSpec, left_out, load_pipeline
 from search.quality import QualityError, load_scorer
+from search.similarity import is_similarity, load_similarity
 
 FEATURE_METRICS = ("fid", "kid", "is")
-"""Metrics over the features of all images; every other name is a scorer of single images."""
+"""Metrics over the features of all images; every other name compares pairs of images (`search.similarity`) or scores single ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,12 @@ class ComparisonSpec:
     @property
     def scorers(self) -> tuple[str, ...]:
         """Metrics that score single images."""
-        return tuple(m for m in self.metrics if m not in FEATURE_METRICS)
+        return tuple(m for m in self.metrics if m not in FEATURE_METRICS and not is_similarity(m))
+
+    @property
+    def similarities(self) -> tuple[str, ...]:
+        """Metrics that compare images with the unaccelerated ones."""
+        return tuple(m for m in self.metrics if is_similarity(m))
 
     @property
     def needs_features(self) -> bool:
@@ -108,6 +115,9 @@ class ComparisonEvaluator:
         self.pipe = load_pipeline(spec.model)
         self.data = Data(spec.data)
         self.net = load_features(spec.protocol.features, self.pipe.device) if spec.needs_features else None
+        self.similarities = {name: load_similarity(name, self.pipe.device) for name in spec.similarities}
+        self._plain_entry = Entry(name="unaccelerated", baseline=baselines.plain(spec.model.steps), family="plain")
+        self._plain: tuple[tuple[int, ...], torch.Tensor] | None = None
         self.scorers = {name: load_scorer(name, self.pipe.device) for name in spec.scorers}
         self.editor: Any = AutoPipelineForImage2Image.from_pipe(self.pipe) if spec.edit else None
         if self.editor is not None:
@@ -168,10 +178,25 @@ class ComparisonEvaluator:
         for name, scorer in self.scorers.items():
             scores = scorer.score(made.images, prompts).float().cpu()
             shard.scores[name] = torch.cat([shard.scores.get(name, torch.empty(0)), scores])
+        if self.similarities:
+            self._compare(entry, made.images, indices, shard)
         shard.batch_ms.append(made.seconds * 1000 / len(indices))
         shard.parts_ms.append({k: v * 1000 / len(indices) for k, v in made.parts.items()})
         shard.calls_by_depth = calls or shard.calls_by_depth
         shard.seconds += time.perf_counter() - start
+
+    def _compare(self, entry: Entry, images: torch.Tensor, indices: Sequence[int], shard: EntryShard) -> None:
+        """Score the images against the unaccelerated ones of the same batch, which are kept while the entries run in turn on it.
+
+        They are generated where the unaccelerated entry does not run before this one: when it is done already, or after it.
+        """
+        if entry.digest == self._plain_entry.digest:
+            self._plain = (tuple(indices), images)
+            return
+        if self._plain is None or self._plain[0] != tuple(indices):
+            self._plain = (tuple(indices), self._make(self._plain_entry, indices)[0].images)
+        for name, similarity in self.similarities.items():
+            shard.scores[name] = torch.cat([shard.scores.get(name, torch.empty(0)), similarity(images, self._plain[1])])
 
     def _make(self, entry: Entry, indices: Sequence[int]) -> tuple[Batch, dict[str, int]]:
         inputs = self._input_images(indices) if self.spec.edit else None

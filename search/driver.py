@@ -7,6 +7,7 @@ same configuration replays its ledger through the same algorithm and goes on whe
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,10 +22,13 @@ from search.ledger import Ledger, LedgerError
 from search.nsga2 import Nsga2, hypervolume
 from search.plan import SearchPlan, has_stalled
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.similarity import PlainFeatures, with_distance
 from search.steady import SteadyNsga2
 from search.validation import Validation
 from search.winners import SearchFailed, first_ranks, reference_point
 from search.workers import Job, Pool
+
+_log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -87,6 +91,7 @@ class Driver:
         if protocol.fidelities and kept is None:
             raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
         self._promised: list[tuple[Candidate, Measurement]] = []  # those of which shards are kept
+        self._plain: PlainFeatures | None = None
         self._numbers: dict[str, int] = {}  # of the candidates, by their strategies' digests
         self._began = time.monotonic()
 
@@ -110,6 +115,7 @@ class Driver:
             self._before(self.pool)
         self._price()
         self._run_baselines()
+        self._recall_plain()
 
     def _finish(self) -> None:
         self._promote()
@@ -156,16 +162,24 @@ class Driver:
         if not missing:
             return
         earlier: dict[str, list[Shard]] = {name: [] for name in missing}
+        stages: list[tuple[int, dict[str, list[Shard]], str | None]] = []
         for first, last in itertools.pairwise((0, *self.protocol.counts)):
             shards, error = self._compare(missing, self.protocol.batches(first=first, last=last))
+            earlier = {name: [*parts, *shards.get(name, ())] for name, parts in earlier.items()}
+            stages.append((last, earlier, error))
+        if UNACCELERATED in missing and not any(error for _, _, error in stages):
+            self._keep_plain(earlier[UNACCELERATED])
+        else:
+            self._recall_plain()
+        for last, shards, error in stages:
             for name in sorted(missing, key=lambda n: n != UNACCELERATED):  # the others are compared with it
                 if error is not None:
                     if name == UNACCELERATED:
                         raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
                     measurement = Measurement(error=error)
                 else:
-                    earlier[name] += shards[name]
-                    measurement = self._with_latency(missing[name], self._measure(earlier[name]))
+                    measurement = with_distance(self._measure(shards[name]), shards[name], self._plain)
+                    measurement = self._with_latency(missing[name], measurement)
                     if name != UNACCELERATED:
                         measurement = self._with_interval(measurement)
                 candidate = Candidate(number=-1, generation=-1, strategy=missing[name], origin=name)
@@ -173,6 +187,32 @@ class Driver:
                 if last == self.protocol.images:
                     for watcher in self.watchers:
                         watcher.measured(self.record, candidate)
+
+    def _keep_plain(self, shards: Sequence[Shard]) -> None:
+        """What feature distances are taken from. Raises `SearchFailed` where they are limited and there can be none."""
+        self._plain = PlainFeatures.of_shards(shards)
+        if self._plain is None and self.plan.objectives.max_distance is not None:
+            raise SearchFailed(
+                "search.max_distance limits the feature distance to the unaccelerated images, which cannot be computed: the evaluator tells of no images, or the "
+                "features of all of them are the same; look at the images, set another protocol.features, or search.max_distance=null"
+            )
+        if self._kept and self._plain is not None:
+            self._kept.put_plain(shards)
+
+    def _recall_plain(self) -> None:
+        """Have the unaccelerated features of an earlier run of this search, which are made again where they were not kept."""
+        known = self.record.baselines.get(UNACCELERATED)
+        if self._plain is not None or self.record.finished or known is None or known[1].feature_distance is None:
+            return
+        wanted = {i for batch in self.protocol.batches() for i in batch}
+        shards = (self._kept.get_plain() if self._kept else None) or []
+        if wanted - {i for s in shards for i in s.indices}:
+            _log.warning("the features of the unaccelerated images are not there any more: making these %d images again", len(wanted))
+            found, error = self._compare({UNACCELERATED: self.baselines[UNACCELERATED]}, self.protocol.batches())
+            if error is not None:
+                raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
+            shards = found[UNACCELERATED]
+        self._keep_plain(shards)
 
     def _compare(self, strategies: Mapping[str, Strategy], batches: Sequence[Sequence[int]]) -> tuple[dict[str, list[Shard]], str | None]:
         """Run strategies in turn on the same batches, spread over the workers: their latencies compare fairly. Shards, or an error."""
@@ -350,7 +390,7 @@ class Driver:
             measurement = self._measure(shards)
         except ValueError as error:  # NaN features: the candidate is infeasible
             return Measurement(error=str(error), seconds=sum(s.seconds for s in shards))
-        return self._with_interval(self._with_latency(strategy, measurement))
+        return self._with_interval(self._with_latency(strategy, with_distance(measurement, shards, self._plain)))
 
     def _with_interval(self, measurement: Measurement) -> Measurement:
         """The measurement with the interval of its difference to the unaccelerated pipeline on the same images."""

@@ -24,6 +24,7 @@ from search.models import ModelSpec, left_out, load_pipeline, resolve_device
 from search.quality import Fid, Kid, extract, load_features
 from search.records import Measurement
 from search.reference import reference_features, reference_moments
+from search.similarity import PlainFeatures, check_similarity, load_similarity, summarize, with_distance
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Protocol:
     """Groups of images that are left out in turn behind an interval; 0 for none (with Inception features each takes seconds)."""
     offset: int = 0
     """Index of the first image."""
+    similarity: Sequence[str] = ("psnr", "ssim")
+    """Image metrics of baselines and winners against the unaccelerated images, see `search.similarity`."""
     fidelities: Sequence[float] = ()
     """Smaller numbers of images, ascending: every candidate is measured on the first, and the best on the next, up to `images`.
 
@@ -55,6 +58,8 @@ class Protocol:
                 raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
         if self.offset + self.images > FRESH_OFFSET:
             raise ValueError(f"protocol.offset is {self.offset}; with {self.images} images it must stay below {FRESH_OFFSET}, where the images begin that no search uses")
+        check_similarity(self.similarity, "protocol.similarity")
+        object.__setattr__(self, "similarity", tuple(self.similarity))
         given = [self._share(c) if isinstance(c, float) and 0 < c < 1 else c for c in self.fidelities]
         counts = [*(c for c in given if c is not None), self.images]
         if any(not isinstance(c, int) or c < 2 for c in counts) or counts != sorted(set(counts)):
@@ -93,6 +98,8 @@ class Shard:
         seconds: Wall time spent.
         device: Where.
         batch: Images in the largest batch.
+        indices: Of the images, in the order of the features.
+        similarity: Of each image to the unaccelerated one, by metric, where both were made in turn.
     """
 
     features: torch.Tensor
@@ -102,6 +109,8 @@ class Shard:
     seconds: float = 0.0
     device: str = ""
     batch: int = 0
+    indices: list[int] = field(default_factory=list)
+    similarity: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class PipelineEvaluator:
         self.pipe = load_pipeline(spec.model)
         self.data = Data(spec.data)
         self.net = load_features(spec.protocol.features, self.pipe.device)
+        self.similarities = {name: load_similarity(name, self.pipe.device) for name in spec.protocol.similarity}
         self.device = device_name(self.pipe.device)
         # Warm: the first calls of a process allocate and choose kernels, which no candidate should pay for.
         generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2, warm_up=True)
@@ -135,23 +145,37 @@ class PipelineEvaluator:
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
         """Run the strategies in turn on each batch, so that a drifting machine slows all of them alike."""
         shards = [Shard(torch.empty(0, self.net.num_features), device=self.device) for _ in strategies]
+        plain = [s.canonical() == Strategy.full(len(s)).canonical() for s in strategies]
         for indices in batches:
+            turn: list[torch.Tensor] = []
             for strategy, shard in zip(strategies, shards, strict=True):
                 start = time.perf_counter()
                 with dato.accelerate(self.pipe, strategy):
                     made = generate(self.pipe, self.spec.model, self.data, indices, strategy=strategy)
                     report = dato.status(self.pipe)
+                turn.append(made.images)
                 shard.features = torch.cat([shard.features, extract(self.net, [made.images])])
+                shard.indices += indices
                 shard.batch_ms.append(made.seconds * 1000 / len(indices))
                 shard.parts_ms.append({k: v * 1000 / len(indices) for k, v in made.parts.items()})
                 shard.calls_by_depth = {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
                 shard.batch = max(shard.batch, len(indices))
                 shard.seconds += time.perf_counter() - start
+            if any(plain):
+                self._compare(turn, turn[plain.index(True)], shards)
         return shards
 
     def reference(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> Shard:
         """`run` of one strategy under a name of its own, for images whose latency is not compared: any device may draw them."""
         return self.run(strategies, batches)[0]
+
+    def _compare(self, turn: Sequence[torch.Tensor], plain: torch.Tensor, shards: Sequence[Shard]) -> None:
+        """Images of one batch with the unaccelerated ones, once nothing is timed any more."""
+        for images, shard in zip(turn, shards, strict=True):
+            start = time.perf_counter()
+            for name, similarity in self.similarities.items() if images is not plain else ():
+                shard.similarity.setdefault(name, []).extend(similarity(images, plain).tolist())
+            shard.seconds += time.perf_counter() - start
 
     def samples(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> list[torch.Tensor]:
         """(B, 3, H, W) uint8 images of each strategy, for people to look at."""
@@ -181,24 +205,26 @@ class MeasurerSpec:
 
     evaluator: EvaluatorSpec
     own: torch.Tensor | None = None
+    plain: PlainFeatures | None = None
+    """Of the unaccelerated images, for feature distances; None for none."""
 
     def build(self) -> Measurer:
         """Load everything once."""
-        return Measurer(self.evaluator, self.own)
+        return Measurer(self.evaluator, self.own, self.plain)
 
 
 class Measurer:
     """An evaluator with its reference: strategy to measurement, where no driver puts shards together."""
 
-    def __init__(self, spec: EvaluatorSpec, own: torch.Tensor | None = None) -> None:
-        self._evaluator, self._protocol = spec.build(), spec.protocol
+    def __init__(self, spec: EvaluatorSpec, own: torch.Tensor | None = None, plain: PlainFeatures | None = None) -> None:
+        self._evaluator, self._protocol, self._plain = spec.build(), spec.protocol, plain
         self._fid, self._kid = reference(spec, own)
         self._groups = groups_of(spec)
 
     def measure(self, strategy: Strategy) -> Measurement:
         """On the protocol's least number of images. Raises where the images or their features are no good."""
         shards = self._evaluator.run([strategy], self._protocol.batches(last=self._protocol.counts[0]))
-        return measure(shards, self._fid, self._groups, self._kid)
+        return with_distance(measure(shards, self._fid, self._groups, self._kid), shards, self._plain)
 
 
 def reference(spec: EvaluatorSpec, own: torch.Tensor | None = None) -> tuple[Fid, Kid | None]:
@@ -222,7 +248,7 @@ def groups_of(spec: EvaluatorSpec) -> Groups:
 
 def measure(shards: Sequence[Shard], fid: Fid, groups: Groups, kid: Kid | None = None) -> Measurement:
     """Put one strategy's shards together. Latency is the median over its batches."""
-    features = torch.cat([s.features for s in shards])
+    features = in_order(shards)
     batch_ms = [ms for s in shards for ms in s.batch_ms]
     parts = [p for s in shards for p in s.parts_ms]
     quality = fid.value(features, groups)
@@ -241,7 +267,18 @@ def measure(shards: Sequence[Shard], fid: Fid, groups: Groups, kid: Kid | None =
         device=", ".join(sorted({s.device for s in shards})),
         batch=max(s.batch for s in shards),
         kid=kid.value(features, Groups(most=0)).value if kid else None,
+        similarity=summarize(shards),
     )
+
+
+def in_order(shards: Sequence[Shard]) -> torch.Tensor:
+    """(N, num_features) features by image index: the groups of intervals go by position, whoever made which batch.
+
+    In the order of the shards where these do not tell which images they are of.
+    """
+    features = torch.cat([s.features for s in shards])
+    indices = [i for s in shards for i in s.indices]
+    return features[torch.tensor(indices).argsort()] if len(indices) == len(features) else features
 
 
 def paired(fast: Measurement, plain: Measurement) -> Measurement:

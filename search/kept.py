@@ -35,21 +35,38 @@ class KeptShards:
 
     def put(self, number: int, images: int, shards: Sequence[Shard]) -> None:
         """Keep a candidate's shards, where there is space: on a full disk it is said once, and promotion generates these images again."""
+        path = self._path(number, images)
+        if self._write(path, shards):
+            self._files().setdefault(number, set()).add(path)
+
+    def put_plain(self, shards: Sequence[Shard]) -> None:
+        """Keep the unaccelerated pipeline's shards, which every candidate's images are compared with."""
+        self._write(self._plain, shards)
+
+    def get_plain(self) -> list[Shard] | None:
+        """The unaccelerated pipeline's shards, or None where they are not there."""
+        return self._read(self._plain)
+
+    @property
+    def _plain(self) -> Path:
+        return self.folder / "unaccelerated.safetensors"
+
+    def _write(self, path: Path, shards: Sequence[Shard]) -> bool:
         tensors = {f"features_{i}": shard.features.contiguous() for i, shard in enumerate(shards)}
         notes = [{k: v for k, v in vars(shard).items() if k != "features"} for shard in shards]
-        path = self._path(number, images)
         torn = path.with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, torn, metadata={"shards": json.dumps(notes)})
             torn.replace(path)
-            self._files().setdefault(number, set()).add(path)
+            return True
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 torn.unlink()
             if not self._warned:
-                _log.warning("features are not kept in %s (%s); the search goes on, and promoted candidates generate their first images again", self.folder, error)
+                _log.warning("features are not kept in %s (%s); the search goes on, and images that are compared with later ones are generated again", self.folder, error)
                 self._warned = True
+            return False
 
     def _files(self) -> dict[int, set[Path]]:
         if self._there is None:  # an earlier run of the search may have left some
@@ -60,8 +77,11 @@ class KeptShards:
 
     def get(self, number: int, images: int) -> list[Shard] | None:
         """A candidate's shards, or None where they are not there."""
+        return self._read(self._path(number, images))
+
+    def _read(self, path: Path) -> list[Shard] | None:
         try:
-            with safe_open(self._path(number, images), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 notes = json.loads(file.metadata()["shards"])
                 return [Shard(features=torch.as_tensor(file.get_tensor(f"features_{i}")), **note) for i, note in enumerate(notes)]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
@@ -76,7 +96,7 @@ class KeptShards:
     def clear(self) -> None:
         """Delete everything."""
         self._there = None
-        for path in [*self.folder.glob("*-*.safetensors"), *self.folder.glob("*.part")]:
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.part")]:
             path.unlink()
         if self.folder.is_dir():
             self.folder.rmdir()

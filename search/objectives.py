@@ -22,9 +22,11 @@ class Objectives:
     """Largest latency, ms per image."""
     min_speedup: float | None = None
     """Least speedup over the unaccelerated pipeline."""
+    max_distance: float | None = None
+    """Largest feature distance to the unaccelerated images: 0 is the same picture, 1 one as different as two unrelated ones."""
 
     def __post_init__(self) -> None:
-        for name in ("score_weight", "max_fid", "max_latency_ms", "min_speedup"):
+        for name in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value > 0):
                 raise ValueError(f"search.{name} is {value!r}; give a number above 0, or null for none")
@@ -39,7 +41,10 @@ class Objectives:
         return (m.fid, m.latency_ms) if self.score_weight is None else (m.fid + self.score_weight * m.latency_ms,)
 
     def violation(self, m: Measurement, plain: Measurement) -> float:
-        """By how much the limits are exceeded, as a sum of shares of each; 0 where all are kept."""
+        """By how much the limits are exceeded, as a sum of shares of each; 0 where all are kept.
+
+        Raises ValueError where a feature distance is limited and the measurement has none.
+        """
         excess = [0.0]
         if self.max_fid is not None:
             excess.append(m.fid / self.max_fid - 1)
@@ -47,4 +52,8 @@ class Objectives:
             excess.append(m.latency_ms / self.max_latency_ms - 1)
         if self.min_speedup is not None:
             excess.append(self.min_speedup * m.latency_ms / plain.latency_ms - 1)
+        if self.max_distance is not None:
+            if m.feature_distance is None:
+                raise ValueError("search.max_distance limits a feature distance that was not measured: set search.max_distance=null, or search anew with restart=true")
+            excess.append(m.feature_distance / self.max_distance - 1)
         return sum(max(0.0, e) for e in excess)

@@ -179,7 +179,7 @@ def load_scorer(name: str, device: torch.device | str = "cpu") -> ImageScorer:
     found = entry_points(group=PLUGIN_GROUP)
     if name not in found.names:
         others = "".join(f", {n!r}" for n in sorted(found.names))
-        raise QualityError(f"metric is {name!r}; allowed are 'fid', 'kid', 'is', 'clip', 'clip:<folder or hub id>'{others}, or install a plug-in (entry point group {PLUGIN_GROUP})")
+        raise QualityError(f"metric is {name!r}; allowed are 'fid', 'kid', 'is', 'psnr', 'ssim', 'ms-ssim', 'lpips:<weight file>', 'clip', 'clip:<folder or hub id>'{others}, or install a plug-in (entry point group {PLUGIN_GROUP})")
     scorer = found[name].load()(torch.device(device))
     if not hasattr(scorer, "higher_is_better") or not callable(getattr(scorer, "score", None)):
         raise QualityError(f"the plug-in metric {name!r} is no ImageScorer: it needs higher_is_better and score(images, prompts)")

@@ -38,6 +38,10 @@ class Candidate:
     parents: tuple[int, ...] = ()
 
 
+_OPTIONAL = ("error", "measured_ms", "kid", "feature_distance", "feature_distance_low", "feature_distance_high")
+"""Values of a measurement that may be None; null in any other stands for NaN."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What one evaluation of a strategy gave. FID and latency are lower-is-better; NaN where it failed.
@@ -50,6 +54,11 @@ class Measurement:
         difference_low: Lower end of the 95 % interval of the FID less the unaccelerated pipeline's on the same images; NaN where unknown.
         difference_high: Upper end.
         kid: Kernel distance to the reference images, or None where the reference is statistics only.
+        feature_distance: How far its images are from the unaccelerated ones of the same prompts and seeds, see
+            `search.similarity.feature_distance`: 0 for the same, 1 for unrelated ones; None where nobody compared them.
+        feature_distance_low: Lower end of its 95 % interval over the images, or None.
+        feature_distance_high: Upper end.
+        similarity: Value, low and high of each image metric against the same unaccelerated images, by name; of baselines and winners.
         images: How many images it was measured on; FIDs of different counts do not compare.
         latency_ms: Milliseconds per image of the whole pipeline, median over batches; or what the cost table predicts.
         latency_low_ms: Fastest batch.
@@ -80,6 +89,10 @@ class Measurement:
     batch: int = 0
     measured_ms: float | None = None
     kid: float | None = None
+    feature_distance: float | None = None
+    feature_distance_low: float | None = None
+    feature_distance_high: float | None = None
+    similarity: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -94,9 +107,10 @@ class Measurement:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_dict`."""
-        values: dict[str, Any] = {k: float("nan") if v is None and k not in ("error", "measured_ms", "kid") else v for k, v in data.items()}
+        values: dict[str, Any] = {k: float("nan") if v is None and k not in _OPTIONAL else v for k, v in data.items()}
         values.pop("fid_draws", None)  # resamples of single images, in ledgers of earlier versions: they make no true interval
-        return cls(**{**values, "fid_left_out": tuple(values.get("fid_left_out") or ())})
+        similarity = {k: tuple(v) for k, v in (values.get("similarity") or {}).items()}
+        return cls(**{**values, "fid_left_out": tuple(values.get("fid_left_out") or ()), "similarity": similarity})
 
 
 def fid_difference(fast: Measurement, plain: Measurement) -> tuple[float, float, float]:

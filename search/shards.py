@@ -42,6 +42,8 @@ def join_shards(shards: Sequence[Shard], latency_device: str | None = None) -> S
         seconds=sum(s.seconds for s in shards),
         device=" and ".join(clocks) + (f" (images also on {' and '.join(others)})" if others else ""),
         batch=max(s.batch for s in shards),
+        indices=[i for s in shards for i in s.indices],
+        similarity={name: [v for s in shards for v in s.similarity[name]] for name in shards[0].similarity},
     )
 
 

@@ -22,6 +22,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import MlflowClient
 
 from dato.sources import without_credentials
+from search.importance import importance, importance_metrics, importance_table
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, fid_difference
 
 _log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Tracker:
 
     def _log_promotions(self, record: SearchRecord, candidate: Candidate) -> None:
         for images, m in record.promotions[candidate.number].items():
-            values = {k: v for k, v in child_metrics(record, candidate, m).items() if k in ("fid", "fid_difference") or k.startswith("with/fid_")}
+            values = {k: v for k, v in child_metrics(record, candidate, m).items() if k in ("fid", "fid_difference") or k.startswith(("with/fid_", "with/feature_"))}
             named = {f"at_{images}_images/{k}": v for k, v in values.items()}
             # The columns that people sort by hold what was measured last, on the most images.
             self._client.log_batch(self._logged[str(candidate.number)], metrics=[*_metrics(named, 0), *_metrics({**values, "with/images": float(images)}, images)])
@@ -206,6 +207,10 @@ class Tracker:
             metrics[f"{alias}_speedup"] = winner.speedup
             metrics[f"{alias}_fid_difference"], *interval = fid_difference(winner.fresh, winner.fresh_baseline)
             metrics |= dict(zip((f"{alias}_fid_difference_low", f"{alias}_fid_difference_high"), interval, strict=True))
+            metrics |= {f"{alias}_{k}": v for k, v in similarity_metrics(winner.fresh).items()}
+        found = importance(record)
+        metrics |= importance_metrics(found)
+        self._client.log_text(self.run_id, importance_table(found), "importance.csv")
         self._client.log_batch(self.run_id, metrics=_metrics(metrics, len(record.hypervolumes)))
         for candidate, _ in record.front() if self.children != "none" else []:
             self._log_child(record, candidate)
@@ -230,6 +235,7 @@ def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) ->
         "kid": math.nan if m.kid is None else m.kid,
         "latency_ms": m.latency_ms,
         "speedup": plain.latency_ms / m.latency_ms if plain else math.nan,
+        **{f"with/{k}": v for k, v in similarity_metrics(m).items()},
         "with/fid_low": m.fid_low,
         "with/fid_high": m.fid_high,
         "with/fid_difference_low": m.difference_low,
@@ -241,15 +247,21 @@ def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) ->
     }
 
 
+def similarity_metrics(m: Measurement) -> dict[str, float]:
+    """How close a measurement's images are to the unaccelerated ones; NaN where nobody compared them."""
+    values = {"feature_distance": m.feature_distance, "feature_distance_low": m.feature_distance_low, "feature_distance_high": m.feature_distance_high}
+    return {k: math.nan if v is None else v for k, v in values.items()} | {name.partition(":")[0]: v for name, (v, _, _) in m.similarity.items()}
+
+
 def front_table(record: SearchRecord) -> str:
     """The front as CSV, fastest first, which MLflow's page shows as a table."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "strategy", "digest", "fid_against"])
+    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "feature_distance", "strategy", "digest", "fid_against"])
     for c, m in record.front():
         values = child_metrics(record, c, m)
-        numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"]]
-        writer.writerow([c.number, *(f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest, record.reference])
+        numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"], values["with/feature_distance"]]
+        writer.writerow([c.number, *("" if math.isnan(v) else f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest, record.reference])
     return out.getvalue()
 
 

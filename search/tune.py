@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from ray.tune.search import Searcher
 
 from dato.strategy import Strategy
 from search.driver import Driver
+from search.evaluate import MeasurerSpec
 from search.ledger import LedgerError
 from search.nsga2 import Operators
 from search.records import Measurement, SearchRecord
@@ -270,7 +272,8 @@ class TuneDriver(Driver):
         self._storage, self._tries, self._deadline, self._callbacks = storage, tries, deadline_s, list(callbacks)
         if not isinstance(self.algorithm, SteadyNsga2):
             raise ValueError("Tune never waits for a generation: give a SteadyNsga2")
-        self._searcher = NSGA2Search(**{k: v for k, v in self.algorithm.arguments.items() if k != "screen"})  # which screens generations
+        # A configuration says that nothing screens; a searcher has no such argument.
+        self._searcher = NSGA2Search(**{k: v for k, v in self.algorithm.arguments.items() if k != "screen"})
         self._searcher.asked, self._searcher.judge, self._searcher.ended = self._note_ask, self._judge, self._over
         self._trials: dict[str, int] = {}
         """Candidates' numbers by trial."""
@@ -319,7 +322,8 @@ class TuneDriver(Driver):
     def _tune(self, trials: int) -> None:
         # Tune's own handler ends an interrupted experiment as if it were complete.
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-        trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=self._factory, deadline_s=self._deadline), self._resources)
+        factory = replace(self._factory, plain=self._plain) if isinstance(self._factory, MeasurerSpec) else self._factory
+        trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=factory, deadline_s=self._deadline), self._resources)
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(

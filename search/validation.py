@@ -10,6 +10,7 @@ from search.evaluate import Protocol, Shard, paired
 from search.ledger import Ledger
 from search.plan import SearchPlan
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
+from search.similarity import PlainFeatures, with_distance
 from search.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
 
 AT_ONCE = 4
@@ -115,15 +116,17 @@ class Validation:
         if error is not None:
             raise SearchFailed(f"the winners fail on fresh images: {error}; run the same command again")
         beside: Measurement | None = None
+        features: PlainFeatures | None = None
         for number in due:
             before = self._made[number] if begin else _Made(0, [], [])
             made = _Made(images, [*before.own, *shards[str(number)]], [*before.plain, *shards[UNACCELERATED]])
             self._made[number] = made
-            beside = beside or self._measure_plain(made.plain)
+            if beside is None:
+                beside, features = self._measure_plain(made.plain), PlainFeatures.of_shards(made.plain)
             if images not in self._record.fresh.get(-1, {}):
                 self._ledger.fresh(-1, images, beside)
             try:
-                m = paired(self._measure(made.own), self._fresh(-1, images))
+                m = paired(with_distance(self._measure(made.own), made.own, features), self._fresh(-1, images))
             except ValueError as problem:  # features that are not finite
                 m = Measurement(error=str(problem), images=images)
             self._ledger.fresh(number, images, m, (beside.latency_ms, beside.latency_low_ms, beside.latency_high_ms))

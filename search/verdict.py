@@ -17,6 +17,7 @@ from search.intervals import Groups, Value
 from search.moments import Moments, frechet
 from search.quality import Fid, Kid, inception_score, mean_score
 from search.records import FAMILIES
+from search.similarity import DISTANCE, PlainFeatures, feature_distance, is_similarity, mean_with_interval
 
 EVALUATION_SCHEMA = "dato.evaluation/1"
 _UNKNOWN = Value(value=float("nan"))
@@ -34,7 +35,7 @@ class Result:
         strategy: Its entries as text, or "".
         images: How many; metrics of different counts do not compare.
         metrics: By metric name.
-        differences: Metric less the unaccelerated model's, on the same prompts and seeds.
+        differences: Metric less the unaccelerated model's, on the same prompts and seeds; of similarities, which are to its images already, none.
         latency: Milliseconds per image, median over batches; low and high are the extremes.
         speedup: Median over batches of the unaccelerated latency over this one's on the same batch, with a 95 % interval.
         equal_latency: FID less that of the best rival with fewer steps at this latency; None outside the measured range.
@@ -106,6 +107,9 @@ class Metrics:
                 found[name] = self.kid.value(features, self.groups)
             elif name == "is" and self.net is not None:
                 found[name] = inception_score(class_logits(self.net, features), self.groups)
+            elif is_similarity(name):
+                if all(name in s.scores for s in shards):  # the unaccelerated images are not compared with themselves
+                    found[name] = mean_with_interval(torch.cat([s.scores[name] for s in shards]))
             else:
                 found[name] = mean_score(torch.cat([s.scores[name] for s in shards]), self.groups)
         return found
@@ -124,6 +128,7 @@ def judge(
     """
     plain_entry = next(e for e in entries if e.family == "plain")
     plain = shards.get(plain_entry.digest) if plain_entry.name not in errors else None
+    features = PlainFeatures.of_shards([s for s, _ in plain]) if plain else None
     known: dict[str, dict[str, Value]] = {}
     results = []
     for entry in sorted(entries, key=lambda e: e is not plain_entry):
@@ -141,6 +146,8 @@ def judge(
         mine = [s for s, _ in shards[entry.digest]]
         if entry.digest not in known:
             known[entry.digest] = metrics.of(mine)
+            distance = feature_distance(mine, features) if entry is not plain_entry else None
+            known[entry.digest] |= {DISTANCE: distance} if distance else {}
         values, base = known[entry.digest], known.get(plain_entry.digest, {})
         times = [ms for s in mine for ms in s.batch_ms]
         parts = [p for s in mine for p in s.parts_ms]

@@ -112,7 +112,7 @@ def choose_winners(
         raise SearchFailed("no candidate could be measured, so there is no winner")
     points = [(c, m) for c, m in points if wanted.violation(m, plain) == 0]
     if not points:
-        raise SearchFailed("no candidate keeps the limits of the search (max_fid, max_latency_ms, min_speedup): relax them, or search on with more generations")
+        raise SearchFailed("no candidate keeps the limits of the search (max_fid, max_latency_ms, min_speedup, max_distance): relax them, or search on with more generations")
 
     def at_least(speedup: float) -> list[tuple[Candidate, Measurement]]:
         return [(c, m) for c, m in points if plain.latency_ms / m.latency_ms >= speedup]

@@ -121,4 +121,5 @@ def toy_measurement(strategy: Strategy) -> Measurement:
     return Measurement(
         fid=fid, fid_low=fid - 3, fid_high=fid + 3, images=20, latency_ms=ms, latency_low_ms=0.95 * ms, latency_high_ms=1.1 * ms,
         calls_by_depth={str(d): n for d, n in strategy.calls_by_depth.items()}, seconds=ms / 50, device="toy device", batch=10,
+        feature_distance=1 - cost, feature_distance_low=0.9 * (1 - cost), feature_distance_high=1.1 * (1 - cost), similarity={"psnr": (20.0, 19.0, 21.0)},
     )  # fmt: skip

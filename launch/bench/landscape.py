@@ -33,8 +33,8 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
         if not (folder / "ledger.jsonl").is_file():
             raise ConfigError(f"{folder} holds no ledger.jsonl; give folders of searches")
         record = read_ledger(folder / "ledger.jsonl")
-        # Batches and intervals change no FID.
-        protocol = {k: v for k, v in record.config["protocol"].items() if k not in ("batch", "bootstrap", "interval_groups")}
+        # Batches, intervals and what else is measured change no FID.
+        protocol = {k: v for k, v in record.config["protocol"].items() if k not in ("batch", "bootstrap", "interval_groups", "similarity")}
         protocols.add(json.dumps([record.config["model"], record.config["data"], protocol], sort_keys=True))
         for candidate, m in [*record.evaluated(), *record.baselines.values()]:
             steps = [[s.cache_depth, s.prune_ratio] for s in candidate.strategy]

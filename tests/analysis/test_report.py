@@ -9,10 +9,12 @@ import pytest
 
 from analysis.compare import differences, write_comparison
 from analysis.figures import evaluations, hypervolume_figure
+from analysis.importance import importance_figure, importance_section
 from analysis.report import write_report
 from analysis.rivals import rivals_figure
 from analysis.steps import statistics_figure
 from dato.strategy import Strategy
+from search.importance import Gene, Importance
 from search.records import Candidate, Measurement, SearchRecord, Winner
 
 
@@ -113,6 +115,32 @@ def test_statistics_of_the_front_by_step(record: SearchRecord) -> None:
     assert shares["full"] == pytest.approx([1, 1 / 3, 2 / 3, 2 / 3])
     assert shares["depth 1"] == pytest.approx([0, 2 / 3, 1 / 3, 1 / 3])
     assert shares["mean prune ratio"] == pytest.approx([0.3] * 4)
+
+
+def test_winners_and_rivals_are_compared_with_the_unaccelerated_images(record: SearchRecord, tmp_path: Path) -> None:
+    assert "The same picture?" not in write_report(record, tmp_path / "r.html").read_text(), "a search of before anything was compared"
+    for alias, winner in record.winners.items():
+        compared = replace(winner.fresh, feature_distance=0.31, feature_distance_low=0.28, feature_distance_high=0.34, similarity={"ssim": (0.81, 0.78, 0.84)})
+        record.winners[alias] = replace(winner, fresh=compared)
+    record.results[0] = replace(record.results[0], feature_distance=0.27)
+    page = write_report(record, tmp_path / "r.html").read_text()
+    assert "feature distance (lower is closer) [95 %]" in page
+    assert "SSIM (higher is closer) [95 %]" in page
+    assert page.count("0.310 [0.280, 0.340]") == page.count("0.810 [0.780, 0.840]") == 3
+    assert "feature distance 0.270" in page, "in what a point says"
+
+
+def test_what_matters_is_drawn_where_it_is_known(record: SearchRecord, tmp_path: Path) -> None:
+    few = write_report(record, tmp_path / "r.html").read_text()
+    assert "For FID there is no importance: 4 candidates were measured; importance needs at least 20." in few
+    genes = [Gene(kind="depth", first=3, last=4, share=0.75, spread=0.1), Gene(kind="ratio", first=1, last=2, share=0.25, spread=0.1)]
+    known = Importance(target="fid", candidates=30, images=50, r2=0.87, genes=tuple(genes))
+    text = importance_section([known, Importance(target="latency", candidates=30, images=50, r2=-0.1, why_not="it explains nothing")])
+    assert "R2 on such candidates is 0.87 for FID" in text
+    assert "For time there is no importance: it explains nothing." in text
+    depth, ratio = importance_figure([known]).data
+    assert (list(depth.x), list(depth.y), list(depth.width)) == ([3.5], [0.75], [1.7])
+    assert (list(ratio.x), list(ratio.y)) == ([1.5], [0.25])
 
 
 def test_a_comparison_says_what_does_not_compare(record: SearchRecord, tmp_path: Path) -> None:

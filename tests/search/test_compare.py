@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.tables import equal_latency_block
+from analysis.tables import comparison_table, equal_latency_block
 from dato import baselines
 from dato.baselines import Baseline
 from dato.options import Options
@@ -111,6 +111,33 @@ def test_rivals_and_token_merging_leave_no_trace(pool: InProcessPool, tmp_path: 
     plain = again.load(rivals[0], 0)
     assert plain is not None and torch.equal(plain[0].features, features["unaccelerated"])
     assert all(not torch.equal(features["unaccelerated"], f) for name, f in features.items() if name != "unaccelerated")
+
+
+def test_images_are_compared_with_the_unaccelerated_ones_of_their_batch(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, metrics=("fid", "psnr", "ssim"))
+    pool = InProcessPool(spec)
+    store, alone = ShardStore(tmp_path / "a", ""), ShardStore(tmp_path / "b", "")
+    compare(pool, [PLAIN, CACHED], SHARDS, store, lambda _line: None)
+    compare(pool, [CACHED], SHARDS, alone, lambda _line: None)  # as when the unaccelerated entry was done before
+    shards = {e.digest: [s for k in (0, 1) if (s := store.load(e, k))] for e in (PLAIN, CACHED)}
+    assert all(s.scores == {} for s, _ in shards[PLAIN.digest])
+    for k, (shard, _) in enumerate(shards[CACHED.digest]):
+        again = alone.load(CACHED, k)
+        assert again is not None
+        assert all(torch.equal(shard.scores[name], again[0].scores[name]) for name in ("psnr", "ssim"))
+    metrics = Metrics(names=spec.metrics, groups=Groups(most=2), fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
+    plain, cached = judge([PLAIN, CACHED], shards, metrics, {})
+    assert list(plain.metrics) == ["fid"]
+    assert list(cached.metrics) == ["fid", "psnr", "ssim", "feature distance"]
+    assert list(cached.differences) == ["fid"]
+    for name in ("psnr", "ssim", "feature distance"):
+        assert cached.metrics[name].low < cached.metrics[name].value < cached.metrics[name].high
+    assert 0 < cached.metrics["feature distance"].value < 1
+    heads, rows = comparison_table([plain.to_dict(), cached.to_dict()], None)
+    told = dict(zip(heads, rows[1], strict=True))
+    assert told["PSNR, dB (higher is closer) [95 %]"].startswith(f"{cached.metrics['psnr'].value:.2f} [")
+    assert told["feature distance (lower is closer) [95 %]"].startswith(f"{cached.metrics['feature distance'].value:.3f} [")
+    assert dict(zip(heads, rows[0], strict=True))["SSIM (higher is closer) [95 %]"] == "-"
 
 
 def test_image_to_image_starts_from_the_models_own_images(tmp_path: Path) -> None:

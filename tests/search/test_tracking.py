@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
+from search.importance import importance, importance_metrics
 from search.ledger import read_ledger
 from search.records import SearchRecord
 from search.tracking import Tracker, _made_with
@@ -80,6 +82,7 @@ def test_a_child_holds_its_strategy_and_figures(tracked: dict[str, SearchRecord]
     assert run.data.params["strategy"] == str(candidate.strategy)
     text = Path(run.info.artifact_uri.removeprefix("file://"), "strategy.json").read_text()
     assert text == candidate.strategy.to_json()
+    assert run.data.metrics["with/feature_distance"] == m.feature_distance
     # What a person sorts by comes first in MLflow's columns, which are in the order of their names.
     assert sorted(run.data.metrics)[:4] == ["fid", "fid_difference", "latency_ms", "speedup"]
 
@@ -101,11 +104,17 @@ def test_the_parent_is_renewed_every_generation(tracked: dict[str, SearchRecord]
     assert [m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")] == record.hypervolumes
     assert "speedup" not in parent.data.metrics  # no number where there is none
     assert parent.data.metrics["fastest_fid_difference_low"] < parent.data.metrics["fastest_fid_difference"]
+    assert parent.data.metrics["fastest_feature_distance"] == record.winners["fastest"].fresh.feature_distance
+    assert parent.data.metrics["fastest_psnr"] == 20
+    known = {k: v for k, v in importance_metrics(importance(record)).items() if math.isfinite(v)}
+    assert known.keys() >= {"importance_fid/r2", "importance_latency/r2"}
+    assert {k: v for k, v in parent.data.metrics.items() if k.startswith("importance_")} == known
     folder = Path(parent.info.artifact_uri.removeprefix("file://"))
-    assert {"front.html", "search.json"} <= {p.name for p in folder.iterdir()}
+    assert {"front.html", "importance.csv", "search.json"} <= {p.name for p in folder.iterdir()}
     assert len(list((folder / "fronts").glob("*.csv"))) == 3
     rows = list(csv.DictReader(io.StringIO((folder / "fronts" / "generation_002.csv").read_text())))
     assert [r["strategy"] for r in rows] == [str(c.strategy) for c, _ in record.front()]
+    assert [float(r["feature_distance"]) for r in rows] == pytest.approx([m.feature_distance for _, m in record.front()], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def drive(folder: Path, generations: int, fails: str = "", pause: float = 0.0, d
             tries=1,
             deadline_s=deadline_s,
             ledger=ledger,
-            algorithm=SteadyNsga2(space=SPACE, population=6, seed=0),
+            algorithm=SteadyNsga2(space=SPACE, population=6, seed=0, screen=None),
             plan=SearchPlan(generations=generations, population=6, mode="steady", **plan),
             protocol=Protocol(images=4, batch=4),
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]

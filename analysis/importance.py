@@ -1,0 +1,60 @@
+"""Which steps and genes matter for FID and for time, drawn from the record of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analysis.figures import BLUE, ORANGE, style
+from analysis.page import figure_section, wide_table
+from search.importance import KINDS, TARGETS, Gene, Importance
+
+_COLOURS = {"depth": BLUE, "ratio": ORANGE}
+_NAMES = {"depth": "cache depth", "ratio": "prune ratio"}
+_MOST = 10
+"""Genes in the table of each objective."""
+
+
+def importance_section(found: Sequence[Importance]) -> str:
+    """A plot and a table of the most important genes; words in place of what is not known."""
+    good = [one for one in found if one.genes]
+    missing = "".join(f"<p>For {TARGETS[one.target]} there is no importance: {escape(one.why_not)}.</p>" for one in found if not one.genes)
+    if not good:
+        return f"<h2>What matters</h2>{missing}"
+    fits = ", ".join(f"{one.r2:.2f} for {TARGETS[one.target]}" for one in good)
+    note = (
+        f"From the {good[0].candidates} candidates on {good[0].images} images, without new ones: by how much predictions for candidates that a model has not seen "
+        f"suffer when a gene's values change places between them, as shares of all genes (the logarithms of FID and time). The model's R2 on such candidates is {fits}: "
+        "trust the shares as far as that goes. It tells what goes with what among these candidates, which are more alike the longer a search ran."
+    )
+    rows = [(TARGETS[one.target], _name(g), f"{g.share:.1%}", f"{g.spread:.1%}") for one in good for g in sorted(one.genes, key=lambda g: -g.share)[:_MOST]]
+    table = f"<details><summary>the {_MOST} most important genes of each</summary>{wide_table(('', 'gene', 'share', 'spread over folds'), rows)}</details>"
+    return figure_section("What matters", importance_figure(good), note) + table + missing
+
+
+def importance_figure(found: Sequence[Importance]) -> go.Figure:
+    """For each objective, the share of every step: its cache depth and its prune ratio, one on the other."""
+    titles = [f"for {TARGETS[one.target]} (R2 {one.r2:.2f})" for one in found]
+    figure = make_subplots(rows=len(found), cols=1, shared_xaxes=True, vertical_spacing=0.16, subplot_titles=titles)
+    for row, one in enumerate(found, 1):
+        for kind in KINDS:
+            genes = [g for g in one.genes if g.kind == kind]
+            figure.add_bar(
+                x=[(g.first + g.last) / 2 for g in genes], y=[g.share for g in genes], width=[0.85 * (g.last - g.first + 1) for g in genes], name=_NAMES[kind],
+                legendgroup=kind, showlegend=row == 1, marker_color=_COLOURS[kind],
+                text=[f"{_name(g)}: {g.share:.1%} (spread over folds {g.spread:.1%})" for g in genes], textposition="none",
+                hovertemplate="%{text}<extra></extra>", row=row, col=1,
+            )  # fmt: skip
+    style(figure, "", "", 130 + 190 * len(found))
+    figure.update_yaxes(title_text="share", tickformat=".0%", automargin=True)
+    figure.update_xaxes(title_text="sampler step, the first executed first", automargin=True, row=len(found), col=1)
+    figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
+    return figure
+
+
+def _name(gene: Gene) -> str:
+    steps = f"step {gene.first}" if gene.first == gene.last else f"steps {gene.first} to {gene.last}"
+    return f"{_NAMES[gene.kind]} of {steps}"
