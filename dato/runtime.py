@@ -13,7 +13,7 @@ from diffusers.hooks import ModelHook
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from dato import pruning, scoring
+from dato import pruning, scoring, summary
 from dato.options import Options, chosen_layers, patch_side, token_grid
 from dato.position import Position, value_of
 from dato.schedule import Work, check_steps, works
@@ -46,6 +46,13 @@ class RunReport:
     def calls(self) -> int:
         """UNet calls so far, replayed ones included."""
         return sum(self.calls_by_depth.values())
+
+    def __str__(self) -> str:
+        return summary.report_lines(self)
+
+    def summary(self) -> str:
+        """A table of UNet calls by depth, of tokens pruned by layer, and of the strategy's steps."""
+        return summary.report_table(self)
 
 
 class Runtime(ModelHook):
