@@ -59,6 +59,12 @@ def read_text(path: str | Path, limit: int) -> str:
     return decode(read_bytes(path, limit))
 
 
+def read_lines(path: str | Path, limit: int) -> list[str]:
+    """`read_text` by line, without blanks at the ends. Only line ends end a line: U+2028 or a form feed within a prompt is part of it."""
+    lines = read_text(path, limit).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line.strip().strip("\ufeff").strip() for line in lines]  # files joined together have byte order marks within
+
+
 def read_json(path: str | Path, limit: int) -> Any:
     """`read_text` as `parse_json` reads it."""
     return parse_json(read_text(path, limit))
@@ -112,6 +118,16 @@ def check_plain(data: Any) -> None:
         if not level:
             return
     raise FileError(f"it is nested deeper than {MAX_DEPTH} lists and objects")
+
+
+def require_file(path: str | Path) -> None:
+    """Refuse what is no regular file, for readers that open files themselves. Raises `FileError`; OSError where it is not there."""
+    _refuse_kind(os.stat(path).st_mode)
+
+
+def user_path(given: str | Path) -> Path:
+    """A path with ~ for a home folder; as it stands where there is no such user (`Path.expanduser` raises)."""
+    return Path(os.path.expanduser(given))
 
 
 def refuse_target(path: str | Path) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dato.files import user_path
+
 
 class ArgumentError(ValueError):
     """Arguments that a command does not take: the message says what was given, what is allowed and what to do."""
@@ -56,7 +58,7 @@ def choice(found: Mapping[str, str], key: str, allowed: Sequence[str]) -> str:
 
 def search_folder(given: str) -> Path:
     """The folder of a search. Raises `ArgumentError` where it holds no ledger."""
-    folder = Path(given).expanduser()
+    folder = user_path(given)
     if not (folder / "ledger.jsonl").is_file():
         raise ArgumentError(f"folder is {given!r}, which holds no ledger.jsonl; give the folder of a search, such as outputs/<search id>")
     return folder

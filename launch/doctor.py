@@ -16,6 +16,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from dato.files import user_path
 from launch.config import SearchConfig, build, compose_config
 from launch.preflight import LEAST_GB, Finding, look
 from search.cluster import ClusterError, connect
@@ -47,7 +48,7 @@ def check_here(config: SearchConfig) -> list[Finding]:
     try:
         check_model(config.evaluator.model)
         path = config.evaluator.model.path
-        local = path == "embedded" or Path(path).expanduser().exists()
+        local = path == "embedded" or user_path(path).exists()
         model = Finding("model.path", "here", path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache")
     except ModelError as error:
         message, _, fix = str(error).rpartition("; ")

@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.compare import write_comparison
 from analysis.report import write_report
+from dato.files import user_path
 from launch.arguments import ArgumentError, parse, search_folder
 from search.ledger import read_ledger
 from search.records import SearchRecord
@@ -44,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _read_evaluation(given: str, records: Sequence[SearchRecord]) -> dict[str, Any]:
-    path = Path(given).expanduser() / "evaluation.json"
+    path = user_path(given) / "evaluation.json"
     if len(records) != 1:
         raise ArgumentError("evaluation goes with one search; give one folder")
     try:

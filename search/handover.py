@@ -129,7 +129,14 @@ def _value(value: Any) -> str:
         return "[" + ",".join(_value(v) for v in value) + "]"
     text = str(value)
     plain = all(c.isalnum() or c in "-_./:" for c in text)
-    return text if plain or not isinstance(value, str) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text if plain or not isinstance(value, str) else hydra_text(text)
+
+
+def hydra_text(text: str, mark: str = "'") -> str:
+    """A text in Hydra's quotes. A backslash stands for itself but before a quote, where each is written twice."""
+    escaped = re.sub(rf"(\\*){mark}", lambda found: found[1] * 2 + "\\" + mark, text)
+    ending = len(escaped) - len(escaped.rstrip("\\"))
+    return mark + escaped + "\\" * ending + mark
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dato.baselines import exchange_scheduler
+from dato.files import user_path
 
 EMBEDDED = Path(__file__).parent / "embedded" / "pipeline"
 
@@ -67,10 +69,10 @@ def resolve_device(device: str) -> torch.device:
 
 def check_model(spec: ModelSpec) -> None:
     """Refuse a local folder that is not a pipeline, before anything is started."""
-    path = EMBEDDED if spec.path == "embedded" else Path(spec.path).expanduser()
-    local = spec.path == "embedded" or path.exists() or path.is_absolute() or spec.path.startswith((".", "~"))
-    if local and not (path / "model_index.json").is_file():
-        what = "does not exist" if not path.exists() else "has no model_index.json"
+    path = EMBEDDED if spec.path == "embedded" else user_path(spec.path)
+    local = spec.path == "embedded" or os.path.exists(path) or path.is_absolute() or spec.path.startswith((".", "~"))
+    if local and not os.path.isfile(path / "model_index.json"):
+        what = "does not exist" if not os.path.exists(path) else "has no model_index.json"
         raise ModelError(f"model.path is {spec.path!r}, which {what}; give 'embedded', a folder in diffusers' layout, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'")
     if not local and spec.path.count("/") != 1:
         raise ModelError(f"model.path is {spec.path!r}, neither a folder here nor a hub id (owner/name); give 'embedded' or one of these")
@@ -80,7 +82,7 @@ def load_pipeline(spec: ModelSpec) -> Any:
     """Load the pipeline onto its device, ready to generate."""
     check_model(spec)
     device = resolve_device(spec.device)
-    source = str(EMBEDDED) if spec.path == "embedded" else str(Path(spec.path).expanduser()) if Path(spec.path).expanduser().exists() else spec.path
+    source = str(EMBEDDED) if spec.path == "embedded" else str(user_path(spec.path)) if user_path(spec.path).exists() else spec.path
     try:
         pipe = DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, spec.dtype), use_safetensors=True)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -94,7 +96,7 @@ def load_pipeline(spec: ModelSpec) -> Any:
 
 def weights_digest(spec: ModelSpec) -> str | None:
     """SHA-256 of the UNet's weight files of a local model; None for a hub id, whose files are not here."""
-    folder = (EMBEDDED if spec.path == "embedded" else Path(spec.path).expanduser()) / "unet"
+    folder = (EMBEDDED if spec.path == "embedded" else user_path(spec.path)) / "unet"
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return None
