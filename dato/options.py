@@ -62,7 +62,7 @@ class Options:
         if self.layers is not None and (not isinstance(self.layers, tuple) or not self.layers or not all(isinstance(x, str) and x for x in self.layers)):
             raise ValueError(f'layers is {self.layers!r}; allowed are a tuple of module names or their beginnings, such as ("up_blocks.3",), or None for all')
         noise: Any = self.score_noise
-        if isinstance(noise, bool) or not isinstance(noise, numbers.Real) or not 0 <= noise < math.inf:
+        if isinstance(noise, bool) or not isinstance(noise, numbers.Real) or not 0 <= float(noise) < math.inf:
             raise ValueError(f"score_noise is {noise!r}; allowed is 0 <= score_noise < infinity")
 
 

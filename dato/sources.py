@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dato import schema
-from dato.files import FileError, decode, parse_json, read_bytes, shown
+from dato.files import FileError, decode, parse_json, read_bytes, shown, user_path
 from dato.https import fetch
 from dato.mlflow_store import StoreError, local_path, require_store
 from dato.presets import is_preset
@@ -46,7 +46,7 @@ def load_strategy(source: str | Path) -> Strategy:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         address, body = fetch(text, MAX_BYTES)
         return parse(body, where=address)
-    path = Path(source)
+    path = user_path(source)
     if os.path.isdir(path):  # false, where Path.is_dir raises, for a name that no file can have
         path = _in_folder(path)
     try:
@@ -67,9 +67,12 @@ def parse(body: bytes, where: str) -> Strategy:
         data = parse_json(_block(text, where) if card else text)
     except FileError:
         return Strategy.from_json(text, where)  # which says what is wrong with it
-    if _is_card(data):
-        return _from_card(data, where)
-    return _of_card(data, where) if card else Strategy.from_document(schema.migrate(data, where), where)
+    return _of_card(data, where) if card and not _is_card(data) else parse_document(data, where)
+
+
+def parse_document(data: Any, where: str) -> Strategy:
+    """`parse` of JSON that is parsed already: a strategy's document or a card's."""
+    return _from_card(data, where) if _is_card(data) else Strategy.from_document(schema.migrate(data, where), where)
 
 
 def _is_card(data: Any) -> bool:

@@ -48,7 +48,7 @@ def check_here(config: SearchConfig) -> list[Finding]:
     try:
         check_model(config.evaluator.model)
         path = config.evaluator.model.path
-        local = path == "embedded" or user_path(path).exists()
+        local = path == "embedded" or os.path.exists(user_path(path))
         model = Finding("model.path", "here", path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache")
     except ModelError as error:
         message, _, fix = str(error).rpartition("; ")
@@ -59,7 +59,7 @@ def check_here(config: SearchConfig) -> list[Finding]:
         there = importlib.util.find_spec("torch_fidelity") is not None
         found.append(Finding("protocol.features", "here", "inception" if there else "torch-fidelity is missing", "" if there else "pip install 'dato-search[inception]'"))
     folder = config.folder
-    while not folder.is_dir():
+    while not os.path.isdir(folder):
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
     found.append(Finding("output", "here", f"{folder}, {free:.0f} GB free", "" if free >= LEAST_GB else f"free at least {LEAST_GB:.0f} GB, or set output"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dato.card import write_card
 from dato.sources import ACCEPTED, load_strategy
-from launch.arguments import ArgumentError, choice, flag, parse
+from launch.arguments import ArgumentError, choice, flag, parse, tracking_uri
 from launch.export import save_file
 from search.handover import check_names
 
@@ -25,6 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     """Check a strategy's JSON and keep it; nothing of it is executed."""
     given = parse("import", arguments, TAKES, required=["source", "name"])
     to, replace, name = choice(given, "to", ("folder", "file", "registry")), flag(given, "replace"), given["name"]
+    uri = tracking_uri(given)
     strategy = load_strategy(given["source"])
     if to == "folder":
         print(write_card(strategy, Path(name), replace))
@@ -38,8 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         search_id = str(strategy.provenance.get("search_id") or f"imported-{strategy.digest}")
         if "'" in search_id:
             raise ArgumentError(f"the strategy's search_id is {search_id!r}, which cannot be a search's name; to=folder takes it")
-        run_id = run_of_search(search_id, f"dato/imported/{name}", given.get("uri"), kind="import")
-        version = register(name, {alias: strategy}, run_id, uri=given.get("uri"))[alias]
+        run_id = run_of_search(search_id, f"dato/imported/{name}", uri, kind="import")
+        version = register(name, {alias: strategy}, run_id, uri=uri)[alias]
         validated = strategy.provenance.get("validated") is True
         print(f"models:/{name}@{alias}  (version {version})" if validated else f"models:/{name}/{version}  (not validated by a search: no alias was moved)")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +103,7 @@ def needed_paths(config: SearchConfig) -> dict[str, str]:
     paths = {}
     if model.path != "embedded":
         folder = user_path(model.path)
-        if folder.exists() or folder.is_absolute() or model.path.startswith((".", "~")):
+        if os.path.exists(folder) or folder.is_absolute() or model.path.startswith((".", "~")):
             paths["model.path"] = str((folder / "model_index.json").absolute())
     if data.kind == "folder":
         paths["data.prompts"] = str(user_path(data.prompts or "").absolute())

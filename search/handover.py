@@ -10,11 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dato.files import FileError, read_json
 from dato.strategy import Strategy
 from search.models import ModelError, ModelSpec, weights_digest
 from search.records import SearchRecord, Winner, fid_difference, speedup
 
 MODEL_FILE = "model.json"
+
+
+MAX_FACTS = 1 << 24
+
+
+class FactsError(ValueError):
+    """A search's note about its pipeline that cannot be read."""
 
 
 class RegistryNameError(ValueError):
@@ -47,10 +55,12 @@ def winner_strategies(record: SearchRecord, facts: Mapping[str, Any] | None = No
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
     """What the search noted about its pipeline, or None for a search of before it did."""
-    try:
-        found = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / MODEL_FILE).exists():
         return None
+    try:
+        found = read_json(folder / MODEL_FILE, MAX_FACTS)
+    except FileError as error:
+        raise FactsError(f"{folder / MODEL_FILE} cannot be read ({error}); restore it, or remove it to do without what it notes of the pipeline") from None
     return found if isinstance(found, dict) else None
 
 
