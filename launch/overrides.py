@@ -52,9 +52,9 @@ def _prepare(word: str, groups: dict[str, list[str]], sections: Sequence[str]) -
         if value not in groups[name] and not (name == "experiment" and value == "null"):
             raise OverrideError(f"there is no {name} {shown(value)}; {name} is one of {', '.join(groups[name])}, and its keys are set one by one, such as {_example(name)}")
         return f"{key}={value}"
-    if key.startswith("+"):
-        _refuse_unknown(name, sections)
-    written = f"{key}={hydra_text(value) if _is_text(name, value) else value}"
+    _refuse_unknown(name, sections)
+    # Added where it is not: models and data sets have different keys, and each is checked by whoever it belongs to.
+    written = f"{key if name in sections else f'++{name}'}={hydra_text(value) if _is_text(name, value) else value}"
     try:
         read = OverridesParser.create().parse_override(written)
     except (HydraException, ValueError, RecursionError):
@@ -73,12 +73,11 @@ def _is_text(name: str, value: str) -> bool:
 
 
 def _refuse_unknown(name: str, sections: Sequence[str]) -> None:
-    """A key that is added is one that exists elsewhere, as model and data have different ones by name."""
-    inner = any(name.startswith(f"{known}.") for known in KEYS)
-    if (name in KEYS or name in FREE or inner) and name.split(".")[0] in sections:
+    inner = any(name.startswith(f"{known}.") for known, key in KEYS.items() if key.kind == "section")
+    if name in sections or ((name in KEYS or name in FREE or inner) and name.split(".")[0] in sections):
         return
     close = difflib.get_close_matches(name, [k for k in (*KEYS, *FREE) if k.split(".")[0] in sections], 3, 0.5)
-    raise OverrideError(f"{name} is no key here, so that +{name}=... would change nothing" + (f"; is it {' or '.join(close)}?" if close else "; see the comments in conf"))
+    raise OverrideError(f"{name} is no key here, and would change nothing" + (f"; is it {' or '.join(close)}?" if close else "; keys are in the comments of conf"))
 
 
 def _refuse_sweep(name: str, value: str, read: Override) -> None:
