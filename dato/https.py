@@ -36,8 +36,8 @@ def fetch(address: str, limit: int) -> tuple[str, bytes]:
     """
     try:
         parts = urlsplit(address)
-    except ValueError as error:
-        raise StrategyError(f"{address!r} is no address ({error}); give the https address of the file") from None
+    except ValueError:  # whose text may hold a password
+        raise StrategyError(f"this https address cannot be read ({len(address)} characters); give the https address of the file") from None
     if parts.scheme != "https":
         raise StrategyError(f"{shown(address)} is {parts.scheme}; a strategy is read over https only, or download the file and give its path")
     if parts.username or parts.password:

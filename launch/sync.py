@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     began = record.config.get("mlflow") or {}
     settings = {**began, "enabled": True, **({"uri": uri} if uri else {})}
     if not began.get("enabled", True):
-        print(f"search {record.search_id} began with mlflow.enabled=false; what MLflow does not have of it is written to {without_credentials(uri or _default_uri())}")
+        where = settings.get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db of this folder"
+        print(f"search {record.search_id} began with mlflow.enabled=false; what MLflow does not have of it is written to {without_credentials(str(where))}")
     tracker = make_tracker(build({**record.config, "mlflow": settings}))
     complaints = _Complaints()
     log = logging.getLogger("search.tracking")
@@ -57,12 +59,6 @@ def run(arguments: Sequence[str]) -> int:
     state = "finished" if record.finished else f"{len(record.results)} results so far"
     print(f"MLflow holds search {record.search_id}: {state}, {len(record.hypervolumes)} generations, run {tracker.run_id}")
     return 0
-
-
-def _default_uri() -> str:
-    import mlflow  # it takes seconds to import
-
-    return mlflow.get_tracking_uri()
 
 
 def complete(tracker: Any, record: SearchRecord, folder: Path) -> None:

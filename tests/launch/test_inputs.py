@@ -156,7 +156,7 @@ def test_every_command_refuses_what_it_cannot_read_and_leaves_nothing(
 @tries(10)
 @given(words=st.lists(st.one_of(st.text(max_size=10), st.builds("{}={}".format, st.sampled_from(["folder", "source", "name", "to", "target", "every", "rounds"]), st.text(max_size=10))), max_size=4))
 def test_any_words_after_a_command_are_refused(name: str, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    if name == "strategies" and not words or any(w in ("-h", "--help") for w in words[:1]):
+    if (name == "strategies" and not words) or any(w in ("-h", "--help") for w in words[:1]):
         return
     assert main([name, *words]) in (1, 2)
 

@@ -111,13 +111,11 @@ def test_folders_of_our_names_in_the_working_folder_do_no_harm(tmp_path: Path, c
 
 @pytest.mark.parametrize("key", ["TMPDIR", "RAY_TMPDIR"])
 def test_a_long_temporary_folder_is_refused_before_ray_starts(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from search.cluster import ClusterError, _check_temporary_folder
-
     long = tmp_path / ("a" * 40) / ("b" * 40)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(key, str(long))
     with pytest.raises(ClusterError, match=rf"{key} is '{long}'.*at most \d+ characters: export RAY_TMPDIR=/tmp"):
-        connect(None)
-    assert not ray.is_initialized()
+        cluster.connect(None)
+    assert not cluster.ray.is_initialized()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # the way out
-    _check_temporary_folder()
+    cluster._check_temporary_folder()
