@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.records import UNACCELERATED, SearchRecord
+from search.records import UNACCELERATED, SearchRecord, is_count
 
 _SILENT = 3.0
 """A gap between events of this many times the longest evaluation is a pause of the search, not work."""
@@ -69,9 +69,9 @@ def progress(record: SearchRecord, clock: Sequence[float] = (), now: float | Non
         now: Seconds since the epoch; None for the time of the last event.
         older: How many results are older than the clock, as those of an earlier run of the search are for its driver.
     """
-    search, workers = record.config.get("search") or {}, (record.config.get("cluster") or {}).get("workers") or 1
-    generations = int(search.get("generations") or 0)
-    total = generations * int(search.get("population") or 0) or len(record.candidates)
+    search, workers = record.config.get("search") or {}, _count((record.config.get("cluster") or {}).get("workers")) or 1
+    generations = _count(search.get("generations"))
+    total = generations * _count(search.get("population")) or len(record.candidates)
     watched = sum(map(record.device_seconds, list(record.results)[older:])) if older else record.device_seconds()
     active = _active(record, clock, now)
     utilisation = watched / (workers * active) if active and watched else None
@@ -91,6 +91,11 @@ def progress(record: SearchRecord, clock: Sequence[float] = (), now: float | Non
         left_s=None if record.finished or pace is None else pace * max(0, total - len(record.results)),
         finished=record.finished,
     )
+
+
+def _count(value: object) -> int:
+    """A number of a record's configuration; 0 where it is none, as in a ledger that somebody changed."""
+    return value if is_count(value) and isinstance(value, int) else 0
 
 
 def best_speedup(record: SearchRecord) -> float | None:

@@ -51,6 +51,8 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
 def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> Runtime:
     if not isinstance(strategy, Strategy):
         raise TypeError(f"expected a dato.Strategy, but got {type(strategy).__name__}; dato.Strategy.load reads files and names")
+    if options is not None and not isinstance(options, Options):
+        raise TypeError(f"options is {options!r} of type {type(options).__name__}; give dato.Options(...), such as dato.Options(patch=3), or None for the paper's way")
     unet = getattr(pipe, "unet", None)
     if unet is None:
         raise TypeError(f"{type(pipe).__name__} has no unet; dato accelerates pipelines with a UNet2DConditionModel")

@@ -6,12 +6,14 @@ Everything on it comes from the strategy's own provenance, so that anybody who h
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dato.sources import CARD_SCHEMA
+from dato.files import FileError, read_bytes, refuse_target
+from dato.sources import CARD_SCHEMA, MAX_BYTES
 from dato.strategy import FULL, Strategy, StrategyError
 
 FILES = ("strategy.json", "card.json", "card.md")
@@ -25,11 +27,13 @@ def write_card(strategy: Strategy, folder: Path, replace: bool = False) -> Path:
     """
     texts = dict(zip(FILES, (strategy.to_json(), card_json(strategy), card_markdown(strategy)), strict=True))
     present = folder / FILES[0]
-    if not replace and present.exists() and present.read_bytes() != texts[FILES[0]].encode():
+    if not replace and os.path.exists(present) and not _holds(present, texts[FILES[0]]):
         raise StrategyError(f"{present} exists and is another strategy; give another folder, or replace=true")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
+            if why := refuse_target(folder / name):
+                raise StrategyError(f"cannot write {folder / name}: {why}; give another folder")
             partial = folder / f".{name}.tmp"
             partial.write_text(text, encoding="utf-8")
             partial.replace(folder / name)
@@ -39,6 +43,13 @@ def write_card(strategy: Strategy, folder: Path, replace: bool = False) -> Path:
                 (folder / f".{name}.tmp").unlink()
         raise StrategyError(f"cannot write into {folder}: {error.strerror}; give a folder that you may write") from None
     return folder
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return read_bytes(path, MAX_BYTES) == text.encode()
+    except FileError:
+        return False
 
 
 def card_json(strategy: Strategy) -> str:

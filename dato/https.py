@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.request
-from http.client import HTTPMessage
+from http.client import HTTPException, HTTPMessage
 from typing import IO
 from urllib.parse import urlsplit
 
 from dato.schema import StrategyError
 
 TIMEOUT_S = 30
+"""Seconds without an answer, and for the whole of it: a server may send a byte at a time for ever."""
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
@@ -32,7 +34,10 @@ def fetch(address: str, limit: int) -> tuple[str, bytes]:
     Raises:
         StrategyError: Not https, a password in the address, an untrusted certificate, a redirect elsewhere, or too large.
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # whose text may hold a password
+        raise StrategyError(f"this https address cannot be read ({len(address)} characters); give the https address of the file") from None
     if parts.scheme != "https":
         raise StrategyError(f"{shown(address)} is {parts.scheme}; a strategy is read over https only, or download the file and give its path")
     if parts.username or parts.password:
@@ -43,8 +48,12 @@ def fetch(address: str, limit: int) -> tuple[str, bytes]:
         opener.add_handler(handler())
     try:
         with opener.open(urllib.request.Request(address, headers={"Accept": "application/json"}), timeout=TIMEOUT_S) as answer:
-            body: bytes = answer.read(limit + 1)
-    except (OSError, ValueError) as error:  # URLError and ssl's errors are OSErrors
+            body, end = b"", time.monotonic() + TIMEOUT_S
+            while len(body) <= limit and (piece := answer.read1(limit + 1 - len(body))):
+                body += piece
+                if time.monotonic() > end:
+                    raise TimeoutError(f"it did not end within {TIMEOUT_S} s")
+    except (OSError, ValueError, HTTPException) as error:  # URLError and ssl's errors are OSErrors
         if isinstance(error, StrategyError):
             raise
         reason = f"HTTP {error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else str(getattr(error, "reason", error))
@@ -56,5 +65,8 @@ def fetch(address: str, limit: int) -> tuple[str, bytes]:
 
 def shown(address: str) -> str:
     """An address without what may be secret in it: user, password, query and fragment."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return "an address that cannot be read"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

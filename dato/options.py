@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,10 @@ class Options:
             raise ValueError(f"compile is {self.compile!r}; allowed are None, {', '.join(map(repr, COMPILE_MODES))}")
         if not isinstance(self.use_score, bool):
             raise ValueError(f"use_score is {self.use_score!r}; allowed are True and False")
+        for name in ("seed", "patch", "max_downsample"):
+            value = getattr(self, name)
+            if _whole(value):
+                object.__setattr__(self, name, int(value))  # of numpy, for instance
         if not _whole(self.seed):
             raise ValueError(f"seed is {self.seed!r}; allowed are integers")
         if not _whole(self.patch) or self.patch < PATCH:
@@ -57,12 +62,12 @@ class Options:
         if self.layers is not None and (not isinstance(self.layers, tuple) or not self.layers or not all(isinstance(x, str) and x for x in self.layers)):
             raise ValueError(f'layers is {self.layers!r}; allowed are a tuple of module names or their beginnings, such as ("up_blocks.3",), or None for all')
         noise: Any = self.score_noise
-        if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
+        if isinstance(noise, bool) or not isinstance(noise, numbers.Real) or not 0 <= float(noise) < math.inf:
             raise ValueError(f"score_noise is {noise!r}; allowed is 0 <= score_noise < infinity")
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def token_grid(latent: tuple[int, int], downsample: int) -> tuple[int, int]:

@@ -59,6 +59,8 @@ def preset(name: str, prune_ratio: float | None = None) -> Strategy:
         name: One of `presets`, or deepcache-N with any N from 2 to 50, or with a ratio after "@", such as "authors-l12@0.5".
         prune_ratio: For presets that are cache vectors only.
     """
+    if not isinstance(name, str):
+        raise StrategyError(f"a preset's name is a text, but {name!r} is of type {type(name).__name__}; there are {', '.join(presets())}")
     base, _, ratio = name.partition("@")
     if not is_preset(base):
         raise StrategyError(f"no preset is named {base!r}; there are {', '.join(presets())}, and deepcache-N for every N from 2 to 50")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from dato import summary
 from dato.strategy import Strategy
 
 
@@ -34,3 +35,10 @@ class RunReport:
     def calls(self) -> int:
         """UNet calls so far, replayed ones included."""
         return sum(self.calls_by_depth.values())
+
+    def __str__(self) -> str:
+        return summary.report_lines(self)
+
+    def summary(self) -> str:
+        """A table of UNet calls by depth, of tokens pruned by layer, and of the strategy's steps."""
+        return summary.report_table(self)

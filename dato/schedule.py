@@ -50,8 +50,22 @@ def check_steps(entries: int, timesteps: Sequence[float], steps: int | None, ord
         made = "" if calls == needed else f" for {needed} steps"
         raise StrategyError(
             f"the strategy has {entries} steps, but the scheduler makes {calls} calls{made}: "
-            f"run with num_inference_steps={entries}, or use strategy.resample({needed})"
+            + _way_out(entries, needed, calls, steps, repeats=len(set(timesteps)) < calls)
         )
+
+
+def _way_out(entries: int, needed: int, calls: int, steps: int | None, repeats: bool) -> str:
+    """What to do about a run of another length; who ran with as many steps as the strategy has is not told to do so."""
+    resample = f"use strategy.resample({needed})"
+    if steps != entries:
+        ends = f"; with sigmas of your own, give {entries + 1} of them, of which the last is where the run ends" if calls == entries - 1 else ""
+        return f"run with num_inference_steps={entries}, or {resample}{ends}"
+    if repeats:
+        return (
+            f"with {steps} steps this sampler begins with several calls a step, as PNDM does for its Runge-Kutta steps; leave these out, "
+            f"pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True), or {resample}, an entry for each call"
+        )
+    return f"with {steps} steps this sampler makes {calls} calls, so {resample}, an entry for each call"
 
 
 @dataclass(frozen=True)

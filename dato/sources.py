@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import tempfile
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from dato import schema
+from dato.files import FileError, decode, parse_json, read_bytes, shown, user_path
 from dato.https import fetch
+from dato.mlflow_store import StoreError, local_path, require_store
 from dato.presets import is_preset
 from dato.strategy import Strategy, StrategyError
 
@@ -32,6 +36,8 @@ def load_strategy(source: str | Path) -> Strategy:
     Raises:
         StrategyError: It cannot be read, is too large, was changed after it was written, or is something else.
     """
+    if not isinstance(source, str | PathLike):
+        raise StrategyError(f"cannot read a strategy from {shown(source)} of type {type(source).__name__}; give {ACCEPTED}, or a preset: {', '.join(Strategy.presets())}")
     text = str(source)
     if is_preset(text):
         return Strategy.preset(text)
@@ -40,44 +46,66 @@ def load_strategy(source: str | Path) -> Strategy:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         address, body = fetch(text, MAX_BYTES)
         return parse(body, where=address)
-    path = Path(source)
+    path = user_path(source)
+    if os.path.isdir(path):  # false, where Path.is_dir raises, for a name that no file can have
+        path = _in_folder(path)
     try:
-        if path.is_dir():
-            path = _in_folder(path)
-        if path.stat().st_size > MAX_BYTES:
-            raise StrategyError(f"{path} has {path.stat().st_size} bytes; a strategy file has at most {MAX_BYTES}")
-        return parse(path.read_bytes(), where=str(path))
-    except OSError as error:
-        raise StrategyError(
-            f"cannot read a strategy from {text!r} ({error.strerror}); give {ACCEPTED}, or a preset: {', '.join(Strategy.presets())}"
-        ) from None
+        content = read_bytes(path, MAX_BYTES)
+    except FileError as error:
+        raise StrategyError(f"cannot read a strategy from {shown(text, 300)} ({error}); give {ACCEPTED}, or a preset: {', '.join(Strategy.presets())}") from None
+    return parse(content, where=str(path))
 
 
 def parse(body: bytes, where: str) -> Strategy:
     """A strategy from the bytes of a strategy's JSON, a card's JSON, or a Markdown card."""
     try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise StrategyError(f"cannot read a strategy from {where}: it is not UTF-8 text ({error.reason}); give {ACCEPTED}") from None
-    if text.startswith("# "):
-        return Strategy.from_json(_block(text, where), where)
+        text = decode(body)
+    except FileError as error:
+        raise StrategyError(f"cannot read a strategy from {where}: {error}; give {ACCEPTED}") from None
+    card = text.startswith("# ")
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse_json(_block(text, where) if card else text)
+    except FileError:
         return Strategy.from_json(text, where)  # which says what is wrong with it
-    return Strategy.from_document(_from_card(data, where), where) if _is_card(data) else Strategy.from_json(text, where)
+    return _of_card(data, where) if card and not _is_card(data) else parse_document(data, where)
+
+
+def parse_document(data: Any, where: str) -> Strategy:
+    """`parse` of JSON that is parsed already: a strategy's document or a card's."""
+    return _from_card(data, where) if _is_card(data) else Strategy.from_document(schema.migrate(data, where), where)
 
 
 def _is_card(data: Any) -> bool:
     return isinstance(data, dict) and str(data.get("schema")).startswith("dato.card/")
 
 
-def _from_card(data: dict[str, Any], where: str) -> dict[str, Any]:
+def _from_card(data: dict[str, Any], where: str) -> Strategy:
     if data["schema"] != CARD_SCHEMA:
-        raise StrategyError(f"{where} has schema {data['schema']!r}; this version reads {CARD_SCHEMA!r}: export it again or update dato")
+        raise StrategyError(f"{where} has schema {shown(data['schema'])}; this version reads {CARD_SCHEMA!r}: export it again or update dato")
     if "strategy" not in data:
         raise StrategyError(f"{where} is a card without its strategy; export it again")
-    return schema.migrate(data["strategy"], where)
+    strategy = _of_card(data["strategy"], where)
+    summary = data.get("summary", {})
+    different = [k for k in _COPIED if isinstance(summary, Mapping) and k in summary and summary[k] != strategy.provenance.get(k)]
+    if different or not isinstance(summary, Mapping) or summary.get("steps", len(strategy)) != len(strategy):
+        raise StrategyError(
+            f"{where} was changed after it was written: its summary's {different[0] if different else 'steps'} is not what its strategy holds; get it again from where it was exported"
+        )
+    return strategy
+
+
+_COPIED = ("model", "sampler", "quality", "latency")
+"""What a card's summary repeats of its strategy's provenance."""
+
+
+def _of_card(document: Any, where: str) -> Strategy:
+    """The strategy of a card. It is written with its digest: a card without it is one that somebody changed."""
+    if isinstance(document, dict) and document.get("schema") == schema.SCHEMA and "digest" not in document:
+        raise StrategyError(
+            f"{where} is a card whose strategy has no digest, so it was changed after it was written; get it again from where it was exported, or give "
+            "the steps alone, a file of schema and steps without figures"
+        )
+    return Strategy.from_document(schema.migrate(document, where), where)
 
 
 def _block(text: str, where: str) -> str:
@@ -117,7 +145,11 @@ def _from_mlflow(uri: str) -> Strategy:
         raise StrategyError(f"{uri} needs MLflow: pip install mlflow, or ask for its strategy.json or card.json and give that file") from None
     with tempfile.TemporaryDirectory() as folder:
         try:
+            require_store(mlflow.get_registry_uri() if uri.startswith("models:/") else mlflow.get_tracking_uri())
+            _require_artifacts(uri)
             found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
+        except StoreError as error:
+            raise StrategyError(f"cannot read {uri} from MLflow: {without_credentials(str(error))}") from None
         except (mlflow.exceptions.MlflowException, OSError) as error:
             raise StrategyError(
                 f"cannot read {uri} from MLflow at {without_credentials(mlflow.get_registry_uri())}: {without_credentials(str(error))}. "
@@ -126,3 +158,17 @@ def _from_mlflow(uri: str) -> Strategy:
         if found.is_dir() and not (found / "strategy.json").is_file():
             raise StrategyError(f"{uri} holds no strategy.json; give a model that dato exported")
         return load_strategy(found).with_provenance(loaded_from=uri)
+
+
+def _require_artifacts(uri: str) -> None:
+    """Refuse a model or run whose files are on this machine no more: MLflow would hand out an empty folder. Raises `StoreError`."""
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+    from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+
+    kind = ModelsArtifactRepository if uri.startswith("models:/") else RunsArtifactRepository
+    path = local_path(str(kind.get_underlying_uri(uri)))
+    if path is not None and not path.exists():
+        raise StoreError(
+            f"its files were stored at {path}, where nothing is. MLflow keeps whole paths: if its folder was moved, put it back, or link the old place to the "
+            "new one (ln -s <new folder> <old folder>), or give the strategy.json that is in the moved folder; otherwise export again, dato export to=registry"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from dato import schema
+from dato import schema, summary
+from dato.files import refuse_target, shown
 from dato.schema import StrategyError
 
 FULL = 12
@@ -36,15 +38,18 @@ class Step:
 
     def __post_init__(self) -> None:
         depth, ratio = self.cache_depth, self.prune_ratio
-        if isinstance(depth, bool) or not isinstance(depth, int) or not 0 <= depth <= FULL:
-            raise StrategyError(f"cache_depth is {depth!r}; allowed are the integers 0 to {FULL}, where {FULL} computes everything")
+        if isinstance(depth, bool) or not isinstance(depth, numbers.Integral) or not 0 <= depth <= FULL:
+            raise StrategyError(f"cache_depth is {_typed(depth)}; allowed are the integers 0 to {FULL}, where {FULL} computes everything")
         limit = 1 - 1 / PATCH**2
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < limit:
+        if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= ratio < limit:
             raise StrategyError(
-                f"prune_ratio is {ratio!r}; allowed is 0 <= prune_ratio < {limit}: "
+                f"prune_ratio is {_typed(ratio)}; allowed is 0 <= prune_ratio < {limit}: "
                 f"one base token of every {PATCH} x {PATCH} patch always stays"
             )
-        object.__setattr__(self, "prune_ratio", float(ratio) + 0.0)  # -0.0 + 0.0 is 0.0: equal steps have one digest
+        # numpy's numbers are taken as what they say: a float32 of 0.3 is 0.3, not 0.30000001192092896.
+        exact = float(ratio) if isinstance(ratio, float | int) or "." not in str(ratio) else float(str(ratio))
+        object.__setattr__(self, "cache_depth", int(depth))
+        object.__setattr__(self, "prune_ratio", exact + 0.0)  # -0.0 + 0.0 is 0.0: equal steps have one digest
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,12 @@ class Strategy(Sequence[Step]):
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
+        given: Any = self.steps
+        if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
+            raise StrategyError(f"steps is {_typed(given)}; give a dato.Step for each sampler step, or dato.Strategy.load for a file or a preset's name")
+        object.__setattr__(self, "steps", tuple(_step(i, entry) for i, entry in enumerate(given)))
+        if not isinstance(self.provenance, Mapping):
+            raise StrategyError(f"provenance is {_typed(self.provenance)}; give a mapping of notes, or leave it out")
         if not 1 <= len(self.steps) <= MAX_STEPS:
             raise StrategyError(f"a strategy of {len(self.steps)} steps; allowed are 1 to {MAX_STEPS}, one entry per sampler step")
 
@@ -77,6 +87,14 @@ class Strategy(Sequence[Step]):
 
     def __str__(self) -> str:
         return "".join("F" if s.cache_depth == FULL else f"[{s.cache_depth}]" if s.cache_depth > 9 else str(s.cache_depth) for s in self)
+
+    def __repr__(self) -> str:
+        # Steps and provenance in full are pages: `summary` and `to_json` show them.
+        return f"<dato.Strategy: {summary.strategy_line(self)}>"
+
+    def summary(self) -> str:
+        """A table of the steps: which, at what cache depth and prune ratio."""
+        return summary.strategy_table(self)
 
     @classmethod
     def full(cls, steps: int) -> Strategy:
@@ -147,9 +165,12 @@ class Strategy(Sequence[Step]):
     def from_document(cls, document: Mapping[str, Any], where: str = "the strategy") -> Strategy:
         """The inverse of `document`; every step is validated."""
         parsed = []
-        for i, entry in enumerate(document["steps"]):
+        steps = document.get("steps") if isinstance(document, Mapping) else None
+        if not isinstance(steps, list | tuple):
+            raise StrategyError(f"{where} has the steps {shown(steps)}; expected a list of objects with cache_depth and prune_ratio")
+        for i, entry in enumerate(steps):
             if not isinstance(entry, dict) or set(entry) != {"cache_depth", "prune_ratio"}:
-                raise StrategyError(f"{where}, step {i}: given {entry!r}; expected an object with cache_depth and prune_ratio")
+                raise StrategyError(f"{where}, step {i}: given {shown(entry)}; expected an object with cache_depth and prune_ratio")
             try:
                 parsed.append(Step(entry["cache_depth"], entry["prune_ratio"]))
             except StrategyError as error:
@@ -162,6 +183,8 @@ class Strategy(Sequence[Step]):
     def save(self, path: str | Path) -> None:
         """Write the JSON file; a reader never sees half of it."""
         path = Path(path)
+        if why := refuse_target(path):
+            raise StrategyError(f"cannot write the strategy to {path}: {why}; give the path of a file")
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             partial.write_text(self.to_json(), encoding="utf-8")
@@ -180,6 +203,24 @@ class Strategy(Sequence[Step]):
 
 
 def _checked_count(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_STEPS:
-        raise StrategyError(f"{name} is {value!r}; allowed are the integers 1 to {MAX_STEPS}")
-    return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= MAX_STEPS:
+        raise StrategyError(f"{name} is {_typed(value)}; allowed are the integers 1 to {MAX_STEPS}")
+    return int(value)
+
+
+def _step(index: int, entry: Any) -> Step:
+    """A strategy's entry; a pair of depth and ratio is one too."""
+    if isinstance(entry, Step):
+        return entry
+    if not isinstance(entry, tuple | list) or len(entry) != 2:
+        raise StrategyError(f"step {index} is {_typed(entry)}; give dato.Step(cache_depth, prune_ratio), such as dato.Step(12, 0.5), or the pair (12, 0.5)")
+    try:
+        return Step(*entry)
+    except StrategyError as error:
+        raise StrategyError(f"step {index}: {error}") from None
+
+
+def _typed(value: Any) -> str:
+    """A wrong value with its type, where the value alone does not say it."""
+    plain = value is None or type(value) in (bool, int, float, str)
+    return shown(value) if plain else f"{shown(value)} of type {type(value).__name__}"

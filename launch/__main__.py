@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import keyword
 import logging
 import os
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A tracking server that is away holds a search up for seconds, not for the minutes of MLflow's own defaults.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is shown, not a reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
@@ -83,6 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         needs, extra = _EXTRAS[missing]
         print(f"dato {command}: {error.name} is not installed; {needs}: pip install 'dato-search[{extra}]'", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"dato {command}: {error.strerror}: {str(error.filename)[:60]}...; give a shorter path", file=sys.stderr)
         return 2
     except Exception as error:
         if not _is_ours(error):

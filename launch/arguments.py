@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from dato.files import refuse_target, shown, user_path
+from dato.mlflow_store import StoreError, check_address
 
 
 class ArgumentError(ValueError):
@@ -28,13 +32,13 @@ def parse(command: str, arguments: Sequence[str], takes: Mapping[str, str], requ
         key, equals, value = word.partition("=")
         key = key.removeprefix("--")
         if not equals or key not in takes:
-            raise ArgumentError(f"dato {command} was given {word!r}; {usage}")
+            raise ArgumentError(f"dato {command} was given {shown(word)}; {usage}")
         if key in found:
-            raise ArgumentError(f"dato {command} was given {key} twice ({found[key]!r} and {value!r}); give it once")
+            raise ArgumentError(f"dato {command} was given {key} twice ({shown(found[key])} and {shown(value)}); give it once")
         found[key] = value
     missing = [k for k in required if not found.get(k)]
     if missing:
-        raise ArgumentError(f"dato {command} needs {' and '.join(f'{k}=...' for k in missing)}, but was given {list(arguments)}; {usage}")
+        raise ArgumentError(f"dato {command} needs {' and '.join(f'{k}=...' for k in missing)}, but was given {shown(list(arguments))}; {usage}")
     return found
 
 
@@ -42,7 +46,7 @@ def flag(found: Mapping[str, str], key: str) -> bool:
     """A key that is true or false, false where it is not given."""
     value = found.get(key, "false").lower()
     if value not in ("true", "false"):
-        raise ArgumentError(f"{key} is {found[key]!r}; allowed are true and false")
+        raise ArgumentError(f"{key} is {shown(found[key])}; allowed are true and false")
     return value == "true"
 
 
@@ -50,13 +54,31 @@ def choice(found: Mapping[str, str], key: str, allowed: Sequence[str]) -> str:
     """A key with a few values, the first where it is not given."""
     value = found.get(key, allowed[0])
     if value not in allowed:
-        raise ArgumentError(f"{key} is {value!r}; allowed are {', '.join(allowed)}")
+        raise ArgumentError(f"{key} is {shown(value)}; allowed are {', '.join(allowed)}")
     return value
 
 
 def search_folder(given: str) -> Path:
     """The folder of a search. Raises `ArgumentError` where it holds no ledger."""
-    folder = Path(given).expanduser()
-    if not (folder / "ledger.jsonl").is_file():
-        raise ArgumentError(f"folder is {given!r}, which holds no ledger.jsonl; give the folder of a search, such as outputs/<search id>")
+    folder = user_path(given)
+    if not os.path.exists(folder / "ledger.jsonl"):
+        raise ArgumentError(f"folder is {shown(given)}, which holds no ledger.jsonl; give the folder of a search, such as outputs/<search id>")
     return folder
+
+
+def target_file(given: Path, key: str = "target") -> Path:
+    """A file to write. Raises `ArgumentError` where something that is no file is in its place: a device would be replaced by a file."""
+    if why := refuse_target(given):
+        raise ArgumentError(f"{key} is {shown(str(given))}: {why}; give a file in a folder that exists")
+    return given
+
+
+def tracking_uri(found: Mapping[str, str]) -> str | None:
+    """The key ``uri``, None where it is not given. Raises `ArgumentError` where MLflow knows no such address."""
+    uri = found.get("uri")
+    if uri is not None:
+        try:
+            check_address(uri, "uri")
+        except StoreError as error:
+            raise ArgumentError(str(error)) from None
+    return uri

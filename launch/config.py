@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,22 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import conf
+from dato.mlflow_store import StoreError, check_address
 from dato.sources import holds_credentials
 from dato.strategy import Step, Strategy
-from launch.keys import check_keys, check_names_of_keys
-from search.data import DataSpec
+from launch.keys import check_keys
+from launch.overrides import OverrideError, prepare
+from search.data import FRESH_OFFSET, DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
 from search.handover import check_names
 from search.models import ModelSpec
 from search.nsga2 import Nsga2
 from search.objectives import Objectives
 from search.plan import SearchPlan
+from search.records import is_count
 from search.sources import read_given
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
@@ -84,18 +88,32 @@ class SearchConfig:
 
 def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The resolved configuration `name` with command-line overrides. Raises `ConfigError`."""
-    bad = [o for o in overrides if "=" not in o]
-    if bad:
-        raise ConfigError(f"{bad[0]!r} is not an override; write key=value, such as seed=1 or model=sd15")
-    check_names_of_keys(overrides)
+    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir() and not p.name.startswith("_")}
+    sections = [str(k) for k in OmegaConf.load(CONF / f"{name}.yaml") if k != "defaults"] + list(groups)
     try:
+        overrides = prepare(overrides, groups, sections)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            found = compose(name, overrides=list(overrides))
+            found = compose(name, overrides=overrides)
         data = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except OverrideError as error:
+        raise ConfigError(str(error)) from None
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise ConfigError(f"{key} is not given; set {key}=<{_comment(key)}>") from None
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{_explain(error)}\nallowed keys and groups are in {CONF / (name + '.yaml')}") from None
     assert isinstance(data, dict)
     return {str(k): v for k, v in data.items()}
+
+
+def _comment(key: str) -> str:
+    """What the YAML files say of a key that a group leaves open."""
+    section, _, inner = key.rpartition(".")
+    for path in sorted((CONF / section).glob("*.yaml")) if section else []:
+        found = re.search(rf"^{re.escape(inner)}:\s*\?\?\?\s*#\s*(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found[1]
+    return "value"
 
 
 def _explain(error: Exception) -> str:
@@ -112,7 +130,10 @@ def _space(steps: int, raw: dict[str, Any]) -> SearchSpace:
         number = isinstance(ratios, int | float) and not isinstance(ratios, bool)
         given["fixed_ratios"] = [ratios] * steps if number else [step.prune_ratio for step in _fitted(ratios, steps)]
     try:
-        given["frozen"] = {int(i): Step(depth, ratio) for i, depth, ratio in given["frozen"]}
+        frozen = [(i, Step(depth, ratio)) for i, depth, ratio in given["frozen"]]
+        if not all(is_count(i) for i, _ in frozen) or len(dict(frozen)) < len(frozen):
+            raise ValueError("a step is no integer, or is named twice")
+        given["frozen"] = dict(frozen)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"space.frozen is {raw['frozen']!r} ({error}); write [step, depth, ratio] for each step, such as [[0, 12, 0.0]]") from None
     return SearchSpace(steps=steps, **given)
@@ -133,9 +154,20 @@ def _check_cluster(cluster: dict[str, Any]) -> None:
         raise ConfigError(f"cluster.min_workers is {least!r}; give 1 to {workers or 'any number'}, or null for all workers")
 
 
+def check_indices(protocol: Protocol) -> None:
+    """Refuse images that a search would share with the validation of its winners. Raises `ConfigError`."""
+    if protocol.offset + protocol.images > FRESH_OFFSET:
+        raise ConfigError(
+            f"protocol.offset {protocol.offset} and {protocol.images} images reach image {FRESH_OFFSET}, from which on images are kept to validate winners; give fewer"
+        )
+
+
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
     check_keys(raw)
+    missing = [k for k in ("seed", "output", "model", "data", "protocol", "space", "search", "cluster", "mlflow", "registry") if k not in raw]
+    if missing:
+        raise ConfigError(f"the configuration has no {missing[0]}; it is of another version, or was changed by hand: see {CONF}")
     identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     try:
@@ -146,6 +178,9 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
         plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
+        check_indices(protocol)
+    except KeyError as error:
+        raise ConfigError(f"the configuration has no key {error}; it is of another version, or was changed by hand: see {CONF}") from None
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
     if s["engine"] == "tune" and (plan.mode != "steady" or s["surrogate"]):
@@ -162,6 +197,11 @@ def build(raw: dict[str, Any]) -> SearchConfig:
             "mlflow.uri holds a password or token, which would be written into the ledger; leave mlflow.uri null and set the environment variable "
             "MLFLOW_TRACKING_URI (or MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         )
+    if raw["mlflow"]["uri"]:
+        try:
+            check_address(raw["mlflow"]["uri"], "mlflow.uri")
+        except StoreError as error:
+            raise ConfigError(str(error)) from None
     if raw["mlflow"]["enabled"]:
         check_names(raw["registry"]["name"], key="registry.name")
     search_id = f"{model.name}-{data.name}-{digest}"

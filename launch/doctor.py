@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dato.files import user_path
 from dato.strategy import Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.estimate import search_workload
@@ -57,7 +58,7 @@ def check_here(config: SearchConfig) -> list[Finding]:
     try:
         check_model(config.evaluator.model)
         path = config.evaluator.model.path
-        local = path == "embedded" or Path(path).expanduser().exists()
+        local = path == "embedded" or os.path.exists(user_path(path))
         model = Finding("model.path", "here", path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache")
     except ModelError as error:
         message, _, fix = str(error).rpartition("; ")
@@ -67,7 +68,7 @@ def check_here(config: SearchConfig) -> list[Finding]:
     if features.partition(":")[0] == "inception":
         found.append(check_inception(features.partition(":")[2]))
     folder = config.folder
-    while not folder.is_dir():
+    while not os.path.isdir(folder):
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
     found.append(Finding("output", "here", f"{folder}, {free:.0f} GB free", "" if free >= LEAST_GB else f"free at least {LEAST_GB:.0f} GB, or set output"))

@@ -15,7 +15,8 @@ import ray
 import torch
 
 from dato import baselines
-from launch.config import ConfigError, compose_config
+from dato.files import shown
+from launch.config import ConfigError, check_indices, compose_config
 from launch.estimate import Workload
 from launch.keys import check_keys
 from launch.preflight import room
@@ -78,7 +79,7 @@ def listed(value: Any, key: str) -> list[str]:
     """A list of texts from one text or a list of them. Raises `ConfigError`."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(v, str) and v for v in found):
-        raise ConfigError(f"{key} is {value!r}; give a list of names, such as {key}=[paper-b1,deepcache-5]")
+        raise ConfigError(f"{key} is {shown(value)}; give a list of names, such as {key}=[paper-b1,deepcache-5]")
     return found
 
 
@@ -99,6 +100,7 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
         )
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type or name ({error}); see the comments in conf/evaluate.yaml") from None
+    check_indices(protocol)
     if not spec.metrics or len(set(spec.metrics)) < len(spec.metrics):
         raise ConfigError(f"evaluation.metrics is {list(spec.metrics)}; give one or more different ones, such as [fid]")
     if "is" in spec.metrics and protocol.images < 10:

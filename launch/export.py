@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from dato.card import write_card
+from dato.files import FileError, read_bytes, shown
+from dato.sources import MAX_BYTES
 from dato.strategy import Strategy, StrategyError
-from launch.arguments import ArgumentError, choice, flag, parse, search_folder
+from launch.arguments import ArgumentError, choice, flag, parse, search_folder, target_file, tracking_uri
 from search.aliases import Standing, why_not
 from search.handover import check_names, read_facts, winner_strategies
 from search.ledger import read_ledger
@@ -28,8 +31,16 @@ def run(arguments: Sequence[str]) -> int:
     """Export the winners of a search; prints where they are."""
     given = parse("export", arguments, TAKES, required=["folder"])
     to, folder, replace = choice(given, "to", ("folder", "file", "registry")), search_folder(given["folder"]), flag(given, "replace")
+    uri = tracking_uri(given)
     record = read_ledger(folder / "ledger.jsonl")
-    strategies = _chosen(record, winner_strategies(record, read_facts(folder)), given.get("alias"))
+    try:
+        found = winner_strategies(record, read_facts(folder))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArgumentError(
+            f"the winners of {given['folder']!r} cannot be told apart from another version's: its ledger or model.json lacks or spoils {error}; restore the folder, "
+            "or export with the version that made it"
+        ) from None
+    strategies = _chosen(record, found, given.get("alias"))
     if to == "folder":
         target = Path(given.get("target") or folder / "export")
         for alias, strategy in strategies.items():
@@ -37,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     elif to == "file":
         _to_file(strategies, given.get("target"), replace)
     else:
-        _to_registry(record, strategies, given.get("name"), given.get("uri"), replace)
+        _to_registry(record, strategies, given.get("name"), uri, replace)
     return 0
 
 
@@ -56,12 +67,20 @@ def better(alias: str, strategy: Strategy, path: Path) -> bool:
 
 def save_file(strategy: Strategy, path: Path, replace: bool) -> None:
     """Write one strategy's JSON. Raises `ArgumentError` where another strategy is in its place."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ArgumentError(f"{path} is a folder; give a file, such as {path / 'strategy.json'}, or to=folder")
-    if path.exists() and not replace and path.read_bytes() != strategy.to_json().encode():
+    target_file(path)
+    if os.path.exists(path) and not replace and not _holds(path, strategy):
         raise ArgumentError(f"{path} exists and is something else; give another target, or replace=true")
     strategy.save(path)
     print(path)
+
+
+def _holds(path: Path, strategy: Strategy) -> bool:
+    try:
+        return read_bytes(path, MAX_BYTES) == strategy.to_json().encode()
+    except FileError:
+        return False
 
 
 def _chosen(record: SearchRecord, strategies: dict[str, Strategy], alias: str | None) -> dict[str, Strategy]:
@@ -71,7 +90,7 @@ def _chosen(record: SearchRecord, strategies: dict[str, Strategy], alias: str | 
     if alias is None:
         return strategies
     if alias not in strategies:
-        raise ArgumentError(f"alias is {alias!r}; search {record.search_id} has {', '.join(strategies)}")
+        raise ArgumentError(f"alias is {shown(alias)}; search {record.search_id} has {', '.join(strategies)}")
     return {alias: strategies[alias]}
 
 
@@ -91,6 +110,8 @@ def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: st
     check_names(name)
     settings = config.get("mlflow") or {}
     uri = uri or settings.get("uri")
+    if uri:
+        tracking_uri({"uri": str(uri)})
     run_id = run_of_search(record.search_id, settings.get("experiment") or f"dato/{config['model']['name']}", uri)
     made = register(name, strategies, run_id, uri=uri, replace=replace)
     for alias, version in made.versions.items():

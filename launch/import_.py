@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dato.card import write_card
 from dato.sources import ACCEPTED, load_strategy
-from launch.arguments import ArgumentError, choice, flag, parse
+from launch.arguments import ArgumentError, choice, flag, parse, tracking_uri
 from launch.export import save_file
 from search.handover import check_names
 
@@ -25,6 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     """Check a strategy's JSON and keep it; nothing of it is executed."""
     given = parse("import", arguments, TAKES, required=["source", "name"])
     to, replace, name = choice(given, "to", ("folder", "file", "registry")), flag(given, "replace"), given["name"]
+    uri = tracking_uri(given)
     strategy = load_strategy(given["source"])
     if to == "folder":
         print(write_card(strategy, Path(name), replace))
@@ -38,8 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         search_id = str(strategy.provenance.get("search_id") or f"imported-{strategy.digest}")
         if "'" in search_id:
             raise ArgumentError(f"the strategy's search_id is {search_id!r}, which cannot be a search's name; to=folder takes it")
-        run_id = run_of_search(search_id, f"dato/imported/{name}", given.get("uri"), kind="import")
-        made = register(name, {alias: strategy}, run_id, uri=given.get("uri"), replace=replace)
+        run_id = run_of_search(search_id, f"dato/imported/{name}", uri, kind="import")
+        made = register(name, {alias: strategy}, run_id, uri=uri, replace=replace)
         version, why = made.versions[alias], made.stayed.get(alias)
         print(f"models:/{name}/{version}  (no alias was moved: {why})" if why else f"models:/{name}@{alias}  (version {version})")
     return 0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
+from dato.files import user_path
 from launch.config import SearchConfig
 from search.cluster import own_packages
 
@@ -101,14 +102,14 @@ def needed_paths(config: SearchConfig) -> dict[str, str]:
     model, data = config.evaluator.model, config.evaluator.data
     paths = {}
     if model.path != "embedded":
-        folder = Path(model.path).expanduser()
-        if folder.exists() or folder.is_absolute() or model.path.startswith((".", "~")):
+        folder = user_path(model.path)
+        if os.path.exists(folder) or folder.is_absolute() or model.path.startswith((".", "~")):
             paths["model.path"] = str((folder / "model_index.json").absolute())
     if data.kind == "prompts" and data.prompts not in ("captions", "imagenet"):
-        paths["data.prompts"] = str(Path(data.prompts or "").expanduser().absolute())
+        paths["data.prompts"] = str(user_path(data.prompts or "").absolute())
     if data.kind == "folder":
-        paths["data.prompts"] = str(Path(data.prompts or "").expanduser().absolute())
-        paths["data.images"] = str(Path(data.images or "").expanduser().absolute())
+        paths["data.prompts"] = str(user_path(data.prompts or "").absolute())
+        paths["data.images"] = str(user_path(data.images or "").absolute())
     return paths
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.compare import write_comparison
 from analysis.report import write_report
-from launch.arguments import ArgumentError, parse, search_folder
+from analysis.rivals import rivals_section
+from dato.files import FileError, read_bytes, read_json, shown, user_path
+from launch.arguments import ArgumentError, parse, search_folder, target_file
 from search.ledger import read_ledger
 from search.records import SearchRecord
 from search.verdict import EVALUATION_SCHEMA
+
+_MAX_SAMPLES, _MAX_EVALUATION = 1 << 26, 1 << 28
 
 TAKES = {
     "folder": "<search folder>, or several with commas between",
@@ -24,17 +28,22 @@ TAKES = {
 def run(arguments: Sequence[str]) -> int:
     """Write the report; prints its path."""
     given = parse("report", arguments, TAKES, required=["folder"])
-    folders = [search_folder(name) for name in given["folder"].split(",") if name]
+    whole = os.path.exists(user_path(given["folder"]) / "ledger.jsonl")  # a folder whose name holds a comma
+    names = [given["folder"]] if whole else [name for name in given["folder"].split(",") if name]
+    folders = [search_folder(name) for name in names]
+    if not folders:
+        raise ArgumentError(f"folder is {given['folder']!r}, which names no search; give the folder of one, such as outputs/<search id>")
     if len({f.resolve() for f in folders}) != len(folders):
         raise ArgumentError(f"folder is {given['folder']!r}, which names a search twice; name each once")
     target = Path(given.get("target") or (folders[0] / "report.html" if len(folders) == 1 else "comparison.html"))
-    if target.is_dir() or not target.parent.is_dir():
-        raise ArgumentError(f"target is {str(target)!r}, which is no file in a folder that exists; give one, such as report.html")
+    target_file(target)
+    if not os.path.isdir(target.parent):
+        raise ArgumentError(f"target is {shown(str(target))}, which is no file in a folder that exists; give one, such as report.html")
     records = [read_ledger(f / "ledger.jsonl") for f in folders]
     evaluation = _read_evaluation(given["evaluation"], records) if "evaluation" in given else None
     try:
         if len(folders) == 1:
-            samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((folders[0] / "samples").glob("*.png"))}
+            samples = _samples(folders[0] / "samples")
             print(write_report(records[0], target, samples, evaluation))
         else:
             print(write_comparison(records, target))
@@ -43,18 +52,30 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _samples(folder: Path) -> dict[str, bytes]:
+    """The rows of images that the search drew, by label."""
+    try:
+        return {label: read_bytes(p, _MAX_SAMPLES) for p in sorted(folder.glob("*.png")) if (label := p.stem.partition("-")[2])}
+    except FileError as error:
+        raise ArgumentError(f"the images in {folder} cannot be read ({error}); remove what is no image of the search") from None
+
+
 def _read_evaluation(given: str, records: Sequence[SearchRecord]) -> dict[str, Any]:
-    path = Path(given).expanduser() / "evaluation.json"
+    path = user_path(given) / "evaluation.json"
     if len(records) != 1:
         raise ArgumentError("evaluation goes with one search; give one folder")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(path, _MAX_EVALUATION)
+    except FileError as error:
         raise ArgumentError(f"evaluation is {given!r}, whose evaluation.json cannot be read ({error}); give the folder that dato evaluate names") from None
     if not isinstance(found, dict) or found.get("schema") != EVALUATION_SCHEMA:
         raise ArgumentError(f"{path} is no evaluation of this version ({EVALUATION_SCHEMA}); run dato evaluate again")
-    for key in ("model", "data"):
-        theirs, ours = found["config"][key]["name"], records[0].config[key]["name"]
+    try:
+        rivals_section(found)
+        names = {key: (found["config"][key]["name"], (records[0].config.get(key) or {}).get("name")) for key in ("model", "data")}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArgumentError(f"{path} is damaged ({type(error).__name__}: {error}); run dato evaluate again") from None
+    for key, (theirs, ours) in names.items():
         if theirs != ours:
             raise ArgumentError(f"evaluation is of {key} {theirs!r}, the search of {ours!r}; run dato evaluate {key}={ours} 'strategy=[<search folder>]'")
     return found

@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dato.files import FileError, read_json, shown
 from dato.strategy import Strategy
-from launch.arguments import ArgumentError, parse, search_folder
+from launch.arguments import ArgumentError, parse, search_folder, target_file
 from launch.config import build
 from search.data import Data
 from search.evaluate import device_name
@@ -22,6 +23,7 @@ from search.models import load_pipeline
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.winners import choose_winners, in_order_of_speed
 
+_MAX_TABLE = 1 << 24
 TAKES = {
     "folder": "<search folder>",
     "table": "<JSON of a cost table, in place of measuring this device>",
@@ -45,8 +47,12 @@ def run(arguments: Sequence[str]) -> int:
     if fast := in_order_of_speed(priced, plan.tolerance, plan.objectives, images):
         chosen["fastest"] = fast[0]
     target = Path(given.get("target") or folder / "retargeted")
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "costs.json").write_text(json.dumps(table.to_dict(), indent=1) + "\n", encoding="utf-8")
+    target_file(target / "costs.json")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "costs.json").write_text(json.dumps(table.to_dict(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ArgumentError(f"cannot write into {shown(str(target))} ({error.strerror}); give target=<folder> that you may write") from None
     for alias, candidate in chosen.items():
         _with_provenance(priced, alias, candidate, table, images).save(target / f"{alias}.json")
     _print(record, priced, chosen, table, images)
@@ -86,15 +92,15 @@ def comparable_images(priced: SearchRecord) -> int:
 
 def _rounds(given: dict[str, str]) -> int:
     text = given.get("rounds", "3")
-    if not text.isdigit() or int(text) < 1:
-        raise ArgumentError(f"rounds is {text!r}; give an integer of at least 1")
+    if not (text.isascii() and text.isdigit() and len(text) < 5) or int(text) < 1:
+        raise ArgumentError(f"rounds is {shown(text)}; give an integer of at least 1, at most 9999")
     return int(text)
 
 
 def _read_table(path: Path) -> CostTable:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_json(path, _MAX_TABLE)
+    except FileError as error:
         raise ArgumentError(f"table is {str(path)!r}, which cannot be read as JSON ({error}); give the costs.json of an earlier retarget") from None
     try:
         return CostTable.from_dict(data)

@@ -368,7 +368,7 @@ def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:
     if folder is None:
         return {}
     path = Path(folder) / "ledger.jsonl"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"replay_latency is {folder!r}, which holds no ledger.jsonl; give the folder of a search")
     return read_ledger(path).latencies
 

@@ -11,15 +11,16 @@ from rich.table import Table
 from dato.costs import CostModel
 from dato.schedule import works
 from dato.strategy import FULL, Strategy
-from launch.config import ConfigError
+from launch.arguments import choice, parse
 from search.geometry import geometry
+
+TAKES = {"geometry": "sd15|sd2|sd2-768|sdxl|embedded", "calls": "50|51"}
 
 
 def run(arguments: Sequence[str]) -> int:
     """Print the presets for a geometry and a sampler's number of calls."""
-    given = {"geometry": "sd15", "calls": "51"} | dict(a.split("=", 1) for a in arguments if "=" in a)
-    if set(given) != {"geometry", "calls"} or any("=" not in a for a in arguments) or given["calls"] not in ("50", "51"):
-        raise ConfigError(f"dato strategies was given {list(arguments)}; it takes geometry=sd15|sd2|sd2-768|sdxl|embedded and calls=50|51")
+    found = parse("strategies", arguments, TAKES)
+    given = {"geometry": found.get("geometry", "sd15"), "calls": choice(found, "calls", ("51", "50"))}
     shape = geometry(given["geometry"])
     costs = CostModel(shape.meta(), shape.latent, shape.latent)
     table = Table(title=f"presets of 50 steps; calls by depth and MAC limits on {shape.name} in {given['calls']} calls, the first one full (PNDM makes 51)")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.config import ConfigError, build
+from dato.sources import without_credentials
+from launch.arguments import parse, search_folder, tracking_uri
+from launch.config import build
 from launch.search import make_tracker
 from search.ledger import read_ledger
 from search.records import SearchRecord
+
+TAKES = {"folder": "<search folder>", "uri": "<MLflow tracking URI> (the search's own, or MLFLOW_TRACKING_URI)"}
 
 
 class SyncError(RuntimeError):
@@ -31,16 +36,16 @@ class _Complaints(logging.Handler):
 
 def run(arguments: Sequence[str]) -> int:
     """Write what is missing; what MLflow has already is left as it is, so that it can be run again."""
-    given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    if set(given) != {"folder"} or len(given) != len(arguments):
-        raise ConfigError(f"dato sync was given {list(arguments)}; it takes folder=<search folder>")
-    folder = Path(given["folder"])
-    if not (folder / "ledger.jsonl").is_file():
-        raise ConfigError(f"folder is {str(folder)!r}, which holds no ledger.jsonl; give the folder of a search, such as outputs/<search id>")
+    given = parse("sync", arguments, TAKES, required=["folder"])
+    folder, uri = search_folder(given["folder"]), tracking_uri(given)
     record = read_ledger(folder / "ledger.jsonl")
-    tracker = make_tracker(build(record.config))
-    if tracker is None:
-        raise ConfigError(f"search {record.search_id} ran with mlflow.enabled=false; there is no view to complete")
+    # The ledger keeps the settings that the search began with; where it logs is no part of it, and may have changed since.
+    began = record.config.get("mlflow") or {}
+    settings = {**began, "enabled": True, **({"uri": uri} if uri else {})}
+    if not began.get("enabled", True):
+        where = settings.get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db of this folder"
+        print(f"search {record.search_id} began with mlflow.enabled=false; what MLflow does not have of it is written to {without_credentials(str(where))}")
+    tracker = make_tracker(build({**record.config, "mlflow": settings}))
     complaints = _Complaints()
     log = logging.getLogger("search.tracking")
     log.addHandler(complaints)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,9 +60,9 @@ _ALLOWED = "a model of conf/model (embedded, sd15, ...), one with another folder
 def target_overrides(target: str) -> list[str]:
     """A target as overrides of an evaluation's configuration. Raises `ConfigError`."""
     kind, _, path = target.partition(":")
-    if (CONF / "experiment" / f"{kind}.yaml").is_file():
+    if re.fullmatch(r"\w+", kind) and os.path.isfile(CONF / "experiment" / f"{kind}.yaml"):
         return [f"experiment={kind}", *([f"model.path={path}", f"model.name={Path(path).name}"] if path else [])]
-    if (CONF / "model" / f"{kind}.yaml").is_file():
+    if re.fullmatch(r"\w+", kind) and os.path.isfile(CONF / "model" / f"{kind}.yaml"):
         return [f"model={kind}", *([f"model.path={path}", f"model.name={Path(path).name}"] if path else [])]
     raise ConfigError(f"the target {target!r} is unknown; give {_ALLOWED}")
 

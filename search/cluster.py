@@ -34,6 +34,7 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
     shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "ship" else {}
     try:
         if address is None:
+            _check_temporary_folder()
             ray.init(
                 **shipped,
                 address="local",  # without it, Ray would join whatever cluster was last started on this machine
@@ -59,6 +60,25 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
             f"{where} Ray cannot be joined: {' '.join(lines[:3]) or type(error).__name__}; "
             + ("check cluster.address and that every node runs the same Python and Ray" if address else "stop what is in the way, or set cluster.address")
         ) from None
+
+
+_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a Unix socket (man 7 unix)
+
+
+def _check_temporary_folder() -> None:
+    """Refuse a temporary folder whose sockets would have too long a path, which Ray only says in passing. Raises `ClusterError`."""
+    key = next((k for k in ("RAY_TMPDIR", "TMPDIR") if k in os.environ), None)
+    if key is None:
+        return
+    folder = os.environ[key]
+    # As ray/_private/node.py names them; the date is always as long.
+    socket_name = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    most = _SOCKET_BYTES - len(socket_name)
+    if len(os.fsencode(os.path.realpath(folder))) > most:
+        raise ClusterError(
+            f"{key} is {folder!r}, and Ray makes sockets in it, whose paths may have {_SOCKET_BYTES} bytes; give Ray a folder of at most {most} characters: "
+            "export RAY_TMPDIR=/tmp (TMPDIR may stay as it is)"
+        )
 
 
 def check_address(address: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 import random
 from pathlib import Path
 
-from search.images import DataError
+from dato.files import FileError, decode, parse_json, read_bytes, user_path
+from search.images import MAX_BYTES, DataError
 
 
 def read_captions(captions: str, folder: str, count: int | None) -> tuple[list[str], list[Path]]:
@@ -23,23 +24,25 @@ def read_captions(captions: str, folder: str, count: int | None) -> tuple[list[s
     Raises:
         DataError: The file is no caption file, or images are missing.
     """
-    path, root = Path(captions).expanduser(), Path(folder).expanduser()
+    path, root = user_path(captions), user_path(folder)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = decode(read_bytes(path, MAX_BYTES))
+    except FileError as error:
+        raise DataError(f"data.captions is {captions!r}, which cannot be read ({error}); give COCO's captions_val2014.json or captions_val2017.json") from None
+    try:
+        content = parse_json(text)
         files = {int(row["id"]): str(row["file_name"]) for row in content["images"]}
         first: dict[int, tuple[int, str]] = {}
         for row in content["annotations"]:
             image, candidate = int(row["image_id"]), (int(row["id"]), str(row["caption"]).strip())
             if candidate[1]:
                 first[image] = min(first.get(image, candidate), candidate)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.captions is {captions!r}, which cannot be read ({error}); give COCO's captions_val2014.json or captions_val2017.json") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"data.captions {captions!r} is no COCO caption file ({error!r}); it needs images (id, file_name) and annotations (id, image_id, caption)") from None
+        raise DataError(f"data.captions {captions!r} is no COCO caption file ({type(error).__name__}: {error}); it needs images (id, file_name) and annotations (id, image_id, caption)") from None
     stray = sorted(set(first) - set(files))
     if stray:
         raise DataError(f"data.captions {captions!r}: {len(stray)} captions are of images that it does not list, such as {stray[0]}; download it again")
-    missing = [name for name in files.values() if not (root / name).is_file()]
+    missing = [name for name in files.values() if not os.path.isfile(root / name)]
     if missing:
         raise DataError(f"{len(missing)} of the {len(files)} images of data.captions are not in data.images {folder!r}, such as {missing[0]}; give the folder that holds them")
     order = sorted(first)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from dato.files import FileError, read_lines, require_file, user_path
 from search.imagenet import balanced, find_labelled, prompts_of, read_classes, take
-from search.images import DataError, find_images, read_image, stream_images
+from search.images import MAX_BYTES, DataError, find_images, read_image, stream_images
 
 __all__ = ["FRESH_OFFSET", "REFERENCE_OFFSET", "Data", "DataError", "DataSpec"]
 
@@ -85,7 +86,7 @@ class DataSpec:
             raise DataError(f"data.on_unreadable is {self.on_unreadable!r}; allowed are 'fail' and 'skip'")
         for key, least in (("image_size", 1), ("count", 1), ("references", 2)):
             value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise DataError(f"data.{key} is {value!r}; give an integer of at least {least}, or null")
 
     @property
@@ -115,7 +116,7 @@ class Data:
             self.prompts = [digits.prompt(i % 10, i // 10) for i in range(count)]
         elif spec.kind == "imagenet":
             classes = read_classes(spec.classes)
-            found = find_labelled(Path(spec.images or "").expanduser(), spec.labels, classes)
+            found = find_labelled(user_path(spec.images or ""), spec.labels, classes)
             self.prompts = prompts_of(found, classes, spec.template or "a photo of a {}")
             self.paths = balanced(found, spec.references)
         elif spec.kind == "coco":
@@ -129,9 +130,9 @@ class Data:
             known = read_classes(None)
             self.prompts = prompts_of({synset: [] for synset in known}, known, "a photo of a {}")
         else:
-            self.prompts = _read_prompts(Path(spec.prompts or "").expanduser())
+            self.prompts = _read_prompts(user_path(spec.prompts or ""))
             if spec.images:
-                self.paths = take(find_images(Path(spec.images).expanduser()), spec.references)
+                self.paths = take(find_images(user_path(spec.images)), spec.references)
         self.turn = 10 if spec.kind == "digits" else len(self.prompts)
 
     def prompt(self, index: int) -> str:
@@ -179,10 +180,14 @@ class Data:
             return
         self._need_images()
         for path in self.paths:
-            yield f"|{path.stat().st_size}|".encode()
-            with path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    yield piece
+            try:
+                require_file(path)
+                yield f"|{path.stat().st_size}|".encode()
+                with path.open("rb") as file:
+                    while piece := file.read(1 << 20):
+                        yield piece
+            except (OSError, FileError) as error:  # which `reference` reports, or skips
+                yield f"|{error}|".encode()
 
     def real(self, index: int) -> torch.Tensor:
         """(3, H, W) uint8, the real image of an index; they come in turn."""
@@ -208,8 +213,8 @@ def _digits() -> torch.Tensor:
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        prompts = [line for line in read_lines(path, MAX_BYTES) if line]
+    except FileError as error:
         raise DataError(f"data.prompts is {str(path)!r}, which cannot be read ({error}); give a UTF-8 text file, one prompt a line") from None
     if not prompts:
         raise DataError(f"data.prompts {str(path)!r} holds no prompt; give one a line")

@@ -60,10 +60,10 @@ def _load_inception(path: str | None) -> nn.Module:
 
     try:
         return load_inception(path)
-    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         given = f"the weight file {path!r}" if path else "the Inception weights"
         raise QualityError(
-            f"{given} cannot be loaded ({str(error).splitlines()[0]}); download {WEIGHTS_URL} and set "
+            f"{given} cannot be loaded ({str(error).partition(chr(10))[0] or type(error).__name__}); download {WEIGHTS_URL} and set "
             f"protocol.features=inception:/path/to/{Path(WEIGHTS_URL).name}"
         ) from None
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from dato.files import shown
 from search.models import EMBEDDED
 
 _SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
@@ -82,5 +83,5 @@ def geometry(name: str) -> Geometry:
         side = config.pop("sample_size")
         return Geometry(name, {k: v for k, v in config.items() if not k.startswith("_")}, side)
     if name not in known:
-        raise ValueError(f"geometry is {name!r}; allowed are {', '.join(known)} and embedded")
+        raise ValueError(f"geometry is {shown(name)}; allowed are {', '.join(known)} and embedded")
     return Geometry(name, *known[name])

@@ -10,12 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dato.files import FileError, read_json
 from dato.strategy import Strategy
 from search.models import ModelError, ModelSpec, weights_digest
 from search.records import SearchRecord, Winner, fid_difference, speedup
 from search.winners import in_words, passed, tolerance_of
 
 MODEL_FILE = "model.json"
+
+
+MAX_FACTS = 1 << 24
+
+
+class FactsError(ValueError):
+    """A search's note about its pipeline that cannot be read."""
 
 
 class RegistryNameError(ValueError):
@@ -48,10 +56,12 @@ def winner_strategies(record: SearchRecord, facts: Mapping[str, Any] | None = No
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
     """What the search noted about its pipeline, or None for a search of before it did."""
-    try:
-        found = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / MODEL_FILE).exists():
         return None
+    try:
+        found = read_json(folder / MODEL_FILE, MAX_FACTS)
+    except FileError as error:
+        raise FactsError(f"{folder / MODEL_FILE} cannot be read ({error}); restore it, or remove it to do without what it notes of the pipeline") from None
     return found if isinstance(found, dict) else None
 
 
@@ -133,7 +143,14 @@ def _value(value: Any) -> str:
         return "[" + ",".join(_value(v) for v in value) + "]"
     text = str(value)
     plain = all(c.isalnum() or c in "-_./:" for c in text)
-    return text if plain or not isinstance(value, str) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text if plain or not isinstance(value, str) else hydra_text(text)
+
+
+def hydra_text(text: str, mark: str = "'") -> str:
+    """A text in Hydra's quotes. A backslash stands for itself but before a quote, where each is written twice."""
+    escaped = re.sub(rf"(\\*){mark}", lambda found: found[1] * 2 + "\\" + mark, text)
+    ending = len(escaped) - len(escaped.rstrip("\\"))
+    return mark + escaped + "\\" * ending + mark
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import random
 import re
 from collections import defaultdict
 from pathlib import Path
 
-from search.images import SUFFIXES, DataError
+from dato.files import FileError, read_lines, read_text, user_path
+from search.images import MAX_BYTES, SUFFIXES, DataError, walk_images
 
 CLASSES = Path(__file__).parent / "imagenet_classes.csv"
 """index, synset and name of the 1,000 classes."""
@@ -17,14 +20,13 @@ _SYNSET = re.compile(r"n\d{8}$")
 
 def read_classes(path: str | None) -> dict[str, tuple[int, str]]:
     """Index and name of every class by its synset, from a csv with the columns index, synset and name."""
-    file = Path(path).expanduser() if path else CLASSES
+    file = user_path(path) if path else CLASSES
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+        rows = list(csv.DictReader(io.StringIO(read_text(file, MAX_BYTES), newline="")))
         found = {row["synset"]: (int(row["index"]), row["name"]) for row in rows}
-    except (OSError, UnicodeDecodeError) as error:
+    except FileError as error:
         raise DataError(f"data.classes is {str(path)!r}, which cannot be read ({error}); give a csv with the columns index,synset,name, or null for the one that ships") from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"data.classes {str(path)!r} is no class file ({error}); its columns must be index,synset,name") from None
     if not found:
         raise DataError(f"data.classes {str(path)!r} names no class; give a csv with the columns index,synset,name")
@@ -40,7 +42,7 @@ def find_labelled(folder: Path, labels: str | None, classes: dict[str, tuple[int
             ``LOC_val_solution.csv`` and Caffe's ``val.txt`` are such files.
         classes: From `read_classes`.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"data.images is {str(folder)!r}, which is no folder; give the folder of ImageNet's images")
     found = _by_label_file(folder, labels, classes) if labels else _by_synset_folder(folder, classes)
     if sum(map(len, found.values())) < 2:
@@ -49,7 +51,10 @@ def find_labelled(folder: Path, labels: str | None, classes: dict[str, tuple[int
 
 
 def _by_synset_folder(folder: Path, classes: dict[str, tuple[int, str]]) -> dict[str, list[Path]]:
-    folders = sorted(p for p in folder.iterdir() if p.is_dir() and _SYNSET.match(p.name))
+    try:
+        folders = sorted(p for p in folder.iterdir() if p.is_dir() and _SYNSET.match(p.name))
+    except OSError as error:
+        raise DataError(f"data.images is {str(folder)!r}, which cannot be read ({error.strerror}); give a folder that you may read") from None
     if not folders:
         raise DataError(
             f"data.images is {str(folder)!r}, which holds no folder named after a synset, such as n01440764; "
@@ -58,17 +63,17 @@ def _by_synset_folder(folder: Path, classes: dict[str, tuple[int, str]]) -> dict
     unknown = [p.name for p in folders if p.name not in classes]
     if unknown:
         raise DataError(f"data.images has folders of {len(unknown)} synsets that the class file does not name, such as {unknown[0]}; give data.classes")
-    return {p.name: files for p in folders if (files := sorted(f for f in p.iterdir() if f.suffix.lower() in SUFFIXES))}
+    return {p.name: files for p in folders if (files := walk_images(p))}
 
 
 def _by_label_file(folder: Path, labels: str, classes: dict[str, tuple[int, str]]) -> dict[str, list[Path]]:
     by_index = {str(index): synset for synset, (index, _) in classes.items()}
-    files = {p.stem: p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES}
+    files = {p.stem: p for p in walk_images(folder)}
     found: dict[str, list[Path]] = defaultdict(list)
     missing: list[str] = []
     try:
-        lines = Path(labels).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(user_path(labels), MAX_BYTES)
+    except FileError as error:
         raise DataError(f"data.labels is {labels!r}, which cannot be read ({error}); give a text file with a line for each image: name, synset or class index") from None
     for number, line in enumerate(lines, 1):
         words = line.replace(",", " ").split()

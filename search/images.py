@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_BYTES = 1 << 30
+"""Of a file of prompts, labels, classes or captions; COCO's largest has 91 MB."""
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -18,11 +22,40 @@ class DataError(ValueError):
 
 
 def find_images(folder: Path, key: str = "data.images") -> list[Path]:
-    """Every image file below a folder, in the order of their paths. Raises `DataError` for fewer than two."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    """Every image file below a folder, linked folders too, in the order of their paths. Raises `DataError` for fewer than two."""
+    found = walk_images(folder, key)
     if len(found) < 2:
         raise DataError(f"{key} is {str(folder)!r}, which holds {len(found)} images ({', '.join(SUFFIXES)}); a FID needs at least 2")
     return found
+
+
+def walk_images(folder: Path, key: str = "data.images") -> list[Path]:
+    """Every image file below a folder, in the order of their paths. A folder that is reached twice, through a link, counts once.
+
+    Raises:
+        DataError: The folder, or one below it, cannot be read: images would be missing without a word.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{key} is {str(folder)!r}, where {error.filename} cannot be read ({error.strerror}); give a folder of images that you may read") from None
+
+    for base, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = sorted(f for f in folders if _once(Path(base) / f, seen, refuse))
+        found += [Path(base) / f for f in files if Path(f).suffix.lower() in SUFFIXES]
+    return sorted(found)
+
+
+def _once(folder: Path, seen: set[tuple[int, int]], refuse: Callable[[OSError], None]) -> bool:
+    try:
+        there = folder.stat()
+    except OSError as error:
+        refuse(error)
+        return False
+    new = (there.st_dev, there.st_ino) not in seen
+    seen.add((there.st_dev, there.st_ino))
+    return new
 
 
 def read_image(path: Path, size: int | None = None) -> torch.Tensor:
@@ -32,6 +65,8 @@ def read_image(path: Path, size: int | None = None) -> torch.Tensor:
         DataError: The file is no whole image.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise DataError(f"{path} is no file")
         with Image.open(path) as image:
             image.load()  # a truncated file opens, and fails only here
             upright = ImageOps.exif_transpose(image)
@@ -39,6 +74,8 @@ def read_image(path: Path, size: int | None = None) -> torch.Tensor:
                 upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             rgb = upright.convert("RGB")
     except _UNREADABLE as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} is not a readable image ({str(error) or type(error).__name__})") from None
     if size:
         rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)

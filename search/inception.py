@@ -7,11 +7,11 @@ those of ``torch_fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from dato.files import require_file, user_path
 
 WEIGHTS_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SIDE = 299
@@ -196,7 +196,8 @@ def load_inception(path: str | None = None) -> Inception:
     if path is None:
         state = torch.hub.load_state_dict_from_url(WEIGHTS_URL, map_location="cpu", check_hash=True, progress=False, weights_only=True)
     else:
-        state = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+        require_file(user_path(path))
+        state = torch.load(user_path(path), map_location="cpu", weights_only=True)
     net = Inception()
     net.load_state_dict(state)
     return net.eval().requires_grad_(False)

@@ -17,6 +17,7 @@ from dato.strategy import FULL, Step, Strategy
 from search.data import Data
 from search.generate import generate
 from search.models import ModelSpec
+from search.records import is_count, is_number
 
 SCHEMA = "dato.costs/1"
 
@@ -69,7 +70,12 @@ class CostTable:
         """The inverse of `to_dict`."""
         if data.get("schema") != SCHEMA:
             raise CostError(f"a cost table of schema {data.get('schema')!r}; this version reads {SCHEMA!r}: measure it again")
+        counts = {k: is_count(data[k], 1) for k in ("batch", "calls", "order")}
+        wrong = [k for k, right in (counts | {"fixed_ms": is_number(data["fixed_ms"]), "device": isinstance(data["device"], str)}).items() if not right]
         priced = {Work(Step(d, r), share): ms for d, r, share, ms in data["work_ms"]}
+        wrong += [f"the price of {w.step}" for w, ms in priced.items() if not is_number(ms) or ms < 0 or w.share not in ("none", "made", "used")]
+        if wrong:
+            raise CostError(f"a cost table in which {wrong[0]} is no number that a measurement gives; measure it again")
         return cls(**{k: v for k, v in data.items() if k not in ("schema", "work_ms")}, work_ms=priced)
 
 

@@ -11,8 +11,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from dato.files import FileError, decode, parse_json, read_bytes, refuse_target, shown
 from dato.strategy import Strategy
-from search.records import SCHEMA, Candidate, Measurement, SearchRecord, Winner
+from search.records import SCHEMA, Candidate, Measurement, SearchRecord, Winner, is_count, is_number
+
+MAX_BYTES = 1 << 32
+"""Of a ledger: a candidate takes one or two kilobytes."""
 
 
 class LedgerError(RuntimeError):
@@ -30,6 +34,8 @@ class Ledger:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if why := refuse_target(path):
+                raise LedgerError(f"cannot write {path}: {why}; set output to a folder of your own")
             # Unbuffered: what a full disk refused must not be tried again when the file is closed.
             self._file = path.open("a+b", buffering=0)
         except OSError as error:
@@ -53,6 +59,7 @@ class Ledger:
     def append(self, event: str, **data: Any) -> None:
         """Write one event and wait until it is on the disk, then take it into `record`."""
         row = {"event": event, "at": round(time.time(), 3), **data}
+        _check_row(self.record, row)  # before it is on the disk, where it could not be read back
         line = json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
@@ -129,19 +136,25 @@ def read_ledger(path: Path) -> SearchRecord:
     """The record of a search, finished or not. Raises `LedgerError` naming the line that cannot be read."""
     record: SearchRecord | None = None
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise LedgerError(f"cannot read {path} ({error.strerror}); give the folder of a search") from None
+        lines = read_bytes(path, MAX_BYTES).split(b"\n")[:-1]
+    except FileError as error:
+        raise LedgerError(f"cannot read {path} ({error}); give the folder of a search") from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(decode(line))
+            if not isinstance(row, dict):
+                raise ValueError(f"it is {shown(row)}, no object")
             if record is None:
                 if row.get("schema") != SCHEMA:
-                    raise LedgerError(f"{path} has schema {row.get('schema')!r}; this version reads {SCHEMA!r}: set another output")
+                    raise LedgerError(f"{path} has schema {shown(row.get('schema'))}; this version reads {SCHEMA!r}: set another output")
+                _check_head(row)
                 record = SearchRecord(search_id=row["search_id"], config=row["config"], environment=row["environment"])
             else:
+                _check_row(record, row)
                 _apply(record, row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except KeyError as error:
+            raise LedgerError(f"{path}, line {number} cannot be read (it has no {error}); restore the file or set another output") from None
+        except (ValueError, TypeError, AttributeError) as error:
             raise LedgerError(f"{path}, line {number} cannot be read ({error}); restore the file or set another output") from None
     if record is None:
         raise LedgerError(f"{path} is empty; run dato search again")
@@ -160,9 +173,54 @@ def _candidate(row: dict[str, Any]) -> Candidate:
     return Candidate(number=row["number"], generation=row["generation"], strategy=strategy, origin=row["origin"], parents=tuple(row.get("parents", ())))
 
 
+def _check_head(row: dict[str, Any]) -> None:
+    """Refuse a first line that tells of no search. Raises ValueError or KeyError."""
+    if not isinstance(row["search_id"], str) or not row["search_id"]:
+        raise ValueError(f"search_id is {shown(row['search_id'])}, no text")
+    for key in ("config", "environment"):
+        if not isinstance(row[key], dict):
+            raise ValueError(f"{key} is {shown(row[key])}, no object")
+    for section in _SECTIONS:
+        if row["config"].get(section) is not None and not isinstance(row["config"][section], dict):
+            raise ValueError(f"{section} of its config is {shown(row['config'][section])}, no object")
+
+
+_SECTIONS = ("model", "data", "protocol", "space", "search", "cluster", "mlflow", "registry")
+
+
+def _check_row(record: SearchRecord, row: dict[str, Any]) -> None:
+    """Refuse an event that cannot have happened, so that whoever reads a record need not. Raises ValueError or KeyError."""
+    event = row["event"]
+    if event in ("result", "promotion", "winner", "fresh") and (event, row["number"]) != ("fresh", -1):
+        number = row["number"]
+        if not is_count(number) or number not in record.candidates:
+            raise ValueError(f"a {event} of candidate {shown(number)}, which was never asked for")
+        if event != "result" and number not in record.results:
+            raise ValueError(f"a {event} of candidate {number}, which has no result")
+    for key in {"result": ("measurement",), "promotion": ("measurement",), "fresh": ("measurement",), "baseline": ("measurement",), "winner": ("fresh", "fresh_baseline")}.get(event, ()):
+        Measurement.from_dict(row[key])
+    if event in ("ask", "baseline"):
+        candidate = row["candidate"]
+        if not is_count(candidate["number"], -1) or not is_count(candidate["generation"], -1) or not isinstance(candidate["origin"], str):
+            raise ValueError(f"an {event} of number {shown(candidate['number'])}, generation {shown(candidate['generation'])} and origin {shown(candidate['origin'])}")
+        if not isinstance(candidate.get("parents", []), list) or not all(map(is_count, candidate.get("parents", []))):
+            raise ValueError(f"parents is {shown(candidate['parents'])}, no list of numbers")
+        if event == "ask" and candidate["number"] < 0:
+            raise ValueError(f"an ask of candidate {candidate['number']}; they are numbered from 0")
+    if event in ("promotion", "fresh") and not is_count(row["images"], 1):
+        raise ValueError(f"images is {shown(row['images'])}, no number of images")
+    timed = row.get("plain_ms") if event == "fresh" else None
+    if timed is not None and not (isinstance(timed, list) and len(timed) == 3 and all(ms is None or (is_number(ms) and ms > 0) for ms in timed)):
+        raise ValueError(f"plain_ms is {shown(timed)}, no three times")
+    if event == "generation" and not (is_number(row["hypervolume"]) and row["hypervolume"] >= 0):
+        raise ValueError(f"hypervolume is {shown(row['hypervolume'])}, no number from 0")
+    if event == "winner" and not (isinstance(row["alias"], str) and is_count(row.get("images", 0))):
+        raise ValueError(f"a winner of alias {shown(row['alias'])} on {shown(row.get('images'))} images")
+    if event == "costs" and not isinstance(row["table"], dict):
+        raise ValueError(f"table is {shown(row['table'])}, no object")
+
+
 def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
-    if row["event"] in ("result", "promotion", "winner", "fresh") and row["number"] not in record.candidates and (row["event"], row["number"]) != ("fresh", -1):
-        raise ValueError(f"a {row['event']} of candidate {row['number']}, which was never asked for")
     match row["event"]:
         case "search":
             pass
@@ -203,4 +261,4 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
         case "finished":
             record.finished = True
         case other:
-            raise ValueError(f"unknown event {other!r}")
+            raise ValueError(f"unknown event {shown(other)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import is_invisible_watermark_available
 
 from dato.baselines import exchange_scheduler
+from dato.files import user_path
 
 EMBEDDED = Path(__file__).parent / "embedded" / "pipeline"
 
@@ -70,10 +72,10 @@ def resolve_device(device: str) -> torch.device:
 
 def check_model(spec: ModelSpec) -> None:
     """Refuse a local folder that is not a pipeline, before anything is started."""
-    path = EMBEDDED if spec.path == "embedded" else Path(spec.path).expanduser()
-    local = spec.path == "embedded" or path.exists() or path.is_absolute() or spec.path.startswith((".", "~"))
-    if local and not (path / "model_index.json").is_file():
-        what = "does not exist" if not path.exists() else "has no model_index.json"
+    path = EMBEDDED if spec.path == "embedded" else user_path(spec.path)
+    local = spec.path == "embedded" or os.path.exists(path) or path.is_absolute() or spec.path.startswith((".", "~"))
+    if local and not os.path.isfile(path / "model_index.json"):
+        what = "does not exist" if not os.path.exists(path) else "has no model_index.json"
         raise ModelError(f"model.path is {spec.path!r}, which {what}; give 'embedded', a folder in diffusers' layout, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'")
     if not local and spec.path.count("/") != 1:
         raise ModelError(f"model.path is {spec.path!r}, neither a folder here nor a hub id (owner/name); give 'embedded' or one of these")
@@ -121,7 +123,7 @@ def left_out(spec: ModelSpec) -> list[str]:
 
 
 def _source(spec: ModelSpec) -> str:
-    path = Path(spec.path).expanduser()
+    path = user_path(spec.path)
     return str(EMBEDDED) if spec.path == "embedded" else str(path) if path.exists() else spec.path
 
 
@@ -148,7 +150,7 @@ def _pipeline_class(config: Mapping[str, Any]) -> type:
 
 def weights_digest(spec: ModelSpec) -> str | None:
     """SHA-256 of the UNet's weight files of a local model; None for a hub id, whose files are not here."""
-    folder = (EMBEDDED if spec.path == "embedded" else Path(spec.path).expanduser()) / "unet"
+    folder = (EMBEDDED if spec.path == "embedded" else user_path(spec.path)) / "unet"
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from dato.files import shown
 from dato.strategy import Strategy
 
 SCHEMA = "dato.search/1"
@@ -106,11 +107,60 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`. Raises ValueError for values that no measurement has, naming the first."""
+        _check_measurement(data)
         values: dict[str, Any] = {k: float("nan") if v is None and k not in _OPTIONAL else v for k, v in data.items()}
         values.pop("fid_draws", None)  # resamples of single images, in ledgers of earlier versions: they make no true interval
         similarity = {k: tuple(v) for k, v in (values.get("similarity") or {}).items()}
         return cls(**{**values, "fid_left_out": tuple(values.get("fid_left_out") or ()), "similarity": similarity})
+
+
+_NUMBERS = ("fid", "fid_low", "fid_high", "difference_low", "difference_high", "kid", "feature_distance", "feature_distance_low", "feature_distance_high")
+_POSITIVE = ("latency_ms", "latency_low_ms", "latency_high_ms", "measured_ms")
+_LEAST_FID = -1.0
+"""A distance is never negative; what rounding makes of one is close to zero."""
+
+
+def _check_measurement(data: Mapping[str, Any]) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a measurement is {shown(data)}, which is no object")
+    unknown = sorted(set(data) - {f.name for f in fields(Measurement)} - {"fid_draws"})
+    if unknown:
+        raise ValueError(f"a measurement has the unknown key {shown(unknown[0])}")
+    for key, value in data.items():
+        if value is None and key in (*_NUMBERS, *_POSITIVE, "error"):
+            continue
+        if key in _NUMBERS:
+            wrong = not is_number(value) or (key == "fid" and value < _LEAST_FID)
+        elif key in _POSITIVE:
+            wrong = not is_number(value) or value <= 0
+        elif key in ("images", "batch"):
+            wrong = not is_count(value)
+        elif key == "seconds":
+            wrong = not is_number(value) or value < 0
+        elif key in ("device", "error"):
+            wrong = not isinstance(value, str)
+        elif key in ("fid_left_out", "fid_draws"):
+            wrong = not isinstance(value, list | tuple) or not all(map(is_number, value))
+        elif key == "similarity":
+            rows = value.values() if isinstance(value, Mapping) else [None]
+            wrong = not all(isinstance(row, list | tuple) and len(row) == 3 and all(isinstance(v, int | float) or v is None for v in row) for row in rows)
+        else:
+            wrong = not isinstance(value, Mapping) or not all(isinstance(k, str) and is_number(v) and v >= 0 for k, v in value.items())
+        if wrong:
+            raise ValueError(f"{key} is {shown(value)}, which no measurement has")
+    if data.get("error") is None and data.get("fid") is not None and data.get("latency_ms") is None:
+        raise ValueError("fid is given without latency_ms")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any, least: int = 0) -> bool:
+    """Whether it is an integer from `least` to a million million, and no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 10**12
 
 
 def fid_difference(fast: Measurement, plain: Measurement) -> tuple[float, float, float]:

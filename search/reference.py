@@ -8,15 +8,19 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from dato.files import read_json, user_path
 from search.data import Data
 from search.features import extract, load_features
 from search.moments import Moments
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_MAX_NOTES = 1 << 28  # a line for each image that cannot be read
 
 
 def cache_folder() -> Path:
@@ -41,7 +45,7 @@ def weight_files(features: str) -> list[Path]:
         from search.embedded.features import WEIGHTS
 
         return [WEIGHTS]
-    path = Path(features.partition(":")[2]).expanduser()
+    path = user_path(features.partition(":")[2])
     return [path] if path.is_file() else sorted(path.glob("*.safetensors")) if ":" in features and path.is_dir() else []
 
 
@@ -62,8 +66,8 @@ def reference_moments(
         return Moments.load(data.spec.statistics), []
     path = (cache or cache_folder()) / f"{data.spec.name}-{reference_key(data, features)}.npz"
     notes = path.with_suffix(".json")
-    if path.is_file() and notes.is_file():
-        return Moments.load(path), json.loads(notes.read_text(encoding="utf-8"))["unreadable"]
+    if (kept := _kept(path, notes, Moments.load)) is not None:
+        return kept
     net = load_features(features, device)
     found = Moments.stream(extract(net, [batch]) for batch in data.reference())
     _keep(notes, data, features, found.count, lambda: found.save(path))
@@ -74,8 +78,8 @@ def reference_features(data: Data, features: str, device: torch.device | str = "
     """(N, num_features) features of the real images, from the cache or computed now, and the images left out; as `reference_moments`."""
     path = (cache or cache_folder()) / f"{data.spec.name}-{reference_key(data, features)}.features.npy"
     notes = path.with_suffix(".json")
-    if path.is_file() and notes.is_file():
-        return torch.from_numpy(np.load(path, allow_pickle=False)), json.loads(notes.read_text(encoding="utf-8"))["unreadable"]
+    if (kept := _kept(path, notes, lambda p: torch.from_numpy(np.load(p, allow_pickle=False)))) is not None:
+        return kept
     found = extract(load_features(features, device), data.reference()).cpu()
 
     def save() -> None:
@@ -85,6 +89,17 @@ def reference_features(data: Data, features: str, device: torch.device | str = "
 
     _keep(notes, data, features, len(found), save)
     return found, data.unreadable
+
+
+def _kept(path: Path, notes: Path, read: Callable[[Path], _T]) -> tuple[_T, list[str]] | None:
+    """What the cache holds, or None: what is damaged is said, and computed again."""
+    if not path.is_file() or not notes.is_file():
+        return None
+    try:
+        return read(path), [str(message) for message in read_json(notes, _MAX_NOTES)["unreadable"]]
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:  # of our own, QualityError and FileError are ValueErrors
+        _log.warning("the kept features %s cannot be used (%s); they are computed again", path, error)
+        return None
 
 
 def _keep(notes: Path, data: Data, features: str, images: int, save: Callable[[], object]) -> None:

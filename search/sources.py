@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from dato.sources import HANDED_OVER
+from dato.files import FileError, read_json, shown, user_path
+from dato.sources import HANDED_OVER, parse_document
 from dato.strategy import Strategy, StrategyError
 from search.ledger import read_ledger
+
+_MAX_BYTES = 1 << 28
+"""Of a list of strategies; each is a few kilobytes."""
 
 
 def read_given(sources: Sequence[str], most: int) -> list[Strategy]:
@@ -41,24 +44,24 @@ def read_sources(sources: Sequence[str], key: str) -> list[tuple[str, Strategy]]
         StrategyError: A source that is none of these.
     """
     if isinstance(sources, str) or not all(isinstance(s, str) for s in sources):
-        raise StrategyError(f"{key} is {sources!r}; give a list of presets, files or search folders, such as [paper-b1]")
+        raise StrategyError(f"{key} is {shown(sources)}; give a list of presets, files or search folders, such as [paper-b1]")
     return [named for source in sources for named in _read(source, key)]
 
 
 def _read(source: str, key: str) -> list[tuple[str, Strategy]]:
-    path = Path(source)
-    if path.is_dir() and not any((path / name).is_file() for name in HANDED_OVER):
-        if not (path / "ledger.jsonl").is_file():
+    path = user_path(source)
+    if os.path.isdir(path) and not any((path / name).is_file() for name in HANDED_OVER):
+        if not (path / "ledger.jsonl").exists():
             raise StrategyError(f"{key} names the folder {source!r}, which holds neither a search's ledger.jsonl nor a strategy; give the folder of one of these")
         front = [(f"{path.resolve().name}, candidate {c.number}", c.strategy) for c, _ in read_ledger(path / "ledger.jsonl").front()]
         if not front:
             raise StrategyError(f"{key} names the search {source!r}, which measured nothing yet; leave it out")
         return front
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and os.path.isfile(path):
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            document = read_json(path, _MAX_BYTES)
+        except FileError as error:
             raise StrategyError(f"{source} cannot be read as JSON ({error}); give a strategy file or a list of strategies") from None
         if isinstance(document, list):
-            return [(f"{source}, entry {i}", Strategy.from_json(json.dumps(one), where=f"{source}, entry {i}")) for i, one in enumerate(document)]
+            return [(f"{source}, entry {i}", parse_document(one, where=f"{source}, entry {i}")) for i, one in enumerate(document)]
     return [(source, Strategy.load(source))]

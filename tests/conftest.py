@@ -82,7 +82,7 @@ def pipe(make_pipe: Callable[..., StableDiffusionPipeline]) -> StableDiffusionPi
     return make_pipe()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_search() -> Callable[..., Path]:
     """A factory of search folders: real ledgers of toy measurements, `stop` one of "empty", "running", "finished"."""
 

@@ -146,7 +146,7 @@ def test_every_key_of_the_configuration_is_checked() -> None:
         ("search.winner_speedup=fast", "search.winner_speedup is 'fast'; give a number above 0"),
         ("search.deepcache_interval=0", "search.deepcache_interval is 0; give an integer of at least 1"),
         ("search.warm_start=null", "search.warm_start is None; give a list"),
-        ("search.max_candidates=0", "search.max_candidates is 0; give an integer of at least 1, or null"),
+        ("search.max_candidates=0", "search.max_candidates is 0; give an integer of at least 1, at most 1,000,000,000, or null"),
         ("mlflow.uri=http://me:word@host", "mlflow.uri holds a password or token, which would be written into the ledger"),
         ("mlflow.uri=https://token@host", "set the environment variable MLFLOW_TRACKING_URI"),
     ],

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
@@ -220,3 +221,29 @@ def test_what_cannot_be_accelerated_is_refused(pipe: Any, make_pipe: Callable[..
         dato.enable(small, Strategy.uniform(4, 2, depth=10))
     with pytest.raises(ValueError, match="align is 'both'; allowed are 'cond', 'uncond', 'none'"):
         Options(align="both")  # type: ignore[arg-type]
+
+
+def test_a_report_prints_in_a_few_lines_and_its_summary_is_a_table(pipe: Any) -> None:
+    strategy = Strategy((Step(FULL, 0.5), Step(1, 0.5), Step(0), Step(FULL), Step(1), Step(1))).with_provenance(environment={"a": "x" * 5000})
+    with dato.accelerate(pipe, strategy):
+        before = str(dato.status(pipe))
+        run(pipe)
+        report = dato.status(pipe)
+    assert report is not None
+    assert "not run yet" in before
+    shown = str(report)
+    assert len(shown.splitlines()) <= 4
+    assert len(shown) < 500
+    assert f"finished: {report.calls} UNet calls" in shown
+    assert strategy.digest in shown
+    table = report.summary()
+    assert "xxx" not in table
+    assert all(name in table and f"{report.tokens_pruned[name]:,}" in table for name in report.layers)
+
+
+def test_options_of_another_type_are_refused(pipe: Any) -> None:
+    for wrong in ({}, {"patch": 3}, "noise", 3):
+        with pytest.raises(TypeError, match=rf"of type {type(wrong).__name__}; give dato.Options\(...\)"):
+            dato.enable(pipe, Strategy.full(6), wrong)  # type: ignore[arg-type]
+    assert dato.status(pipe) is None
+    assert dato.Options(patch=np.int64(3), seed=np.int32(1), score_noise=np.float32(0.5)).patch == 3

@@ -78,3 +78,30 @@ def test_what_is_no_card(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "card").write_text(text)
     with pytest.raises(StrategyError, match=message):
         Strategy.load(tmp_path / "card")
+
+
+@pytest.mark.parametrize("name", ["card.json", "card.md"])
+def test_a_card_whose_digest_was_taken_away_is_refused(tmp_path: Path, name: str) -> None:
+    write_card(MEASURED, tmp_path)
+    path = tmp_path / name
+    digest = next(line for line in path.read_text().splitlines() if '"digest"' in line)
+    path.write_text(path.read_text().replace(digest + "\n", "").replace('"value": 20.5', '"value": 10.5'))
+    with pytest.raises(StrategyError, match=r"has no digest, so it was changed after it was written; get it again .* or give the steps alone"):
+        Strategy.load(path)
+
+
+def test_a_card_whose_summary_says_something_else_is_refused(tmp_path: Path) -> None:
+    write_card(MEASURED, tmp_path)
+    whole = json.loads((tmp_path / "card.json").read_text())
+    whole["summary"]["latency"]["speedup"] = 50.0
+    (tmp_path / "card.json").write_text(json.dumps(whole))
+    with pytest.raises(StrategyError, match="its summary's latency is not what its strategy holds"):
+        Strategy.load(tmp_path / "card.json")
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
+    write_card(MEASURED, tmp_path)
+    for name in FILES:
+        path = tmp_path / name
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+        assert Strategy.load(path) == MEASURED

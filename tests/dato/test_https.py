@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import ssl
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from dato import https
 from dato.card import card_json, card_markdown
 from dato.strategy import Strategy, StrategyError
 
@@ -37,6 +40,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", moved[path])
             self.end_headers()
+            return
+        if path == "/garbage":
+            self.wfile.write(b"this is not HTTP\r\n\r\n")
+            return
+        if path in ("/cut", "/drip"):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            for _ in range(1 if path == "/cut" else 100):
+                with suppress(OSError):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                time.sleep(0.05)
             return
         if path not in PAGES:
             self.send_error(404)
@@ -103,6 +119,8 @@ def test_a_strategy_over_https(address: str, path: str) -> None:
         ("/down", "which is not https"),
         ("/file", "is not allowed"),
         ("/loop", "cannot read"),
+        ("/garbage", "cannot read .*this is not HTTP"),
+        ("/cut", "cannot read|is not JSON"),
     ],
 )
 def test_what_is_refused(address: str, path: str, message: str) -> None:
@@ -129,4 +147,17 @@ def test_secrets_in_an_address_are_never_shown(address: str) -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(StrategyError, match="HTTP 404") as caught:
         Strategy.load(address + "/missing?token=secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_sends_a_byte_at_a_time_is_not_waited_for(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(https, "TIMEOUT_S", 0.5)
+    with pytest.raises(StrategyError, match=r"did not end within 0\.5 s"):
+        Strategy.load(address + "/drip")
+
+
+@pytest.mark.parametrize("source", ["https://user:secret@[", "https://[::1", "https://a b/", "https://\u2100.com/x", "https://:99999999/"])
+def test_what_is_no_address_is_one_message_without_secrets(source: str) -> None:
+    with pytest.raises(StrategyError, match=r"give its path|give the https address") as caught:
+        Strategy.load(source)
     assert "secret" not in str(caught.value)

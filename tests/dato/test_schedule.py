@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,33 @@ def test_one_step_more_or_less_is_refused(pipe: Any, sampler: str, entries: int)
     message = rf"the strategy has {entries} steps, but the scheduler makes {calls}: run with num_inference_steps={entries}, or use strategy.resample\(6\)"
     with dato.accelerate(pipe, Strategy.full(entries)), pytest.raises(StrategyError, match=message):
         run(pipe)
+
+
+def test_pndm_with_runge_kutta_steps_is_told_the_way_out_and_both_work(pipe: Any) -> None:
+    use(pipe, "PNDMScheduler", skip_prk_steps=False)
+    with dato.accelerate(pipe, Strategy.full(STEPS)), pytest.raises(StrategyError) as caught:
+        run(pipe)
+    message = str(caught.value)
+    assert f"num_inference_steps={STEPS}" not in message, "this is what the user did"
+    assert "makes 15 calls" in message
+    assert "skip_prk_steps=True" in message
+    assert "strategy.resample(15)" in message
+    plain = run(pipe)
+    with dato.accelerate(pipe, Strategy.full(STEPS).resample(15)):
+        assert torch.equal(run(pipe), plain)
+    use(pipe, "PNDMScheduler", skip_prk_steps=True)
+    with dato.accelerate(pipe, Strategy.full(STEPS)):
+        run(pipe)
+
+
+def test_own_sigmas_are_counted_with_the_one_that_ends_the_run(pipe: Any) -> None:
+    use(pipe, "EulerDiscreteScheduler")
+    pipe.scheduler.set_timesteps(STEPS)
+    sigmas = pipe.scheduler.sigmas.tolist()
+    with dato.accelerate(pipe, Strategy.full(STEPS)):
+        with pytest.raises(StrategyError, match=rf"makes {STEPS - 1} calls.*strategy.resample\({STEPS - 1}\); with sigmas of your own, give {STEPS + 1} of them"):
+            run(pipe, sigmas=sigmas[:STEPS])
+        run(pipe, sigmas=sigmas)
 
 
 def test_steps_of_a_run() -> None:

@@ -1,6 +1,8 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dato.strategy import FULL, Step, Strategy, StrategyError
@@ -85,9 +87,11 @@ def test_resample_keeps_the_shape() -> None:
         ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1}]}', "expected an object with cache_depth and prune_ratio"),
         ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1, "prune_ratio": NaN}]}', "every number must be finite"),
         ('{"schema": "dato.strategy/1", "steps": [], "extra": 1}', r"unknown keys \['extra'\]"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "nested deeper than 64"),
         ('{"schema": ' + "9" * 5000 + "}", "is not JSON"),
-        ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1, "prune_ratio": 1e999}]}', "step 0: prune_ratio is inf"),
+        ('{"schema": "dato.strategy/1", "steps": [{"cache_depth": 1, "prune_ratio": 1e999}]}', "every number must be finite"),
+        ('{"schema": "dato.strategy/1", "steps": [], "steps": []}', "has the key 'steps' twice"),
+        ('{"schema": "dato.strategy/1", "steps": [], "provenance": {"a": ' + "9" * 400 + "}}", "an integer of more than 64 bits"),
     ],
 )
 def test_broken_files_are_refused_with_one_message(tmp_path: Path, text: str, message: str) -> None:
@@ -102,7 +106,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(StrategyError, match="or a preset: paper-b1"):
         Strategy.load("paper-b9")
     (tmp_path / "huge.json").write_text(" " * (2 << 20))
-    with pytest.raises(StrategyError, match="at most 1048576"):
+    with pytest.raises(StrategyError, match="more than the 1048576 bytes"):
         Strategy.load(tmp_path / "huge.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(StrategyError, match="cannot read a strategy"):
@@ -153,3 +157,60 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, plac
         Strategy.full(3).save(tmp_path / place / "strategy.json")
     assert Strategy.load(path) == Strategy.full(2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "strategy.json"]
+
+
+def test_numbers_of_numpy_and_pairs_are_what_they_say() -> None:
+    assert Step(np.int64(12), np.float32(0.3)) == Step(12, 0.3)
+    assert Strategy(((12, 0.5), [np.int8(1), np.float16(0.25)])) == Strategy((Step(12, 0.5), Step(1, 0.25)))
+    assert Strategy.uniform(np.int64(6), np.int32(2), np.uint8(1), np.float64(0.5)) == Strategy.uniform(6, 2, 1, 0.5)
+    assert Strategy.full(4).resample(np.int64(2)) == Strategy.full(2)
+    assert Strategy((Step(np.int64(1), np.float32(0.3)),)).digest == Strategy((Step(1, 0.3),)).digest
+    noted = Strategy.full(2).with_provenance(a=np.float32(0.5), b=[np.int64(3)])
+    assert Strategy.from_json(noted.to_json()).provenance == {"a": 0.5, "b": [3]}
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Strategy((12,)), ("step 0 is 12", "dato.Step(12, 0.5)")),
+        (lambda: Strategy(((12, 0.5, 1),)), ("step 0 is (12, 0.5, 1) of type tuple", "dato.Step")),
+        (lambda: Strategy(((13, 0.5),)), ("step 0: cache_depth is 13",)),
+        (lambda: Strategy("F11"), ("steps is 'F11'", "dato.Strategy.load")),
+        (lambda: Strategy(None), ("steps is None",)),
+        (lambda: Strategy({0: Step(12)}), ("of type dict",)),
+        (lambda: Strategy((Step(12),), "a note"), ("provenance is 'a note'", "mapping")),
+        (lambda: Strategy.load(3), ("3 of type int", "a JSON file or a card", "paper-b1")),
+        (lambda: Strategy.load(None), ("None of type NoneType",)),
+        (lambda: Strategy.preset(3), ("3 is of type int", "paper-b1")),
+        (lambda: Strategy.from_json(3), ("3 of type int", "JSON text")),
+        (lambda: Step(np.array([1])), ("array([1]) of type ndarray", "integers 0 to 12")),
+        (lambda: Step(1, 10**5000), ("prune_ratio is a huge int",)),
+        (lambda: Strategy.full(np.float64(3.0)), ("of type float64", "integers 1 to 1000")),
+        (lambda: Strategy.full(3).with_provenance(a={1}).to_json(), ("{1}, a set", "lists and mappings")),
+        (lambda: Strategy.full(3).with_provenance(a=float("nan")).to_json(), ("nan", "finite")),
+    ],
+)
+def test_what_is_no_strategy_is_refused_with_type_value_and_fix(make: Callable[[], object], named: tuple[str, ...]) -> None:
+    with pytest.raises(StrategyError) as caught:
+        make()
+    assert all(words in str(caught.value) for words in named), str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="no /dev/null here")
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    with pytest.raises(StrategyError, match="/dev/null: it is a device, not a file; give the path of a file"):
+        Strategy.full(2).save("/dev/null")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_strategy_prints_in_a_line_and_its_summary_is_a_table() -> None:
+    strategy = Strategy.preset("paper-b1").with_provenance(environment={"a": "x" * 5000})
+    shown = repr(strategy)
+    assert len(shown) < 300
+    assert all(words in shown for words in ("50 steps", str(strategy), "0.3 to 0.7", strategy.digest, "arXiv 2501.00375"))
+    table = Strategy((Step(12, 0.5), Step(12, 0.5), Step(1), Step(0, 0.3))).summary().splitlines()
+    assert [line.split() for line in table[1:]] == [
+        ["steps", "cache", "depth", "prune", "ratio"], ["0-1", "full", "0.5"], ["2", "depth", "1", "0"], ["3", "replayed", "-"],
+    ]  # fmt: skip
+    assert "x" * 10 not in strategy.summary()

@@ -113,3 +113,32 @@ def test_a_server_that_is_away_stops_no_search_and_sync_says_what_to_do(
 def test_a_folder_without_a_ledger_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sync", f"folder={tmp_path}"]) != 0
     assert "which holds no ledger.jsonl; give the folder of a search" in capsys.readouterr().err
+
+
+def test_a_search_that_began_without_mlflow_has_a_view_made(database: str, make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_search(tmp_path / "toy")
+    first, *others = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(first)
+    row["config"]["mlflow"]["enabled"] = False  # and was resumed with it on, which the ledger does not say
+    (folder / "ledger.jsonl").write_text("".join([json.dumps(row) + "\n", *others]))
+    assert main(["sync", f"folder={folder}", f"uri={database}"]) == 0
+    said = capsys.readouterr().out
+    assert "began with mlflow.enabled=false" in said
+    assert database in said
+    parent, children = runs(database)
+    assert parent.info.status == "FINISHED"
+    assert len(children) == 24
+
+
+@pytest.mark.parametrize(("words", "message"), [(["uri=foo://x"], "uri is 'foo://x', which is no MLflow address"), (["ury=x"], "it takes folder="), ([], "needs folder=...")])
+def test_bad_words(words: list[str], message: str, make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_search(tmp_path / "toy")
+    assert main(["sync", *([f"folder={folder}"] if words else []), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "words"), [("export", ["folder={toy}"]), ("import", ["source=paper-b1", "name=m"])])
+def test_the_registry_of_an_unknown_address_is_refused(command: str, words: list[str], make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = make_search(tmp_path / "toy")
+    assert main([command, *(w.format(toy=toy) for w in words), "to=registry", "uri=foo://x"]) == 2
+    assert "uri is 'foo://x', which is no MLflow address; give a server" in capsys.readouterr().err

@@ -107,3 +107,15 @@ def test_folders_of_our_names_in_the_working_folder_do_no_harm(tmp_path: Path, c
         assert not simulate.is_relative_to(decoys)
         assert simulate.read_text() == (ROOT / "search" / "simulate.py").read_text()
     assert said["result"] == "[2]"
+
+
+@pytest.mark.parametrize("key", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_long_temporary_folder_is_refused_before_ray_starts(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    long = tmp_path / ("a" * 40) / ("b" * 40)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(key, str(long))
+    with pytest.raises(ClusterError, match=rf"{key} is '{long}'.*at most \d+ characters: export RAY_TMPDIR=/tmp"):
+        cluster.connect(None)
+    assert not cluster.ray.is_initialized()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # the way out
+    cluster._check_temporary_folder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +255,84 @@ def test_real_imagenet_photographs() -> None:
     as_they_are = Data(spec("imagenet", images=str(REAL), references=40))
     assert sum(len(b) for b in as_they_are.reference()) == 40
     assert Moments.stream(extract(load_features("embedded"), [b]) for b in batches).count == 40
+
+
+def test_files_with_a_byte_order_mark_are_as_those_without(tmp_path: Path, imagenet: Path, coco: dict[str, str]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("a cat\r\n".encode("utf-8-sig") + "a dog, by\u2028night\n".encode("utf-8-sig") + b"\n")
+    images = {"images": str(imagenet)}
+    assert Data(spec("folder", prompts=str(prompts), **images)).prompts == ["a cat", "a dog, by\u2028night"]
+    labels, classes = tmp_path / "labels.txt", tmp_path / "classes.csv"
+    labels.write_text(f"{TENCH}_0.JPEG 0\n{TENCH}_1.JPEG 0\n", encoding="utf-8-sig")
+    classes.write_text(f"index,synset,name\n0,{TENCH},tench\n", encoding="utf-8-sig")
+    assert Data(spec("imagenet", **images, labels=str(labels), classes=str(classes))).prompts == ["a photo of a tench"]
+    whole = Path(coco["captions"]).read_text()
+    Path(coco["captions"]).write_text(whole, encoding="utf-8-sig")
+    assert len(Data(spec("coco", **coco)).prompts) == 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet", "labels"])
+def test_linked_folders_are_walked_once_and_loops_end(tmp_path: Path, kind: str) -> None:
+    here, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    for i in range(2):
+        picture(here / TENCH / f"a{i}.png")
+    for i in range(3):
+        picture(elsewhere / f"b{i}.png")
+    (here / FISH).symlink_to(elsewhere)
+    (here / TENCH / "again").symlink_to(here)
+    (here / "n99999999").symlink_to(here / "nothing")
+    (tmp_path / "prompts.txt").write_text("a cat")
+    (tmp_path / "labels.txt").write_text("".join(f"b{i}.png 1\n" for i in range(3)))
+    if kind == "folder":
+        data = Data(spec("folder", prompts=str(tmp_path / "prompts.txt"), images=str(here)))
+    elif kind == "imagenet":
+        (here / TENCH / "again").unlink()
+        data = Data(spec("imagenet", images=str(here)))
+    else:
+        data = Data(spec("imagenet", images=str(here), labels=str(tmp_path / "labels.txt")))
+    assert sorted(p.name for p in data.paths) == (["a0.png", "a1.png"] if kind != "labels" else []) + ["b0.png", "b1.png", "b2.png"]
+
+
+def test_what_is_no_image_file_is_named_or_skipped_and_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat")
+    for i in range(2):
+        picture(tmp_path / "images" / f"{i}.png")
+    os.mkfifo(tmp_path / "images" / "pipe.png")
+    (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nothing")
+    settings = {"prompts": str(tmp_path / "prompts.txt"), "images": str(tmp_path / "images")}
+    with pytest.raises(DataError, match=r"2 of 4 real images cannot be used: .*gone.png .*pipe.png is no file"):
+        list(Data(spec("folder", **settings)).reference())
+    moments, unreadable = reference_moments(Data(spec("folder", **settings, on_unreadable="skip")), "embedded", cache=tmp_path / "cache")
+    assert (moments.count, len(unreadable)) == (2, 2)
+
+
+def test_a_damaged_cache_is_said_and_computed_again(tmp_path: Path, imagenet: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = Data(spec("imagenet", images=str(imagenet), image_size=16))
+    first, _ = reference_moments(data, "embedded", cache=tmp_path)
+    features, _ = reference_features(data, "embedded", cache=tmp_path)
+    for damaged in ("*.json", "*.npz", "*.npy"):
+        for path in tmp_path.glob(damaged):
+            path.write_bytes(b"[")
+            caplog.clear()
+            torch.testing.assert_close(reference_moments(data, "embedded", cache=tmp_path)[0].scatter, first.scatter)
+            torch.testing.assert_close(reference_features(data, "embedded", cache=tmp_path)[0], features)
+            assert "they are computed again" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["prompts", "labels", "classes", "captions"])
+@pytest.mark.parametrize("given", ["/dev/zero", "{folder}", "{folder}/pipe", "~nobody_of_this_name/x", "{folder}/utf16", "n" * 300])
+def test_what_is_no_text_file_is_refused_by_key_and_reason(tmp_path: Path, imagenet: Path, key: str, given: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "utf16").write_text("a cat", encoding="utf-16")
+    kind = {"prompts": "folder", "captions": "coco"}.get(key, "imagenet")
+    with pytest.raises(DataError, match=rf"data.{key} is .*cannot be read \(.*; give"):
+        Data(spec(kind, images=str(imagenet), **{key: given.format(folder=tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '{"images": 3, "annotations": 3}', '{"images": [{"id": {}, "file_name": 1}], "annotations": []}', '{"images": [], "images": []}', "[" * 100_000, '{"images": [{"id": 1e400}]}']
+)
+def test_captions_that_are_none(tmp_path: Path, coco: dict[str, str], content: str) -> None:
+    Path(coco["captions"]).write_text(content)
+    with pytest.raises(DataError, match="is no COCO caption file"):
+        Data(spec("coco", **coco))

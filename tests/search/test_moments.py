@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,60 @@ def test_unusable_features_are_refused() -> None:
         frechet(Moments.of(features(9)), Moments.of(features(9, 4)))
     with pytest.raises(QualityError, match="no features to merge"):
         merge([])
+
+
+def statistics(folder: Path, **arrays: object) -> Path:
+    np.savez(folder / "s.npz", **{k: np.asarray(v) for k, v in arrays.items()})
+    return folder / "s.npz"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("count", [4, 300])
+def test_a_covariance_that_rounding_has_touched_is_read(tmp_path: Path, dtype: type, count: int) -> None:
+    x = features(count).numpy().astype(dtype)
+    sigma = np.cov(x, rowvar=False).astype(dtype)
+    sigma += (1e-6 * np.abs(sigma).max() * np.random.default_rng(0).standard_normal(sigma.shape)).astype(dtype)
+    read = Moments.load(statistics(tmp_path, mu=x.mean(0), sigma=sigma))
+    assert torch.equal(read.covariance, read.covariance.T)
+    np.testing.assert_allclose(read.covariance, sigma, atol=3e-6 * np.abs(sigma).max())
+
+
+def test_a_sigma_that_is_no_covariance_is_refused(tmp_path: Path) -> None:
+    sigma = np.cov(features(50).numpy(), rowvar=False)
+    for wrong in (np.triu(sigma), np.tril(sigma), np.linalg.cholesky(sigma)):
+        with pytest.raises(QualityError, match=r"sigma is not symmetric .*write all of it, np.cov"):
+            Moments.load(statistics(tmp_path, mu=np.zeros(6), sigma=wrong))
+    for wrong in (-sigma, sigma - np.eye(6) * np.linalg.eigvalsh(sigma)[3], 1 - np.eye(6)):
+        with pytest.raises(QualityError, match="sigma has negative eigenvalues"):
+            Moments.load(statistics(tmp_path, mu=np.zeros(6), sigma=wrong))
+    assert Moments.load(statistics(tmp_path, mu=np.zeros(6), sigma=np.zeros((6, 6)))).covariance.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 1}, "count is 1, not a number of at least 2"),
+        ({"count": -5}, "count is -5"),
+        ({"count": 2.5}, "count is 2.5"),
+        ({"count": [3, 4]}, r"count is \[3, 4\]"),
+        ({"count": "many"}, "count is 'many'"),
+        ({"sigma": np.eye(3) * 1j}, "sigma holds complex128"),
+        ({"mu": ["a", "b", "c"]}, "mu holds <U1"),
+        ({"mu": [True, False, True]}, "mu holds bool"),
+        ({"mu": [], "sigma": np.zeros((0, 0))}, r"expected mu \(F,\)"),
+        ({"sigma": np.full((3, 3), np.inf)}, "not finite"),
+    ],
+)
+def test_statistics_of_the_wrong_kind_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(QualityError, match=message):
+        Moments.load(statistics(tmp_path, **{"mu": np.zeros(3), "sigma": np.eye(3), **change}))
+
+
+def test_what_is_no_statistics_file_is_not_waited_for_and_does_not_unpack_to_gigabytes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as packed:
+        packed.writestr("mu.npy", b"")
+        packed.infolist()[0].file_size = (1 << 30) + 1
+    for path, message in {"/dev/zero": "a device", str(tmp_path / "pipe"): "a pipe", str(tmp_path): "a folder", str(tmp_path / "bomb.npz"): "unpacks to more than"}.items():
+        with pytest.raises(QualityError, match=message):
+            Moments.load(path)
