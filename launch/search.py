@@ -26,6 +26,7 @@ from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
+from search import interrupt
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver
@@ -111,7 +112,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             if tracker:
                 tracker.stopped()
             view.say(f"\nstopped; {len(ledger.record.results)} results are safe in {ledger.path}. The same command continues")
-            return 130
+            return interrupt.exit_code()
         finally:
             if pool:
                 pool.close()

@@ -107,6 +107,7 @@ class Driver:
             self._before(self.pool)
         self._price()
         self._run_baselines()
+        self.pool.known_good(Job(UNACCELERATED, [self.baselines[UNACCELERATED]], self.protocol.batches()[:1]))
 
     def _finish(self) -> None:
         self._promote()
