@@ -71,6 +71,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     if ledger.record.finished:
         view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
     tracker = make_tracker(config)
+    if tracker:
+        tracker.begin(ledger.record)
     if not ledger.record.finished:
         spec = config.evaluator
         (fid, kid), groups = reference(spec), groups_of(spec)
@@ -196,8 +198,9 @@ def make_tracker(config: SearchConfig) -> Any:
 
     settings = config.raw["mlflow"]
     return Tracker(
-        experiment=settings["experiment"], uri=settings["uri"], children=settings["children"], front_page=front_page, summary=_summary(config)
-    )
+        experiment=settings["experiment"], uri=settings["uri"], children=settings["children"], front_page=front_page, summary=_summary(config),
+        flush_s=settings.get("flush_s", 60.0),  # ledgers of earlier versions do not hold it
+    )  # fmt: skip
 
 
 def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]:
@@ -225,13 +228,15 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
     if tracker:
         from search.registry import RegistryError, register
 
-        if tracker.run_id is None:
-            tracker.started(record)
         tracker.finished(record, {"": report})
-        try:
-            versions = register(name, strategies, tracker.run_id) if tracker.run_id else {}
-        except RegistryError as error:
-            view.say(f"warning: {error}")
+        if tracker.trouble or tracker.run_id is None:
+            view.say(f"warning: MLflow does not have this search yet ({tracker.trouble}); once it answers, {_script('dato')} sync folder={config.folder}")
+            view.say("         completes it and registers the winners")
+        else:
+            try:
+                versions = register(name, strategies, tracker.run_id)
+            except RegistryError as error:
+                view.say(f"warning: {error}")
     view.winners(record)
     view.say(f"report    {report}")
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))

@@ -126,7 +126,7 @@ class Health:
         self._suspects.discard(worker)
         self._broken.add(worker)
 
-    def take_broken(self) -> list[Hashable]:
+    def take_broken(self) -> list[Any]:
         """The workers found broken since this was last asked: they are to be exchanged, and are new from now on."""
         found = list(self._broken)
         self._broken.clear()

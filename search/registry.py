@@ -71,6 +71,14 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
     return versions
 
 
+def has_versions(name: str, run_id: str, uri: str | None = None) -> bool:
+    """Whether a run's strategies are versions of a model already. Raises `RegistryError` where the registry does not answer."""
+    try:
+        return any(v.run_id == run_id for v in MlflowClient(uri).search_model_versions(f"name = '{name}'"))
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"the registry at {without_credentials(str(uri or mlflow.get_registry_uri()))} does not answer: {without_credentials(str(error))}") from None
+
+
 def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind: str = "search") -> str:
     """The parent run of a search, which is made where MLflow does not have it; of kind "import" for a strategy handed over. Raises `RegistryError`."""
     client = MlflowClient(uri)
