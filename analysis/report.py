@@ -13,7 +13,8 @@ from analysis.figures import front_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.rivals import rivals_section
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
-from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words
+from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words, prediction_error
+from search.winners import closest, in_words, tolerance_of
 
 
 def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> Path:
@@ -61,7 +62,14 @@ def _head(record: SearchRecord) -> str:
     measured = len(record.evaluated())
     images = " or ".join(str(n) for n in sorted({m.images for _, m in record.evaluated()} | {n for c in record.promotions.values() for n in c})) or "0"
     devices = ", ".join(sorted({m.device for _, m in record.evaluated() if m.device}))
-    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}.</p>"
+    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}.{_latencies(record)}</p>"
+
+
+def _latencies(record: SearchRecord) -> str:
+    error = prediction_error(record)
+    if record.costs is None or error is None:
+        return ""
+    return f" Latencies of candidates are predicted by the cost table of {escape(str(record.costs['device']))}, which differs from their own times by {error:.1%} (median, the common factor taken out); winners are timed."
 
 
 def _banner(record: SearchRecord) -> str:
@@ -77,18 +85,30 @@ def _banner(record: SearchRecord) -> str:
 
 
 def _winners_table(record: SearchRecord) -> str:
-    heads = ("", "speedup", "ms per image", "FID, fresh images", "95 % interval", "FID less unaccelerated", "FID in the search", "UNet calls")
+    heads = ("", "speedup", "ms per image", "FID, fresh images", "95 % interval", "FID less unaccelerated", "in words", "FID in the search", "UNet calls")
+    tolerance = tolerance_of(record.config)
     plain = next(iter(record.winners.values())).fresh_baseline
     searched = record.baselines[UNACCELERATED][1].fid if UNACCELERATED in record.baselines else float("nan")
-    rows = [_winner_row("unaccelerated", 1.0, plain, "", searched)]
-    rows += [_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), w.searched.fid) for alias, w in record.winners.items()]
-    note = "<p>Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
-    return f"<h2>Winners</h2>{wide_table(heads, rows)}{note}"
+    rows = [_winner_row("unaccelerated", 1.0, plain, "", "", searched)]
+    rows += [_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid) for alias, w in record.winners.items()]
+    missing = "" if "fastest" in record.winners else f"<p><b>There is no fastest</b>: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline on the search's images and on fresh ones.{_closest(record)}</p>"
+    note = f"<p>fastest is no worse than the unaccelerated pipeline by more than {tolerance:g} FID points, by the upper end of the difference's 95 % interval, on the search's images and on fresh ones. "
+    note += "Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
+    return f"<h2>Winners</h2>{missing}{wide_table(heads, rows)}{note}"
 
 
-def _winner_row(name: str, speedup: float, m: Measurement, difference: str, searched: float) -> tuple[str, ...]:
+def _closest(record: SearchRecord) -> str:
+    found = closest(record)
+    if not found:
+        return ""
+    candidate, m, plain = found
+    where = "fresh images" if candidate.number in record.fresh else "images of the search"
+    return f" The closest was candidate {candidate.number}: {plain.latency_ms / m.latency_ms:.2f}x, FID {difference_in_words(m, plain)} on {m.images} {where}."
+
+
+def _winner_row(name: str, speedup: float, m: Measurement, difference: str, words: str, searched: float) -> tuple[str, ...]:
     calls = ", ".join(f"{n} {'full' if d == '12' else 'replayed' if d == '0' else 'depth ' + d}" for d, n in m.calls_by_depth.items())
-    return (name, f"{speedup:.2f}x", f"{m.latency_ms:.0f}", f"{m.fid:.2f}", _interval(m), difference, f"{searched:.2f}", calls)
+    return (name, f"{speedup:.2f}x", f"{m.latency_ms:.0f}", f"{m.fid:.2f}", _interval(m), difference, words, f"{searched:.2f}", calls)
 
 
 def _rivals(record: SearchRecord) -> str:

@@ -21,7 +21,6 @@ from launch.keys import check_keys, check_names_of_keys
 from search.data import DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
 from search.handover import check_names
-from search.latency import CALIBRATION_STEPS
 from search.models import ModelSpec
 from search.nsga2 import Nsga2
 from search.objectives import Objectives
@@ -30,6 +29,7 @@ from search.sources import read_given
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
 from search.surrogate import Surrogate
+from search.winners import tolerance_of
 
 CONF = Path(conf.__file__).parent
 _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
@@ -38,6 +38,7 @@ _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
 
 _PLAN_KEYS = (
     "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "patience", "promoted_ranks", "winner_speedup",
+    "winner_speedups", "max_fresh_images",
 )  # fmt: skip
 
 
@@ -135,7 +136,9 @@ def _check_cluster(cluster: dict[str, Any]) -> None:
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
     check_keys(raw)
-    identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
+    given = {k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}
+    given["search"] = {k: v for k, v in raw["search"].items() if k != "retry_failed"}  # the same search, gone on with
+    identity = json.dumps(given, sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     try:
         model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
@@ -143,7 +146,7 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         space = _space(model.steps, raw["space"])
         s = raw["search"]
         objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup")})
-        plan = SearchPlan(objectives=objectives, **{k: s[k] for k in _PLAN_KEYS})
+        plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
@@ -153,8 +156,8 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
     if plan.mode == "steady" and s["surrogate"]:
         raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
-    if plan.latency == "predicted" and model.steps < CALIBRATION_STEPS:
-        raise ConfigError(f"search.latency=predicted needs model.steps of at least {CALIBRATION_STEPS}, to time every kind of call; it is {model.steps}: set search.latency=measured")
+    if protocol.interval_groups < 2:
+        raise ConfigError(f"protocol.interval_groups is {protocol.interval_groups}, but winners are chosen by intervals; give at least 2, such as 20")
     _check_cluster(raw["cluster"])
     if raw["mlflow"]["uri"] and holds_credentials(raw["mlflow"]["uri"]):
         raise ConfigError(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dato.card import write_card
-from dato.strategy import Strategy
+from dato.strategy import Strategy, StrategyError
 from launch.arguments import ArgumentError, choice, flag, parse, search_folder
+from search.aliases import Standing, why_not
 from search.handover import check_names, read_facts, winner_strategies
 from search.ledger import read_ledger
 from search.records import SearchRecord
@@ -15,11 +16,11 @@ from search.records import SearchRecord
 TAKES = {
     "folder": "<search folder>",
     "to": "folder|file|registry (folder)",
-    "alias": "quality|balanced|fastest (all)",
+    "alias": "quality|balanced|fastest|at-2x|... (all)",
     "target": "<folder or file> (<search folder>/export)",
     "name": "<registered model> (the search's own)",
     "uri": "<MLflow tracking URI> (MLFLOW_TRACKING_URI)",
-    "replace": "true|false (false: nothing is overwritten)",
+    "replace": "true|false (false: nothing with as much evidence or a better value is overwritten)",
 }
 
 
@@ -32,12 +33,25 @@ def run(arguments: Sequence[str]) -> int:
     if to == "folder":
         target = Path(given.get("target") or folder / "export")
         for alias, strategy in strategies.items():
-            print(write_card(strategy, target / alias, replace))
+            print(write_card(strategy, target / alias, replace or better(alias, strategy, target / alias / "strategy.json")))
     elif to == "file":
         _to_file(strategies, given.get("target"), replace)
     else:
-        _to_registry(record, strategies, given.get("name"), given.get("uri"))
+        _to_registry(record, strategies, given.get("name"), given.get("uri"), replace)
     return 0
+
+
+def better(alias: str, strategy: Strategy, path: Path) -> bool:
+    """Whether a strategy may take the place of another one's file. Raises `ArgumentError` saying what stands there and why it stays."""
+    if not path.is_file() or path.read_bytes() == strategy.to_json().encode():
+        return False
+    try:
+        there = Strategy.load(path)
+    except StrategyError:
+        return False  # something else: never overwritten without replace=true
+    if why := why_not(alias, Standing.of(strategy), Standing.of(there)):
+        raise ArgumentError(f"{path} stays as it is: {why}. Give another target, or replace=true")
+    return True
 
 
 def save_file(strategy: Strategy, path: Path, replace: bool) -> None:
@@ -65,10 +79,11 @@ def _to_file(strategies: dict[str, Strategy], target: str | None, replace: bool)
     if len(strategies) != 1:
         raise ArgumentError(f"to=file takes one winner; give alias={'|'.join(strategies)}, or to=folder for all")
     ((alias, strategy),) = strategies.items()
-    save_file(strategy, Path(target or f"{alias}.json"), replace)
+    path = Path(target or f"{alias}.json")
+    save_file(strategy, path, replace or better(alias, strategy, path))
 
 
-def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: str | None, uri: str | None) -> None:
+def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: str | None, uri: str | None, replace: bool) -> None:
     from search.registry import register, run_of_search  # MLflow takes seconds to import
 
     config = record.config
@@ -77,5 +92,7 @@ def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: st
     settings = config.get("mlflow") or {}
     uri = uri or settings.get("uri")
     run_id = run_of_search(record.search_id, settings.get("experiment") or f"dato/{config['model']['name']}", uri)
-    for alias, version in register(name, strategies, run_id, uri=uri).items():
-        print(f"models:/{name}@{alias}  (version {version})")
+    made = register(name, strategies, run_id, uri=uri, replace=replace)
+    for alias, version in made.versions.items():
+        why = made.stayed.get(alias)
+        print(f"models:/{name}/{version}  (@{alias} stays where it was: {why}; replace=true moves it)" if why else f"models:/{name}@{alias}  (version {version})")

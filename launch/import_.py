@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         if "'" in search_id:
             raise ArgumentError(f"the strategy's search_id is {search_id!r}, which cannot be a search's name; to=folder takes it")
         run_id = run_of_search(search_id, f"dato/imported/{name}", given.get("uri"), kind="import")
-        version = register(name, {alias: strategy}, run_id, uri=given.get("uri"))[alias]
-        validated = strategy.provenance.get("validated") is True
-        print(f"models:/{name}@{alias}  (version {version})" if validated else f"models:/{name}/{version}  (not validated by a search: no alias was moved)")
+        made = register(name, {alias: strategy}, run_id, uri=given.get("uri"), replace=replace)
+        version, why = made.versions[alias], made.stayed.get(alias)
+        print(f"models:/{name}/{version}  (no alias was moved: {why})" if why else f"models:/{name}@{alias}  (version {version})")
     return 0

@@ -20,7 +20,7 @@ from search.latency import CostTable, calibration, measure_costs
 from search.ledger import read_ledger
 from search.models import load_pipeline
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
-from search.winners import choose_winners
+from search.winners import choose_winners, in_order_of_speed
 
 TAKES = {
     "folder": "<search folder>",
@@ -40,13 +40,18 @@ def run(arguments: Sequence[str]) -> int:
     table = _read_table(Path(given["table"])) if "table" in given else _measure(record, _rounds(given))
     priced = priced_record(record, table)
     images, plan = comparable_images(priced), build(record.config).plan
-    chosen = choose_winners(priced, plan.winner_speedup, plan.objectives, images)
+    chosen = choose_winners(priced, plan.winner_speedup, plan.objectives, images, speedups=plan.winner_speedups, tolerance=plan.tolerance)
+    # Fresh images are for the device itself to draw: what is within the tolerance on the search's own is not validated.
+    if fast := in_order_of_speed(priced, plan.tolerance, plan.objectives, images):
+        chosen["fastest"] = fast[0]
     target = Path(given.get("target") or folder / "retargeted")
     target.mkdir(parents=True, exist_ok=True)
     (target / "costs.json").write_text(json.dumps(table.to_dict(), indent=1) + "\n", encoding="utf-8")
     for alias, candidate in chosen.items():
         _with_provenance(priced, alias, candidate, table, images).save(target / f"{alias}.json")
     _print(record, priced, chosen, table, images)
+    if "fastest" not in chosen:
+        print(f"no fastest: no candidate is within {plan.tolerance:g} FID points of the unaccelerated pipeline on the search's images (search.tolerance)")
     print(f"chosen    from {len(priced.evaluated(images))} candidates, by their FID on {images} images")
     print(f"winners   {target}/*.json, with the cost table beside them")
     return 0
@@ -116,7 +121,7 @@ def _measure(record: SearchRecord, rounds: int) -> CostTable:
 
 
 def _with_provenance(priced: SearchRecord, alias: str, candidate: Candidate, table: CostTable, images: int) -> Strategy:
-    m, plain = dict((c.number, m) for c, m in priced.front(images))[candidate.number], priced.plain(images)
+    m, plain = {c.number: m for c, m in priced.evaluated(images)}[candidate.number], priced.plain(images)
     return candidate.strategy.with_provenance(
         search_id=priced.search_id,
         alias=alias,
@@ -131,9 +136,9 @@ def _print(record: SearchRecord, priced: SearchRecord, chosen: dict[str, Candida
     for heading in ("winner", "speedup", "ms per image", "FID", "speedup where it was searched", "strategy"):
         shown.add_column(heading, justify="left" if heading in ("winner", "strategy") else "right")
     plain, before = priced.plain(images), record.plain(record.results[min(record.results)].images)
-    on_front = {c.number: m for c, m in priced.front(images)}
+    measured = {c.number: m for c, m in priced.evaluated(images)}
     for alias, candidate in chosen.items():
-        m, searched = on_front[candidate.number], record.results[candidate.number]
+        m, searched = measured[candidate.number], record.results[candidate.number]
         shown.add_row(
             alias, f"{plain.latency_ms / m.latency_ms:.2f}x", f"{m.latency_ms:.1f}", f"{m.fid:.2f}", f"{before.latency_ms / searched.latency_ms:.2f}x", str(candidate.strategy)
         )

@@ -38,7 +38,7 @@ from search.ledger import Ledger, read_ledger, set_aside
 from search.models import check_model
 from search.nsga2 import Nsga2
 from search.plan import SearchPlan
-from search.records import UNACCELERATED, SearchRecord
+from search.records import UNACCELERATED, SearchRecord, prediction_error
 from search.shards import make_join
 from search.workers import Job, Pool, RayPool
 
@@ -70,6 +70,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
         view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
+        if config.raw["search"].get("retry_failed") and any(not m.ok for m in ledger.record.results.values()):
+            view.say("note: search.retry_failed does nothing here: winners are validated, and what failed is tried again in a search that is not finished only")
     tracker = make_tracker(config)
     if tracker:
         tracker.begin(ledger.record)
@@ -87,7 +89,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
         def before(pool: Pool) -> None:
             _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
-            view.say("measuring the unaccelerated pipeline and the DeepCache-like schedule")
+            view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
         settings: dict[str, Any] = {
             "ledger": ledger,
@@ -98,10 +100,12 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,
+            "retry_failed": config.raw["search"].get("retry_failed", False),
             "kept": KeptShards(config.folder / "kept"),
             "calibration": _calibration(config),
             "before": before,
             "after": after,
+            "say": view.say,
         }
         try:
             if config.raw["search"]["engine"] == "tune":
@@ -224,7 +228,7 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
         strategy.save(folder / f"{alias}.json")
     samples = {p.stem.split("-", 1)[1]: p.read_bytes() for p in sorted((config.folder / "samples").glob("*.png"))}
     report = write_report(record, config.folder / "report.html", samples)
-    name, versions = config.raw["registry"]["name"], {}
+    name, versions, stayed = config.raw["registry"]["name"], dict[str, str](), dict[str, str]()
     if tracker:
         from search.registry import RegistryError, register
 
@@ -234,15 +238,21 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
             view.say("         completes it and registers the winners")
         else:
             try:
-                versions = register(name, strategies, tracker.run_id)
+                made = register(name, strategies, tracker.run_id, replace=config.raw["registry"]["replace"])
+                versions, stayed = made.versions, made.stayed
             except RegistryError as error:
                 view.say(f"warning: {error}")
     view.winners(record)
+    if (apart := prediction_error(record)) is not None:
+        view.say(f"latency   of candidates is the cost table's, {apart:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")
     view.say(f"report    {report}")
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
-    source = f"models:/{name}@fastest" if versions else str(folder / "fastest.json")
+    for alias, why in stayed.items():
+        view.say(f"          models:/{name}@{alias} stays where it was: {why}. The new one is version {versions[alias]}; registry.replace=true moves the alias")
+    alias = "fastest" if "fastest" in strategies else "quality"
+    source = f"models:/{name}@{alias}" if versions and alias not in stayed else str(folder / f"{alias}.json")
     view.say(f"rivals    {_script('dato')} evaluate 'strategy=[{config.folder}]' compares the front with other ways to be fast, on the same images;")
     view.say(f"          {_script('dato')} report folder={config.folder} evaluation=<the folder it names> shows them in the report")
     view.say("use one   import dato")

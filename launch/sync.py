@@ -10,7 +10,7 @@ from launch.search import make_tracker
 from search.handover import read_facts, winner_strategies
 from search.ledger import read_ledger
 from search.records import SearchRecord
-from search.registry import RegistryError, has_versions, register
+from search.registry import RegistryError, register
 from search.tracking import Tracker, TrackingError
 
 
@@ -40,8 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     name = config.raw["registry"]["name"]
     if record.winners and tracker.run_id:
         try:
-            if not has_versions(name, tracker.run_id):  # else its aliases may have gone on to a later search's
-                versions = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id)
+            versions = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id).versions
         except RegistryError as error:
             raise SyncError(f"MLflow holds the runs of search {record.search_id}, and not its winners: {error}") from None
     state = "finished" if record.finished else f"{len(record.results)} results so far"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from analysis.progress import Progress, progress
 from search.records import UNACCELERATED, Candidate, SearchRecord, difference_in_words
+from search.winners import closest, in_words, tolerance_of
 
 _ALLOWED_S = 0.001
 """Seconds an event that drawing may take: what is known of a long search takes longer to sum up than a candidate may cost."""
@@ -94,6 +95,12 @@ class SearchView:
 
     def winners(self, record: SearchRecord) -> None:
         """The table at the end."""
+        tolerance = tolerance_of(record.config)
+        if "fastest" not in record.winners:
+            for line in no_fastest(record, tolerance):
+                self.say(line)
+        if not record.winners:
+            return
         plain = next(iter(record.winners.values())).fresh_baseline
         spread = "" if math.isnan(plain.fid_low) else f"; the unaccelerated FID's 95 % interval is {plain.fid_low:.2f} .. {plain.fid_high:.2f}"
         table = Table(title=f"winners, on fresh seeds{spread}", title_justify="left")
@@ -105,4 +112,16 @@ class SearchView:
         for alias, w in record.winners.items():
             less = difference_in_words(w.fresh, w.fresh_baseline)
             table.add_row(alias, f"{w.speedup:.2f}x", f"{w.fresh.latency_ms:.0f}", f"{w.fresh.fid:.2f}", less, f"{w.searched.fid:.2f}", str(w.candidate.strategy))
+            table.add_row("", "", "", "", in_words(w, tolerance) + f", {w.fresh.images} images", "", "", style="dim")
         Console(highlight=False, width=None if self.console.is_terminal else 140).print(table)
+
+
+def no_fastest(record: SearchRecord, tolerance: float) -> list[str]:
+    """Why there is no `fastest`, and what came closest, in words."""
+    said = [f"no fastest: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline (search.tolerance) on the search's images and on fresh ones"]
+    found = closest(record)
+    if found:
+        candidate, m, plain = found
+        where = f"{m.images} fresh images" if candidate.number in record.fresh else f"{m.images} images of the search"
+        said.append(f"the closest was candidate {candidate.number}: {plain.latency_ms / m.latency_ms:.2f}x, FID {difference_in_words(m, plain)} on {where}")
+    return [*said, "search on with more search.generations or protocol.images, or allow more with search.tolerance"]

@@ -225,8 +225,8 @@ class Dispatcher:
         whole = self._join is None or job.method != "run" or len(job.batches) < 2
         cuts: list[Sequence[int]] = [range(len(job.batches))] if whole else [[i] for i in range(len(job.batches))]
         opened = _Open(job, deque(Piece(job, cut) for cut in cuts), left=len(cuts))
-        if self._mixed and job.method != "run":
-            opened.timed = 1  # pictures may be drawn anywhere
+        if self._mixed and job.method not in ("run", "costs"):
+            opened.timed = 1  # pictures may be drawn anywhere, but a cost table is of the device whose latency counts
         self._open[id(job)] = opened
         return opened
 

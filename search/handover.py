@@ -13,6 +13,7 @@ from typing import Any
 from dato.strategy import Strategy
 from search.models import ModelError, ModelSpec, weights_digest
 from search.records import SearchRecord, Winner, fid_difference, speedup
+from search.winners import in_words, passed, tolerance_of
 
 MODEL_FILE = "model.json"
 
@@ -36,7 +37,7 @@ def check_names(name: str, alias: str | None = None, key: str = "the registered 
 
 
 def winner_strategies(record: SearchRecord, facts: Mapping[str, Any] | None = None) -> dict[str, Strategy]:
-    """The validated winners by alias, each with its provenance.
+    """The winners by alias, each with its provenance.
 
     Args:
         record: Of a search, finished or not.
@@ -62,13 +63,13 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Where a winner comes from, for which model, and what it gave."""
     model, sampler = record.config["model"], (facts or {}).get("scheduler", {})
-    fresh, plain = winner.fresh, winner.fresh_baseline
+    fresh, plain, tolerance = winner.fresh, winner.fresh_baseline, tolerance_of(record.config)
     difference, low, high = fid_difference(fresh, plain)
     faster, slowest, fastest = speedup(fresh, plain)
     return {
         "search_id": record.search_id,
         "alias": winner.alias,
-        "validated": True,
+        "validated": passed(winner, tolerance),
         "model": {
             "name": model["name"],
             "path": model["path"],
@@ -93,6 +94,9 @@ def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | 
             "difference_interval": _ends(low, high),
             "in_search": winner.searched.fid,
             "images": fresh.images,
+            "fresh": True,
+            "tolerance": tolerance,
+            "in_words": in_words(winner, tolerance),
             "reference": record.config["data"]["name"],
         },
         "latency": {

@@ -73,22 +73,21 @@ class CostTable:
         return cls(**{k: v for k, v in data.items() if k not in ("schema", "work_ms")}, work_ms=priced)
 
 
-CALIBRATION_STEPS = 7
-"""Fewer steps do not hold every kind of call, so that no cost table can be measured with them."""
+_PATTERN = 7
+"""Steps that hold every kind of call at one ratio and depth: a run of fewer is calibrated with so many, as a call costs the same in any run."""
 
 
 def calibration(steps: int, depths: Sequence[int], ratios: Sequence[float]) -> list[Strategy]:
-    """Strategies that hold every kind of call of a search space, at every ratio, several times."""
+    """Strategies that hold every kind of call of a search space, at every ratio, several times; the last is the unaccelerated one."""
     found = []
-    shallow = [d for d in depths if 0 < d < FULL]
+    shallow, long = [d for d in depths if 0 < d < FULL], max(steps, _PATTERN)
     for ratio in ratios:
-        found.append(Strategy((Step(FULL, ratio),) * steps))
         for depth in shallow:
             # A full call, one that makes the share, two that use it; then a full call and one on its own.
             pattern = [Step(FULL, ratio), *[Step(depth, ratio)] * 3, Step(0), Step(FULL, ratio), Step(depth, ratio)]
-            found.append(Strategy(tuple((pattern * steps)[:steps])))
-    if 0 in depths and not shallow:
-        found.append(Strategy(tuple(Step(FULL if i % 2 == 0 else 0) for i in range(steps))))
+            found.append(Strategy(tuple((pattern * long)[:long])))
+        if not shallow:
+            found.append(Strategy(tuple(Step(FULL, ratio) if i % 2 == 0 or 0 not in depths else Step(0) for i in range(long))))
     found.append(Strategy.full(steps))
     return found
 
@@ -119,14 +118,16 @@ class Timings:
         handles = [self.pipe.unet.register_forward_pre_hook(before), self.pipe.unet.register_forward_hook(after)]
         try:
             with dato.accelerate(self.pipe, strategy):
-                made = generate(self.pipe, self.model, self.data, self.indices)
+                made = generate(self.pipe, self.model, self.data, self.indices, steps=len(strategy))
         finally:
             for handle in handles:
                 handle.remove()
         whole = 1000 * made.seconds / len(self.indices)
-        self.calls, self.order = len(calls), getattr(self.pipe.scheduler, "order", 1)
+        self.order = getattr(self.pipe.scheduler, "order", 1)
+        if len(strategy) == self.model.steps:
+            self.calls = len(calls)
         self.fixed.append(whole - sum(calls))
-        for work, ms in zip(works(strategy, self.calls, self.order), calls, strict=True):
+        for work, ms in zip(works(strategy, len(calls), self.order), calls, strict=True):
             self.works[work].append(ms)
         return whole
 

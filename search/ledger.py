@@ -74,6 +74,10 @@ class Ledger:
         """Note a candidate's measurement."""
         self.append("result", number=number, measurement=measurement.to_dict())
 
+    def retried(self, number: int, measurement: Measurement) -> None:
+        """Note a failed candidate's measurement from another try, after the algorithm was told of the failure."""
+        self.append("retried", number=number, measurement=measurement.to_dict())
+
     def promotion(self, number: int, images: int, measurement: Measurement) -> None:
         """Note a candidate's measurement on more images."""
         self.append("promotion", number=number, images=images, measurement=measurement.to_dict())
@@ -82,8 +86,13 @@ class Ledger:
         """Note the measurement of a named strategy that the search is compared with."""
         self.append("baseline", candidate=_candidate_row(candidate), measurement=measurement.to_dict())
 
+    def fresh(self, number: int, images: int, measurement: Measurement, plain_ms: tuple[float, float, float] | None = None) -> None:
+        """Note a candidate's measurement on fresh images, -1 for the unaccelerated pipeline, and that one's latencies in turn with it."""
+        timed = [None if ms != ms else ms for ms in plain_ms] if plain_ms else None
+        self.append("fresh", number=number, images=images, measurement=measurement.to_dict(), plain_ms=timed)
+
     def winner(self, winner: Winner) -> None:
-        """Note a validated winner."""
+        """Note a winner."""
         self.append(
             "winner",
             alias=winner.alias,
@@ -156,7 +165,7 @@ def _candidate(row: dict[str, Any]) -> Candidate:
 
 
 def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
-    if row["event"] in ("result", "promotion", "winner") and row["number"] not in record.candidates:
+    if row["event"] in ("result", "retried", "promotion", "winner", "fresh") and row["number"] not in record.candidates and (row["event"], row["number"]) != ("fresh", -1):
         raise ValueError(f"a {row['event']} of candidate {row['number']}, which was never asked for")
     match row["event"]:
         case "search":
@@ -168,6 +177,10 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
         case "result":
             record.results[row["number"]] = Measurement.from_dict(row["measurement"])
             record.events.append(("result", row["number"]))
+        case "retried":
+            # What followed from the failure still does: a replay goes through the same candidates.
+            record.told.setdefault(row["number"], record.results[row["number"]])
+            record.results[row["number"]] = Measurement.from_dict(row["measurement"])
         case "promotion":
             record.promotions.setdefault(row["number"], {})[row["images"]] = Measurement.from_dict(row["measurement"])
         case "baseline":
@@ -179,6 +192,11 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
             record.costs = row["table"]
         case "generation":
             record.hypervolumes.append(row["hypervolume"])
+        case "fresh":
+            record.fresh.setdefault(row["number"], {})[row["images"]] = Measurement.from_dict(row["measurement"])
+            if row["plain_ms"]:
+                median, low, high = (float("nan") if ms is None else float(ms) for ms in row["plain_ms"])
+                record.fresh_plain_ms[row["number"], row["images"]] = (median, low, high)
         case "winner":
             n = row["number"]
             record.winners[row["alias"]] = Winner(

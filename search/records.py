@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -129,7 +130,7 @@ class Winner:
     """A strategy chosen from the front, measured again on seeds that the search never saw.
 
     Attributes:
-        alias: "quality", "balanced" or "fastest".
+        alias: "quality", "balanced", "fastest", "at-2x" and so on.
         candidate: The candidate it was.
         searched: Its measurement during the search.
         fresh: Its measurement on fresh seeds.
@@ -162,9 +163,12 @@ class SearchRecord:
         baselines: Measurements of named strategies on all images of the protocol; "unaccelerated" is always one.
         baselines_at: The same and those on fewer images, by name and images.
         events: ("ask" | "result", candidate number) in the order in which they were written.
+        told: Failures that the algorithm was told of, by number, of candidates that were measured again later.
         costs: The cost table that latencies are predicted with, or None.
         hypervolumes: After each generation.
-        winners: By alias, once validated.
+        fresh: Measurements on fresh images by candidate number, -1 for the unaccelerated pipeline, and images.
+        fresh_plain_ms: Of the unaccelerated pipeline in turn with those, by candidate number and images: median, fastest and slowest batch.
+        winners: By alias, once they were checked on fresh images.
         finished: Whether the search came to its end.
     """
 
@@ -177,8 +181,11 @@ class SearchRecord:
     baselines: dict[str, tuple[Candidate, Measurement]] = field(default_factory=dict)
     baselines_at: dict[str, dict[int, Measurement]] = field(default_factory=dict)
     events: list[tuple[str, int]] = field(default_factory=list)
+    told: dict[int, Measurement] = field(default_factory=dict)
     costs: dict[str, Any] | None = None
     hypervolumes: list[float] = field(default_factory=list)
+    fresh: dict[int, dict[int, Measurement]] = field(default_factory=dict)
+    fresh_plain_ms: dict[tuple[int, int], tuple[float, float, float]] = field(default_factory=dict)
     winners: dict[str, Winner] = field(default_factory=dict)
     finished: bool = False
 
@@ -189,6 +196,10 @@ class SearchRecord:
     def plain(self, images: int) -> Measurement:
         """The unaccelerated pipeline on so many images, as `baseline`."""
         return self.baseline(UNACCELERATED, images)
+
+    def as_told(self, number: int) -> Measurement:
+        """What the algorithm was told of a candidate, or is to be: its next candidates follow from that."""
+        return self.told.get(number, self.results[number])
 
     def device_seconds(self, number: int | None = None) -> float:
         """Time that devices spent evaluating a candidate, or everything; a promotion counts its new images only."""
@@ -234,3 +245,15 @@ class SearchRecord:
             if not found or m.fid < found[-1][1].fid:
                 found.append((candidate, m))
         return found
+
+
+def prediction_error(record: SearchRecord) -> float | None:
+    """How far the cost table is from the measured times: the median relative error, the common factor (the median ratio) taken out.
+
+    None where latencies are not predicted. The factor does not count, since all candidates share it and a machine's speed drifts.
+    """
+    ratios = [m.latency_ms / m.measured_ms for m in record.results.values() if m.ok and m.measured_ms]
+    if not ratios:
+        return None
+    factor = statistics.median(ratios)
+    return statistics.median(abs(r / factor - 1) for r in ratios)

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlflow.types import ParamSchema, ParamSpec
 from dato.card import card_markdown, write_card
 from dato.sources import without_credentials
 from dato.strategy import Strategy
+from search.aliases import Standing, why_not
 from search.handover import check_names
 
 SERVED = Path(__file__).with_name("served.py")
@@ -34,21 +36,33 @@ class RegistryError(RuntimeError):
     """A registry that does not take a strategy: the message says why and what to do."""
 
 
-def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None) -> dict[str, str]:
-    """Make a version of model `name` of each strategy, then move the aliases of the validated ones to theirs.
+@dataclass(frozen=True)
+class Registered:
+    """What came of it.
+
+    Attributes:
+        versions: Alias or name to version number, of every strategy.
+        stayed: For each alias that was not moved to its strategy, what stands there and why.
+    """
+
+    versions: dict[str, str]
+    stayed: dict[str, str]
+
+
+def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None, replace: bool = False) -> Registered:
+    """Make a version of model `name` of each strategy, then move the aliases to those that are better than what stands there.
 
     What is there already, the same strategy with the same provenance under the same alias, gets no second version. A version
-    is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. A strategy is validated when it was
-    measured on fresh seeds; others get a version, and no alias. Either all aliases move or none does.
+    is an MLflow pyfunc whose code is `search.served`, next to ``strategy.json`` and its card. An alias moves by the rule of
+    `search.aliases.why_not`: a strategy that was measured on no fresh images gets a version, and no alias. Either all aliases
+    that may move do, or none does.
 
     Args:
         name: Registered model; made if missing.
         strategies: By alias: "quality", "balanced", "fastest", or another name of letters, digits, - and _.
         run_id: The run that the versions belong to.
         uri: Tracking URI; None for the one that is set.
-
-    Returns:
-        Alias or name to version number.
+        replace: Move the aliases of all that were measured on fresh images, whatever stands there.
 
     Raises:
         RegistryNameError: A name that MLflow does not take.
@@ -61,22 +75,24 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
         _ensure_model(client, name)
         there = {v.tags.get(_CONTENT): str(v.version) for v in client.search_model_versions(f"name = '{name}'") if v.status == "READY"}
         versions = {a: there.get(_content(a, s)) or _make_version(client, name, a, s, run_id) for a, s in strategies.items()}
-        _move_aliases(client, name, {a: v for a, v in versions.items() if strategies[a].provenance.get("validated") is True})
+        stayed = {a: why for a, v in versions.items() if (why := _why_not(client, name, a, strategies[a], v, replace))}
+        _move_aliases(client, name, {a: v for a, v in versions.items() if a not in stayed})
     except (MlflowException, OSError) as error:
         where = without_credentials(str(uri or mlflow.get_registry_uri()))
         raise RegistryError(
             f"the registry at {where} does not take {name!r}: {without_credentials(str(error))}. Nothing of it was changed that anybody "
             "uses: the aliases are where they were. Check that you may write there (MLFLOW_TRACKING_URI and its credentials), or export to=folder"
         ) from None
-    return versions
+    return Registered(versions, stayed)
 
 
-def has_versions(name: str, run_id: str, uri: str | None = None) -> bool:
-    """Whether a run's strategies are versions of a model already. Raises `RegistryError` where the registry does not answer."""
-    try:
-        return any(v.run_id == run_id for v in MlflowClient(uri).search_model_versions(f"name = '{name}'"))
-    except (MlflowException, OSError) as error:
-        raise RegistryError(f"the registry at {without_credentials(str(uri or mlflow.get_registry_uri()))} does not answer: {without_credentials(str(error))}") from None
+def _why_not(client: MlflowClient, name: str, alias: str, strategy: Strategy, version: str, replace: bool) -> str | None:
+    """Why the alias stays where it is, or None where it moves, or is there."""
+    new, there = Standing.of(strategy), client.get_registered_model(name).aliases.get(alias)
+    if there is None or str(there) == version or (replace and new.images):
+        return None if new.images or str(there) == version else why_not(alias, new, Standing(what="nothing"))
+    old = Standing.of_tags(f"version {there}", client.get_model_version(name, str(there)).tags)
+    return why_not(alias, new, old)
 
 
 def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind: str = "search") -> str:
@@ -156,6 +172,8 @@ def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
         "dato.fid_difference": _number(quality.get("difference")),
         "dato.fid_difference_interval": " .. ".join(f"{e:.3f}" for e in interval) if interval else None,
         "dato.device": latency.get("device"),
+        "dato.in_words": quality.get("in_words"),
+        **Standing.of(strategy).to_tags(),
     }
     return {k: str(v)[:5000] for k, v in tags.items() if v}
 

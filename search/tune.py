@@ -313,7 +313,7 @@ class TuneDriver(Driver):
                 self._searcher.recall(strategy)
                 self._numbers[strategy.digest] = number
             else:
-                m = self.record.results[number]
+                m = self.record.as_told(number)
                 self._searcher.recall_result(strategy, self._objectives(m), self._violation(m))
 
     def _tune(self, trials: int) -> None:

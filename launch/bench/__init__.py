@@ -11,6 +11,8 @@ BENCHES = {
     "unet": "[geometry=sd15] [batch=2] [dtype=float32]: one call of every action and whole schedules, against DeepCache and tomesd",
     "pipeline": "[model=embedded] [batch=20]: whole images, with text encoder, UNet and VAE apart",
     "cost": "[model=embedded] [strategies=20]: how well the cost table predicts the latency of strategies that it was not made from",
+    "latency": "[model=embedded] [load=2]: how well candidates are ordered by latency while the machine is busy, in three ways",
+    "intervals": "[sets=40] [counts=50,100,200]: how often 95 % intervals cover what other images give",
     "search": "[seeds=5] [candidates=500]: hypervolume over UNet MACs of our searches, Optuna, pymoo and random, on replayed evaluations",
     "fidelity": "[counts=12,25,50,100,200] [strategies=24]: how well FIDs on few images order strategies",
     "prefix": "folders=<search folders>: what resuming candidates from stored latents would have saved",

@@ -41,7 +41,8 @@ def test_another_device_has_other_winners(make_search: Callable[..., Path], tmp_
         assert f"winners on {table.device}" in capsys.readouterr().out
         priced = priced_record(record, table)
         found[table.device] = [c.number for c, _ in priced.front()]
-        for alias in ("quality", "balanced", "fastest"):
+        assert not (tmp_path / table.device / "fastest.json").exists(), "the toy's faster strategies are all worse"
+        for alias in ("quality", "balanced", "at-2x"):
             strategy = Strategy.load(tmp_path / table.device / f"{alias}.json")
             latency = strategy.provenance["latency"]
             assert latency["value"] == pytest.approx(table.predict(strategy))
@@ -71,8 +72,10 @@ def test_what_is_promising_on_the_other_device_is_compared_on_equal_images(make_
     path = tmp_path / "fused.json"
     path.write_text(json.dumps(make_table("fused", 20.0, -3.0).to_dict()))
     assert main(["retarget", f"folder={folder}", f"table={path}"]) == 0
-    assert "from 23 candidates, by their FID on 20 images" in capsys.readouterr().out
-    chosen = {Strategy.load(folder / "retargeted" / f"{alias}.json").digest for alias in ("quality", "balanced", "fastest")}
+    out = capsys.readouterr().out
+    assert "from 23 candidates, by their FID on 20 images" in out
+    assert "no fastest" in out and "search.tolerance" in out
+    chosen = {Strategy.load(folder / "retargeted" / f"{alias}.json").digest for alias in ("quality", "balanced", "at-2x")}
     assert chosen <= {record.candidates[n].strategy.digest for n in promising}
 
 
@@ -117,4 +120,4 @@ def test_this_device_is_measured(make_search: Callable[..., Path], tmp_path: Pat
     table = CostTable.from_dict(json.loads((folder / "retargeted" / "costs.json").read_text()))
     assert table.calls == 21
     assert table.work_ms[Work(Step(12))] > table.work_ms[Work(Step(0))]
-    assert Strategy.load(folder / "retargeted" / "fastest.json").provenance["latency"]["device"] == table.device
+    assert Strategy.load(folder / "retargeted" / "quality.json").provenance["latency"]["device"] == table.device

@@ -54,7 +54,7 @@ def winners(make_search: Callable[..., Path], tmp_path: Path) -> dict[str, Strat
 
 
 def test_versions_hold_strategy_card_and_figures(uri: str, winners: dict[str, Strategy]) -> None:
-    versions = register("dato-toy", winners, run_of_search("toy", "dato/toy"))
+    versions = register("dato-toy", winners, run_of_search("toy", "dato/toy")).versions
     client = MlflowClient()
     for alias in ALIASES:
         version = client.get_model_version_by_alias("dato-toy", alias)
@@ -76,19 +76,77 @@ def test_versions_hold_strategy_card_and_figures(uri: str, winners: dict[str, St
     assert Strategy.load(f"runs:/{run}/winners/fastest-{winners['fastest'].digest}") == winners["fastest"]
 
 
+def with_figures(strategy: Strategy, *, images: int = 20, speedup: float = 3.0, difference: float = 1.0, device: str = "toy device") -> Strategy:
+    """The strategy as if it had been measured so."""
+    notes = strategy.provenance
+    return strategy.with_provenance(
+        **{**notes, "quality": {**notes["quality"], "images": images, "difference": difference}, "latency": {**notes["latency"], "speedup": speedup, "device": device}}
+    )
+
+
 def test_the_same_again_makes_no_second_version(uri: str, winners: dict[str, Strategy]) -> None:
     run = run_of_search("toy", "dato/toy")
     first = register("dato-toy", winners, run)
     assert register("dato-toy", winners, run) == first
+    assert first.stayed == {}
     assert len(MlflowClient().search_model_versions("name = 'dato-toy'")) == 3
     # An alias that went elsewhere comes back to the version that is there.
-    elsewhere = register("dato-toy", {"fastest": winners["quality"]}, run)["fastest"]
-    assert elsewhere not in first.values()
+    elsewhere = register("dato-toy", {"fastest": winners["quality"]}, run, replace=True).versions["fastest"]
+    assert elsewhere not in first.versions.values()
+    assert registered_digest("dato-toy", "fastest") == winners["quality"].digest
     assert register("dato-toy", winners, run) == first
     assert registered_digest("dato-toy", "fastest") == winners["fastest"].digest
     # Measured again, it is another version.
-    again = winners["fastest"].with_provenance(**{**winners["fastest"].provenance, "latency": {"speedup": 9.0}})
-    assert register("dato-toy", {"fastest": again}, run)["fastest"] not in {*first.values(), elsewhere}
+    again = with_figures(winners["fastest"], speedup=99.0)
+    assert register("dato-toy", {"fastest": again}, run).versions["fastest"] not in {*first.versions.values(), elsewhere}
+
+
+@pytest.mark.parametrize(
+    ("alias", "new", "named"),
+    [
+        ("fastest", {"speedup": 3.1}, None),
+        ("fastest", {"speedup": 2.9}, "as good or better"),
+        ("fastest", {"speedup": 3.0, "difference": 0.5}, "as good or better"),
+        ("fastest", {"speedup": 9.0, "images": 19}, "20 fresh images"),
+        ("fastest", {"speedup": 3.1, "images": 500}, None),
+        ("fastest", {"speedup": 9.0, "device": "another"}, "another device"),
+        ("quality", {"difference": 0.9, "speedup": 2.0}, None),
+        ("quality", {"difference": 1.1, "speedup": 9.0}, "as good or better"),
+        ("at-4x", {"difference": 0.9}, None),
+        ("balanced", {"difference": 0.9}, None),
+        ("balanced", {"difference": 0.9, "speedup": 2.9}, "as good or better"),
+    ],
+)
+def test_an_alias_moves_only_to_as_much_evidence_and_a_better_value(uri: str, winners: dict[str, Strategy], alias: str, new: dict, named: str | None) -> None:
+    run = run_of_search("toy", "dato/toy")
+    first = register("dato-toy", {alias: with_figures(winners["quality"])}, run)
+    changed = with_figures(winners["fastest"], **new)
+    second = register("dato-toy", {alias: changed}, run)
+    where = MlflowClient().get_model_version_by_alias("dato-toy", alias).version
+    assert str(where) == (second if named is None else first).versions[alias]
+    if named is None:
+        assert second.stayed == {}
+    else:
+        assert named in second.stayed[alias] and f"version {where}" in second.stayed[alias]
+        assert register("dato-toy", {alias: changed}, run, replace=True).stayed == {}
+        assert registered_digest("dato-toy", alias) == changed.digest
+
+
+def test_another_models_strategy_does_not_take_an_alias(uri: str, winners: dict[str, Strategy]) -> None:
+    run = run_of_search("toy", "dato/toy")
+    register("dato-toy", {"fastest": with_figures(winners["fastest"])}, run)
+    notes = winners["quality"].provenance
+    other = with_figures(winners["quality"].with_provenance(**{**notes, "model": {**notes["model"], "unet_sha256": "f" * 64, "weights": {}}}), speedup=99.0)
+    assert "another model" in register("dato-toy", {"fastest": other}, run).stayed["fastest"]
+
+
+def test_a_version_of_before_evidence_was_noted_gives_way(uri: str, winners: dict[str, Strategy]) -> None:
+    client, run = MlflowClient(), run_of_search("toy", "dato/toy")
+    old = register("dato-toy", {"fastest": with_figures(winners["fastest"], speedup=50.0)}, run).versions["fastest"]
+    for tag in list(client.get_model_version("dato-toy", old).tags):
+        if tag.startswith("dato.evidence."):
+            client.delete_model_version_tag("dato-toy", old, tag)
+    assert register("dato-toy", {"fastest": with_figures(winners["quality"])}, run).stayed == {}
 
 
 @pytest.mark.parametrize(
@@ -133,13 +191,16 @@ def test_a_loaded_model_draws_one_image_a_prompt(uri: str, winners: dict[str, St
             mlflow.pyfunc.load_model("models:/dato-toy@fastest", model_config=config)
 
 
-def test_only_validated_strategies_move_aliases(uri: str, winners: dict[str, Strategy]) -> None:
+def test_what_was_not_measured_on_fresh_images_moves_no_alias(uri: str, winners: dict[str, Strategy]) -> None:
     run = run_of_search("toy", "dato/toy")
     register("dato-toy", winners, run)
-    versions = register("dato-toy", {"fastest": Strategy.full(4), "quality": winners["balanced"]}, run)
-    assert registered_digest("dato-toy", "fastest") == winners["fastest"].digest
-    assert registered_digest("dato-toy", "quality") == winners["balanced"].digest
-    assert MlflowClient().get_model_version("dato-toy", versions["fastest"]).tags["dato.validated"] == "false"
+    for replace in (False, True):
+        made = register("dato-toy", {"fastest": Strategy.full(4), "other": Strategy.full(5)}, run, replace=replace)
+        assert set(made.stayed) == {"fastest", "other"}
+        assert "not measured on fresh images" in made.stayed["fastest"]
+        assert registered_digest("dato-toy", "fastest") == winners["fastest"].digest
+        assert registered_digest("dato-toy", "other") is None
+        assert MlflowClient().get_model_version("dato-toy", made.versions["fastest"]).tags["dato.validated"] == "false"
 
 
 def test_all_aliases_move_or_none(uri: str, winners: dict[str, Strategy], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +216,7 @@ def test_all_aliases_move_or_none(uri: str, winners: dict[str, Strategy], monkey
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuses_fastest)
     changed = {"quality": winners["fastest"], "balanced": winners["balanced"], "fastest": winners["fastest"]}
     with pytest.raises(RegistryError, match=r"does not take 'dato-toy': no rights.*the aliases are where they were.*export to=folder"):
-        register("dato-toy", changed, run)
+        register("dato-toy", changed, run, replace=True)
     assert registered_digest("dato-toy", "quality") == winners["quality"].digest
     assert registered_digest("dato-toy", "balanced") is None
 
