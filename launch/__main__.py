@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import conf
+from search import interrupt
 
 COMMANDS = {
     "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",
@@ -38,6 +39,9 @@ _EXTRAS = {
 }
 """What a missing module is for, and the extra that brings it."""
 
+_CONTINUE = ("search", "evaluate", "ablate", "transfer", "figures", "sync")
+"""Commands that go on where they were."""
+
 USAGE = """usage: dato <command> [key=value ...]
 
 {commands}
@@ -50,8 +54,15 @@ Every key, with its meaning and default, is in {conf}. Examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code: 0, 1 for a failed search, 2 for bad input, 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a subcommand; returns the exit code: 0, 1 for a failed search, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM."""
+    with interrupt.heard():
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        interrupt.let_die()
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     # Ray's and Hugging Face's own chatter says nothing that a person could act on here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -76,12 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dato: there is no command {command!r}; there are {', '.join(COMMANDS)}, help", file=sys.stderr)
         return 2
     if rest and rest[0] in ("-h", "--help"):
-        return main(["help"])
+        return _main(["help"])
+    stopped = "stopped; the same command " + ("continues" if command in _CONTINUE else "begins anew")
     try:
-        return importlib.import_module(f"launch.{command}_" if keyword.iskeyword(command) else f"launch.{command}").run(rest)
+        with interrupt.at_once(stopped):
+            module = importlib.import_module(f"launch.{command}_" if keyword.iskeyword(command) else f"launch.{command}")
+        return module.run(rest)
     except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+        print(stopped, file=sys.stderr)
+        return interrupt.exit_code()
     except ModuleNotFoundError as error:
         missing = str(error.name).split(".")[0]
         if missing not in _EXTRAS:

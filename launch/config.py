@@ -168,7 +168,9 @@ def build(raw: dict[str, Any]) -> SearchConfig:
     missing = [k for k in ("seed", "output", "model", "data", "protocol", "space", "search", "cluster", "mlflow", "registry") if k not in raw]
     if missing:
         raise ConfigError(f"the configuration has no {missing[0]}; it is of another version, or was changed by hand: see {CONF}")
-    identity = json.dumps({k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}, sort_keys=True)
+    given = {k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}
+    given["search"] = {k: v for k, v in raw["search"].items() if k != "retry_failed"}  # the same search, gone on with
+    identity = json.dumps(given, sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     try:
         model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])

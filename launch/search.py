@@ -27,6 +27,7 @@ from launch.estimate import search_workload
 from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
+from search import interrupt
 from search.cluster import connect
 from search.data import FRESH_OFFSET, Data
 from search.driver import Driver
@@ -72,7 +73,11 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
         view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
+        if config.raw["search"].get("retry_failed") and any(not m.ok for m in ledger.record.results.values()):
+            view.say("note: search.retry_failed does nothing here: winners are validated, and what failed is tried again in a search that is not finished only")
     tracker = make_tracker(config)
+    if tracker:
+        tracker.begin(ledger.record)
     if not ledger.record.finished:
         spec = config.evaluator
         own = own_reference(config.folder, spec)
@@ -111,6 +116,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,
+            "retry_failed": config.raw["search"].get("retry_failed", False),
             "kept": KeptShards(config.folder / "kept"),
             "calibration": calibration_of(config),
             "before": before,
@@ -128,7 +134,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             if tracker:
                 tracker.stopped()
             view.say(f"\nstopped; {len(ledger.record.results)} results are safe in {ledger.path}. The same command continues")
-            return 130
+            return interrupt.exit_code()
         finally:
             if pool:
                 pool.close()
@@ -251,8 +257,9 @@ def make_tracker(config: SearchConfig) -> Any:
 
     settings = config.raw["mlflow"]
     return Tracker(
-        experiment=settings["experiment"], uri=settings["uri"], children=settings["children"], front_page=front_page, summary=_summary(config)
-    )
+        experiment=settings["experiment"], uri=settings["uri"], children=settings["children"], front_page=front_page, summary=_summary(config),
+        flush_s=settings.get("flush_s", 60.0),  # ledgers of earlier versions do not hold it
+    )  # fmt: skip
 
 
 def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]:
@@ -280,15 +287,16 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
     if tracker:
         from search.registry import RegistryError, register
 
-        if tracker.run_id is None:
-            tracker.started(record)
         tracker.finished(record, {"": report})
-        try:
-            if tracker.run_id:
+        if tracker.trouble or tracker.run_id is None:
+            view.say(f"warning: MLflow does not have this search yet ({tracker.trouble}); once it answers, {_script('dato')} sync folder={config.folder}")
+            view.say("         completes it and registers the winners")
+        else:
+            try:
                 made = register(name, strategies, tracker.run_id, replace=config.raw["registry"]["replace"])
                 versions, stayed = made.versions, made.stayed
-        except RegistryError as error:
-            view.say(f"warning: {error}")
+            except RegistryError as error:
+                view.say(f"warning: {error}")
     view.winners(record)
     if (apart := prediction_error(record)) is not None:
         view.say(f"latency   of candidates is the cost table's, {apart:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")

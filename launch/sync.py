@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dato.sources import without_credentials
 from launch.arguments import parse, search_folder, tracking_uri
 from launch.config import build
 from launch.search import make_tracker
+from search.handover import read_facts, winner_strategies
 from search.ledger import read_ledger
 from search.records import SearchRecord
+from search.registry import RegistryError, register
+from search.tracking import Tracker, TrackingError
 
 TAKES = {"folder": "<search folder>", "uri": "<MLflow tracking URI> (the search's own, or MLFLOW_TRACKING_URI)"}
 
 
 class SyncError(RuntimeError):
     """MLflow does not take the log: the message says why and what to do."""
-
-
-class _Complaints(logging.Handler):
-    """Keeps what the tracker warned of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -45,40 +34,29 @@ def run(arguments: Sequence[str]) -> int:
     if not began.get("enabled", True):
         where = settings.get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db of this folder"
         print(f"search {record.search_id} began with mlflow.enabled=false; what MLflow does not have of it is written to {without_credentials(str(where))}")
-    tracker = make_tracker(build({**record.config, "mlflow": settings}))
-    complaints = _Complaints()
-    log = logging.getLogger("search.tracking")
-    log.addHandler(complaints)
+    config = build({**record.config, "mlflow": settings})
+    tracker = make_tracker(config)
+    assert tracker is not None  # enabled above
+    fix = "check that the server runs and may be written to (mlflow.uri of the search, or MLFLOW_TRACKING_URI), then run dato sync again"
     try:
         complete(tracker, record, folder)
-    finally:
-        log.removeHandler(complaints)
-    if complaints.said or tracker.run_id is None:
-        why = complaints.said[0].split(";")[0] if complaints.said else "MLflow made no run"
-        raise SyncError(f"{why}; check that the server runs and may be written to (mlflow.uri of the search, or MLFLOW_TRACKING_URI), then run dato sync again")
+    except TrackingError as error:
+        raise SyncError(f"{error}; {fix}") from None
+    versions: dict[str, str] = {}
+    name = config.raw["registry"]["name"]
+    if record.winners and tracker.run_id:
+        try:
+            versions = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id).versions
+        except RegistryError as error:
+            raise SyncError(f"MLflow holds the runs of search {record.search_id}, and not its winners: {error}") from None
     state = "finished" if record.finished else f"{len(record.results)} results so far"
     print(f"MLflow holds search {record.search_id}: {state}, {len(record.hypervolumes)} generations, run {tracker.run_id}")
+    if versions:
+        print(f"winners   models:/{name}, versions {', '.join(f'{v} ({alias})' for alias, v in versions.items())}")
     return 0
 
 
-def complete(tracker: Any, record: SearchRecord, folder: Path) -> None:
-    """Log what MLflow does not have: candidates, generations, and for a finished search its end."""
-    tracker.started(record)
-    if tracker.run_id is None:
-        return
-    known = tracker.logged_generations()
-    for generation in range(len(record.hypervolumes)):
-        if generation not in known:
-            tracker.generation_done(as_of(record, generation), generation)
-    if record.finished:
-        report = folder / "report.html"
-        tracker.finished(record, {"": report} if report.is_file() else {})
-    else:
-        tracker.stopped()
-
-
-def as_of(record: SearchRecord, generation: int) -> SearchRecord:
-    """The record as it was when a generation was complete."""
-    results = {n: m for n, m in record.results.items() if record.candidates[n].generation <= generation}
-    candidates = {n: c for n, c in record.candidates.items() if c.generation <= generation}
-    return replace(record, candidates=candidates, results=results, hypervolumes=record.hypervolumes[: generation + 1], winners={}, finished=False)
+def complete(tracker: Tracker, record: SearchRecord, folder: Path) -> None:
+    """Log what MLflow does not have: candidates, generations, and for a finished search its end. Raises `TrackingError`."""
+    report = folder / "report.html"
+    tracker.complete(record, {"": report} if record.finished and report.is_file() else {})

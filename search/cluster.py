@@ -11,6 +11,9 @@ from typing import Any
 
 import ray
 
+from search import interrupt
+from search.leftovers import end_left_behind, noted
+
 CONNECT_S = 10
 """Seconds to reach an address."""
 CODE = ("installed", "ship")
@@ -35,22 +38,27 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
     try:
         if address is None:
             _check_temporary_folder()
-            ray.init(
-                **shipped,
-                address="local",  # without it, Ray would join whatever cluster was last started on this machine
-                num_cpus=max(1, round(cpus)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=200 * 2**20,
-                _node_ip_address="127.0.0.1",
-            )
+            end_left_behind()
+            with interrupt.kept(), noted() as started:
+                context = ray.init(
+                    **shipped,
+                    address="local",  # without it, Ray would join whatever cluster was last started on this machine
+                    num_cpus=max(1, round(cpus)),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=200 * 2**20,
+                    _node_ip_address="127.0.0.1",
+                )
+                started.session = context.address_info["session_dir"]
         else:
             check_address(address)
             if (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_TOKEN" in os.environ:
                 # `ray start` asks for the token unless told not to; `ray.init` sends it only when told to.
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
-            ray.init(**shipped, address=address, log_to_driver=False, logging_level="ERROR")
+            with interrupt.kept():
+                ray.init(**shipped, address=address, log_to_driver=False, logging_level="ERROR")
+        interrupt.check()
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         if isinstance(error, ClusterError):
             raise

@@ -1,7 +1,10 @@
-"""Which worker does what next: jobs cut into batches, affinity, work stealing, retries. Pure: no Ray, no clock.
+"""Which worker does what next: jobs cut into batches, affinity, work stealing, retries, checks. Pure: no Ray, no clock.
 
 A job stays with its worker while others have jobs of their own; a worker that would idle takes a batch of the job with the
 most left. So 64 workers are busy with 20 candidates, and the end of a generation waits for one batch, not for a candidate.
+
+A job is only given up after it failed on workers that succeed with others (`search.health`). Where nobody else can show whether a
+worker is sound, it is checked with what is known to work, and judges after that.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from search.health import Health
 
 LOSSES = 20
 """How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
@@ -30,8 +35,9 @@ class Job:
         strategies: What to run, as the evaluator takes it: strategies, or the entries of a comparison.
         batches: Image indices by batch.
         method: The evaluator's method: "run", or "samples" for pictures.
-        tries: How often its unluckiest batch was started, machines that vanished not counted.
+        tries: How often its unluckiest batch was started, machines that vanished not counted; never more than it may fail.
         errors: What each failed try said.
+        blamed: What those said that count against it: on workers that succeed with other jobs.
         failed_s: Seconds that its failed tries took of their workers.
     """
 
@@ -41,13 +47,14 @@ class Job:
     method: str = "run"
     tries: int = 0
     errors: list[str] = field(default_factory=list)
+    blamed: list[str] = field(default_factory=list)
     failed_s: float = 0.0
 
     @property
     def reason(self) -> str:
         """Why it was given up: each different error once, and whether it is quarantined because it ends workers."""
-        killed = sum(error.startswith(WORKER_DIED) for error in self.errors)
-        errors = "; then ".join(dict.fromkeys(self.errors))
+        killed = sum(error.startswith(WORKER_DIED) for error in self.blamed)
+        errors = "; then ".join(dict.fromkeys(self.blamed or self.errors))
         return f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
 
 
@@ -59,15 +66,30 @@ class Piece:
         job: Whose.
         batches: Positions in the job's batches.
         timed: Whether it must run where latency counts.
-        avoid: The worker that it failed on last.
+        worker: Who has it, or had it last.
+        check: It shows whether its worker is sound, and its result is nobody's.
+        failures: How often it failed where that counts against its job.
+        unjudged: How often it failed where that counts against nothing.
+        losses: How often its machine vanished.
+        avoid: The workers that it failed on.
     """
 
     job: Job
     batches: Sequence[int]
     timed: bool = False
+    worker: Hashable = None
+    check: bool = False
     failures: int = 0
+    unjudged: int = 0
     losses: int = 0
-    avoid: Hashable = None
+    avoid: set[Hashable] = field(default_factory=set)
+    alone: bool = False
+    """Whether it was given to a worker of which nothing is known, as there was no other."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it failed before, so that only a proven worker may judge it."""
+        return bool(self.failures or self.unjudged)
 
 
 @dataclass(eq=False)
@@ -82,7 +104,9 @@ class _Open:
     """Batches that ran, or run, where latency counts."""
     results: dict[int, Any] = field(default_factory=dict)
     failures: int = 0
-    """Of all its pieces together."""
+    """Of all its pieces together, those that count."""
+    unjudged: int = 0
+    """Of all its pieces together, those that do not."""
 
 
 class Dispatcher:
@@ -94,6 +118,7 @@ class Dispatcher:
         tries: How often a piece may fail, or all pieces of a job together of which none has succeeded.
         mixed: Latency counts on some workers only: one batch of every job is kept for these.
         ahead: How many jobs may be open at most.
+        health: What is known of the workers; None where they are new.
     """
 
     def __init__(
@@ -104,9 +129,14 @@ class Dispatcher:
         tries: int = 3,
         mixed: bool = False,
         ahead: int = 1_000_000,
+        health: Health | None = None,
     ) -> None:
         self._jobs: Iterator[Job] = iter(jobs)
         self._join, self._tries, self._mixed, self._ahead = join, tries, mixed, ahead
+        self.health = Health() if health is None else health
+        self._workers: set[Hashable] = set()
+        self._checks = 0
+        """Checks that are running."""
         self._open: dict[int, _Open] = {}
         self._mine: dict[Hashable, _Open] = {}
         self._orphans: deque[_Open] = deque()
@@ -135,9 +165,23 @@ class Dispatcher:
         Args:
             worker: Its name.
             timed: Whether latency counts there.
-            alone: No other worker takes what failed on this one, so that it is tried here again.
+            alone: Nobody is running anything: what failed on this worker is tried here again, after a check where one is possible.
         """
         self._alone = alone
+        self._workers.add(worker)
+        health = self.health
+        if health.is_broken(worker) or (health.suspect(worker) and not alone):
+            return None
+        piece = None if health.suspect(worker) and health.good else self._choose(worker, timed)
+        if piece is None and alone and health.good and not health.proven(worker) and sum(len(o.todo) for o in self._open.values()) > self._checks:
+            self._checks += 1
+            piece = Piece(Job("check", health.good.strategies, health.good.batches), range(len(health.good.batches)), check=True)
+        if piece:
+            piece.worker = worker
+            health.begins(worker)
+        return piece
+
+    def _choose(self, worker: Hashable, timed: bool) -> Piece | None:
         mine = self._mine.get(worker)
         if mine and (piece := self._take(mine, worker, timed)):
             return piece
@@ -189,11 +233,14 @@ class Dispatcher:
     def _take(self, taken: _Open, worker: Hashable, timed: bool) -> Piece | None:
         if not taken.todo or id(taken.job) not in self._open:
             return None
-        if taken.todo[0].avoid == worker is not None and not self._alone:
+        place = next((i for i, piece in enumerate(taken.todo) if self._may(taken, piece, worker)), None)
+        if place is None:
             return None
         if self._mixed and not timed and taken.timed == 0 and len(taken.todo) == 1:
             return None  # the last batch is kept for a worker whose latency counts
-        piece = taken.todo.popleft()
+        piece = taken.todo[place]
+        del taken.todo[place]
+        piece.alone = self._alone
         piece.timed = self._mixed and timed
         taken.timed += piece.timed
         if taken.worker is None:
@@ -205,8 +252,15 @@ class Dispatcher:
             self._kept[id(taken.job)] = taken
         else:
             self._kept.pop(id(taken.job), None)
-        piece.job.tries = max(piece.job.tries, piece.failures + 1)
+        piece.job.tries = max(piece.job.tries, min(piece.failures + piece.unjudged + 1, self._tries))
         return piece
+
+    def _may(self, taken: _Open, piece: Piece, worker: Hashable) -> bool:
+        """Whether a worker may run a piece: what failed goes to a proven one that it has not failed on."""
+        if self._alone and (self.health.good is None or self.health.proven(worker)):
+            return True
+        doubtful = piece.doubtful or (taken.unjudged + taken.failures and not taken.results)
+        return worker not in piece.avoid and (not doubtful or self.health.proven(worker))
 
     def _close(self, job: Job) -> None:
         closed = self._open.pop(id(job))
@@ -216,6 +270,10 @@ class Dispatcher:
 
     def succeed(self, piece: Piece, result: Any) -> tuple[Job, Any] | None:
         """Note a piece's result; the job with its result when that was its last piece."""
+        self._checks -= piece.check
+        if piece.job.method == "run":
+            self.health.succeeded(piece.worker)
+            self.health.good = Job("good", piece.job.strategies, [piece.job.batches[i] for i in piece.batches])
         taken = self._open.get(id(piece.job))
         if taken is None:
             return None  # the job failed elsewhere
@@ -234,27 +292,52 @@ class Dispatcher:
             piece: Which.
             error: What it said.
             lost: Its machine vanished: not counted as a try, up to `LOSSES` times.
-            worker: Which is still there, and is not given this piece again while there are others.
+            worker: Which is still there, and is not given this piece again while there are others; None where its process ended.
             seconds: How long it took.
         """
-        piece.job.failed_s += seconds
+        self._checks -= piece.check
         taken = self._open.get(id(piece.job))
+        counts = self._judge(piece, error, lost=lost, gone=worker is None, known=taken is None or taken.failures > 0)
         if taken is None:
             return None
         piece.job.errors.append(error)
+        if counts:
+            piece.job.blamed.append(error)
+            piece.job.failed_s += seconds
         taken.timed -= piece.timed
         if self._mine.get(taken.worker) is taken:
             del self._mine[taken.worker]
         taken.worker = None
-        piece.avoid = worker
+        if worker is not None:
+            piece.avoid.add(worker)
+            if len(piece.avoid) >= len(self._workers):
+                piece.avoid = {worker}
         piece.losses += lost
-        piece.failures += not lost
-        taken.failures += not lost
+        piece.failures += counts
+        piece.unjudged += not counts and not lost
+        taken.failures += counts
+        taken.unjudged += not counts and not lost
         hopeless = taken.failures >= self._tries and not taken.results
-        if piece.failures < self._tries and piece.losses < LOSSES and not hopeless:
+        # Nothing ever succeeded here, and nobody is left to ask: whoever gave the job is told so.
+        baseless = piece.alone and self.health.good is None and taken.failures + taken.unjudged >= self._tries
+        if piece.failures < self._tries and piece.losses + piece.unjudged < LOSSES and not hopeless and not baseless:
             # Before the job's other pieces: where it fails again, they need not be begun.
             taken.todo.appendleft(piece)
             self._orphans.append(taken)
             return None
         self._close(piece.job)
         return piece.job, None
+
+    def _judge(self, piece: Piece, error: str, *, lost: bool, gone: bool, known: bool) -> bool:
+        """Whether a failure counts against the job, after what is known of the worker; and what it says about the worker."""
+        if lost:
+            self.health.renewed(piece.worker)
+            return False
+        if piece.check:
+            self.health.unfit(piece.worker, gone=gone)
+            return False
+        if piece.job.method != "run":  # pictures, costs and facts prove nothing
+            if gone:
+                self.health.renewed(piece.worker)
+            return True
+        return self.health.failed(piece.worker, error, known=known, gone=gone)

@@ -62,6 +62,7 @@ class Driver:
         latencies: Recorded latencies in ms by strategy digest and images, used in place of measured ones: repeats a search exactly.
         kept: Where shards of candidates that may be promoted are kept; needed where the protocol has fidelities.
         calibration: Strategies that a cost table is measured with; needed for predicted latencies.
+        retry_failed: Measure once more what is recorded as failed: candidates, their promotions, baselines.
         before: Given the pool before anything is measured.
         after: Given the pool and the record once the winners are known: to draw samples.
         say: Told in words what is being done where it takes long.
@@ -81,6 +82,7 @@ class Driver:
         latencies: Mapping[tuple[str, int], float] | None = None,
         kept: KeptShards | None = None,
         calibration: Sequence[Strategy] = (),
+        retry_failed: bool = False,
         before: Callable[[Pool], None] | None = None,
         after: Callable[[Pool, SearchRecord], None] | None = None,
         say: Callable[[str], None] = lambda _line: None,
@@ -90,8 +92,13 @@ class Driver:
         self.latencies, self._kept, self._calibration, self._before, self._after, self._say = latencies or {}, kept, calibration, before, after, say
         if protocol.fidelities and kept is None:
             raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
+        # Of a baseline at each number of images, until all of them are recorded.
+        self._kept_baselines = KeptShards(kept.folder.with_name(f"{kept.folder.name}-baselines")) if kept else None
         self._promised: list[tuple[Candidate, Measurement]] = []  # those of which shards are kept
         self._plain: PlainFeatures | None = None
+        self._retry_failed = retry_failed
+        self._again = {n for n, m in self.record.results.items() if retry_failed and not m.ok}  # candidates to be tried again
+        self._promote_again = {(n, i) for n, more in self.record.promotions.items() for i, m in more.items() if retry_failed and not m.ok}
         self._numbers: dict[str, int] = {}  # of the candidates, by their strategies' digests
         self._began = time.monotonic()
 
@@ -116,6 +123,18 @@ class Driver:
         self._price()
         self._run_baselines()
         self._recall_plain()
+        self.pool.known_good(Job(UNACCELERATED, [self.baselines[UNACCELERATED]], self.protocol.batches()[:1]))
+        self._retry()
+
+    def _retry(self) -> None:
+        """Measure failed candidates once more. What the algorithm was told of them stays told, so that a replay asks for the same."""
+        if self.record.finished:
+            return
+        failed = [self.record.candidates[n] for n in sorted(self._again)]
+        told = [c for c in failed if isinstance(self.algorithm, SteadyNsga2) or c.generation < len(self.record.hypervolumes)]
+        for job, shards in self.pool.map([self._job(c) for c in told]):
+            self._take(job, shards, self.ledger.retried)
+            self._again.discard(job.key)
 
     def _finish(self) -> None:
         self._promote()
@@ -158,13 +177,14 @@ class Driver:
             self.ledger.append("costs", table=table)
 
     def _run_baselines(self) -> None:
-        missing = {name: s for name, s in self.baselines.items() if self.protocol.images not in self.record.baselines_at.get(name, {})}
+        there = self.record.baselines_at
+        missing = {n: s for n, s in self.baselines.items() if self.protocol.images not in there.get(n, {}) and not self._failed_for_good(n)}
         if not missing:
             return
         earlier: dict[str, list[Shard]] = {name: [] for name in missing}
         stages: list[tuple[int, dict[str, list[Shard]], str | None]] = []
         for first, last in itertools.pairwise((0, *self.protocol.counts)):
-            shards, error = self._compare(missing, self.protocol.batches(first=first, last=last))
+            shards, error = self._baseline_shards(missing, first, last)
             earlier = {name: [*parts, *shards.get(name, ())] for name, parts in earlier.items()}
             stages.append((last, earlier, error))
         if UNACCELERATED in missing and not any(error for _, _, error in stages):
@@ -183,10 +203,29 @@ class Driver:
                     if name != UNACCELERATED:
                         measurement = self._with_interval(measurement)
                 candidate = Candidate(number=-1, generation=-1, strategy=missing[name], origin=name)
+                if last in there.get(name, {}):
+                    continue  # recorded before an interruption
                 self.ledger.baseline(candidate, measurement)
                 if last == self.protocol.images:
                     for watcher in self.watchers:
                         watcher.measured(self.record, candidate)
+        if self._kept_baselines:
+            self._kept_baselines.clear()
+
+    def _failed_for_good(self, name: str) -> bool:
+        """Whether a baseline is recorded as failed, and is not to be tried again."""
+        return not self._retry_failed and any(not m.ok for m in self.record.baselines_at.get(name, {}).values())
+
+    def _baseline_shards(self, strategies: Mapping[str, Strategy], first: int, last: int) -> tuple[dict[str, list[Shard]], str | None]:
+        """As `_compare`, of images `first` to `last`; a driver that was killed after some of these has kept them."""
+        kept, names = self._kept_baselines, sorted(self.baselines)
+        there = {n: parts for n in strategies if kept and (parts := kept.get(names.index(n), last))}
+        due = {n: s for n, s in strategies.items() if n not in there}
+        found, error = self._compare(due, self.protocol.batches(first=first, last=last)) if due else ({}, None)
+        for name, parts in found.items():
+            if kept:
+                kept.put(names.index(name), last, parts)
+        return {**there, **found}, error
 
     def _keep_plain(self, shards: Sequence[Shard]) -> None:
         """What feature distances are taken from. Raises `SearchFailed` where they are limited and there can be none."""
@@ -231,15 +270,17 @@ class Driver:
         if not asked:
             return False
         candidates = [self._note(generation * self.plan.population + i, s, self.algorithm.parents(s)) for i, s in enumerate(asked)]
-        todo = [c for c in candidates if c.number not in self.record.results]
+        todo = [c for c in candidates if c.number not in self.record.results or c.number in self._again]
         # The longest first, so that little is left to wait for at a generation's end.
         todo.sort(key=lambda c: -sum(step.cache_depth for step in c.strategy))
         for job, shards in self.pool.map([self._job(c) for c in todo]):
             self._take(job, shards)
+            self._again.discard(job.key)
         results = [self.record.results[c.number] for c in candidates]
         if generation == 0 and not any(r.ok for r in results):
             raise self._hopeless(results)
-        self.algorithm.tell([self._objectives(r) for r in results], [self._violation(r) for r in results])
+        told = [self.record.as_told(c.number) for c in candidates]
+        self.algorithm.tell([self._objectives(r) for r in told], [self._violation(r) for r in told])
         self._close_generation(generation)
         return True
 
@@ -309,13 +350,13 @@ class Driver:
     def _job(self, candidate: Candidate) -> Job:
         return Job(candidate.number, [candidate.strategy], self.protocol.batches(last=self.protocol.counts[0]))
 
-    def _take(self, job: Job, shards: Sequence[Shard] | None) -> None:
-        """A candidate's shards into the ledger."""
+    def _take(self, job: Job, shards: Sequence[Shard] | None, write: Callable[[int, Measurement], None] | None = None) -> None:
+        """A candidate's shards into the ledger, as its result unless `write` says otherwise."""
         candidate = self.record.candidates[job.key]
         measurement = self._to_measurement(candidate.strategy, job, [shards[0]] if shards else None)
         if self._kept and shards and measurement.ok:
             self._kept.put(candidate.number, measurement.images, [shards[0]])
-        self.ledger.result(candidate.number, measurement)
+        (write or self.ledger.result)(candidate.number, measurement)
         if self._kept and measurement.ok:
             self._kept.keep_only([c for c, _ in self._promise(candidate, measurement)])
         for watcher in self.watchers:
@@ -346,11 +387,15 @@ class Driver:
             ranks, known = self.plan.promoted_ranks, self.record.evaluated(low)
             while True:
                 chosen = self._promising(low, ranks)
-                self._measure_more([c for c, _ in chosen if high not in self.record.promotions.get(c.number, {})], low, high)
+                self._measure_more([c for c, _ in chosen if self._unknown(c.number, high)], low, high)
                 # Those at a limit may be beyond it on more images: the next ranks go on until one is within.
                 if self._within_limits(high) or len(chosen) >= len(self._within_limits(low) or known):
                     break
                 ranks += 1
+
+    def _unknown(self, number: int, images: int) -> bool:
+        """Whether a candidate is still to be measured on so many images."""
+        return images not in self.record.promotions.get(number, {}) or (number, images) in self._promote_again
 
     def _measure_more(self, due: Sequence[Candidate], low: int, high: int) -> None:
         assert self._kept is not None
@@ -363,6 +408,7 @@ class Driver:
             if whole and measurement.ok:
                 self._kept.put(candidate.number, high, whole)
             self.ledger.promotion(candidate.number, high, measurement)
+            self._promote_again.discard((candidate.number, high))
             for watcher in self.watchers:
                 watcher.measured(self.record, candidate)
 
@@ -380,7 +426,7 @@ class Driver:
         return self.plan.objectives.violation(m, self.record.plain(m.images)) if m.ok else 0.0
 
     def _tell_one(self, algorithm: SteadyNsga2, candidate: Candidate) -> None:
-        m = self.record.results[candidate.number]
+        m = self.record.as_told(candidate.number)
         algorithm.tell_one(candidate.strategy, self._objectives(m), self._violation(m))
 
     def _to_measurement(self, strategy: Strategy, job: Job, shards: Sequence[Shard] | None) -> Measurement:

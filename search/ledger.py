@@ -81,6 +81,10 @@ class Ledger:
         """Note a candidate's measurement."""
         self.append("result", number=number, measurement=measurement.to_dict())
 
+    def retried(self, number: int, measurement: Measurement) -> None:
+        """Note a failed candidate's measurement from another try, after the algorithm was told of the failure."""
+        self.append("retried", number=number, measurement=measurement.to_dict())
+
     def promotion(self, number: int, images: int, measurement: Measurement) -> None:
         """Note a candidate's measurement on more images."""
         self.append("promotion", number=number, images=images, measurement=measurement.to_dict())
@@ -191,13 +195,13 @@ _SECTIONS = ("model", "data", "protocol", "space", "search", "cluster", "mlflow"
 def _check_row(record: SearchRecord, row: dict[str, Any]) -> None:
     """Refuse an event that cannot have happened, so that whoever reads a record need not. Raises ValueError or KeyError."""
     event = row["event"]
-    if event in ("result", "promotion", "winner", "fresh") and (event, row["number"]) != ("fresh", -1):
+    if event in ("result", "retried", "promotion", "winner", "fresh") and (event, row["number"]) != ("fresh", -1):
         number = row["number"]
         if not is_count(number) or number not in record.candidates:
             raise ValueError(f"a {event} of candidate {shown(number)}, which was never asked for")
         if event != "result" and number not in record.results:
             raise ValueError(f"a {event} of candidate {number}, which has no result")
-    for key in {"result": ("measurement",), "promotion": ("measurement",), "fresh": ("measurement",), "baseline": ("measurement",), "winner": ("fresh", "fresh_baseline")}.get(event, ()):
+    for key in {"result": ("measurement",), "retried": ("measurement",), "promotion": ("measurement",), "fresh": ("measurement",), "baseline": ("measurement",), "winner": ("fresh", "fresh_baseline")}.get(event, ()):
         Measurement.from_dict(row[key])
     if event in ("ask", "baseline"):
         candidate = row["candidate"]
@@ -231,6 +235,10 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
         case "result":
             record.results[row["number"]] = Measurement.from_dict(row["measurement"])
             record.events.append(("result", row["number"]))
+        case "retried":
+            # What followed from the failure still does: a replay goes through the same candidates.
+            record.told.setdefault(row["number"], record.results[row["number"]])
+            record.results[row["number"]] = Measurement.from_dict(row["measurement"])
         case "promotion":
             record.promotions.setdefault(row["number"], {})[row["images"]] = Measurement.from_dict(row["measurement"])
         case "baseline":

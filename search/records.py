@@ -227,6 +227,7 @@ class SearchRecord:
         baselines: Measurements of named strategies on all images of the protocol; "unaccelerated" is always one.
         baselines_at: The same and those on fewer images, by name and images.
         events: ("ask" | "result", candidate number) in the order in which they were written.
+        told: Failures that the algorithm was told of, by number, of candidates that were measured again later.
         costs: The cost table that latencies are predicted with, or None.
         hypervolumes: After each generation.
         fresh: Measurements on fresh images by candidate number, -1 for the unaccelerated pipeline, and images.
@@ -245,6 +246,7 @@ class SearchRecord:
     baselines: dict[str, tuple[Candidate, Measurement]] = field(default_factory=dict)
     baselines_at: dict[str, dict[int, Measurement]] = field(default_factory=dict)
     events: list[tuple[str, int]] = field(default_factory=list)
+    told: dict[int, Measurement] = field(default_factory=dict)
     costs: dict[str, Any] | None = None
     hypervolumes: list[float] = field(default_factory=list)
     fresh: dict[int, dict[int, Measurement]] = field(default_factory=dict)
@@ -276,6 +278,10 @@ class SearchRecord:
     def plain(self, images: int) -> Measurement:
         """The unaccelerated pipeline on so many images, as `baseline`."""
         return self.baseline(UNACCELERATED, images)
+
+    def as_told(self, number: int) -> Measurement:
+        """What the algorithm was told of a candidate, or is to be: its next candidates follow from that."""
+        return self.told.get(number, self.results[number])
 
     def device_seconds(self, number: int | None = None) -> float:
         """Time that devices spent evaluating a candidate, or everything; a promotion counts its new images only."""

@@ -21,15 +21,17 @@ from ray.tune.search import Searcher
 from dato.strategy import Strategy
 from search.driver import Driver
 from search.evaluate import MeasurerSpec
+from search.health import poisons
 from search.ledger import LedgerError
 from search.nsga2 import Operators
-from search.records import Measurement, SearchRecord
+from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
 from search.winners import SearchFailed
 
 STRATEGY = "strategy"
 """The key of a trial's config that holds its strategy as JSON."""
+_BROKEN = "the process is broken, not the strategy:"
 
 
 class NSGA2Search(Searcher):
@@ -182,11 +184,16 @@ class StrategyTrainable(tune.Trainable):
 
     ``tune.with_parameters(StrategyTrainable, factory=..., deadline_s=...)``; a result holds `fid`, `latency_ms` and the whole
     `measurement`. Past the deadline, in seconds, the trial's process ends itself, and Tune counts that as a failure of the trial.
+
+    A failure is only a result where this process then succeeds with what is `known` to work, or with what it succeeded with last. Else
+    the process is broken, and raises: Tune ends it and starts the trial in a new one, on whatever machine Tune gives it; a machine that
+    stays broken cannot be avoided here, as `search.engine=ray` does.
     """
 
-    def setup(self, config: dict[str, Any], factory: MeasurerFactory, deadline_s: float | None = None) -> None:
-        """Load once."""
+    def setup(self, config: dict[str, Any], factory: MeasurerFactory, deadline_s: float | None = None, known: str | None = None) -> None:
+        """Load once; `known` is a strategy as JSON."""
         self._measurer, self._deadline = factory.build(), deadline_s
+        self._good = Strategy.from_json(known) if known else None
         self.reset_config(config)
 
     def step(self) -> dict[str, Any]:
@@ -197,12 +204,26 @@ class StrategyTrainable(tune.Trainable):
             watch.start()
         try:
             measurement = self._measurer.measure(self._strategy)
+            self._good = self._strategy if measurement.ok else self._good
         except Exception as error:  # a failing candidate is data
             measurement = Measurement(error=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began)
+            self._check(error)
         finally:
             if watch:
                 watch.cancel()
         return {"fid": measurement.fid, "latency_ms": measurement.latency_ms, "measurement": json.dumps(measurement.to_dict()), "done": True}
+
+    def _check(self, error: Exception) -> None:
+        """Raise where the process is broken, rather than the strategy."""
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        if poisons(said):
+            raise RuntimeError(f"{_BROKEN} {said}") from error
+        if self._good is None:
+            return  # nothing is known to work
+        try:
+            self._measurer.measure(self._good)
+        except Exception as again:
+            raise RuntimeError(f"{_BROKEN} {said} (and then what had worked failed too)") from again
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next strategy; the pipeline stays loaded."""
@@ -231,9 +252,11 @@ class _Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self._driver:
-            # A strategy's own errors are results: what is left is a process that died as often as it may.
+            # A strategy's own errors are results: what is left are processes that broke or died, one after the other.
+            broken = [line.split(_BROKEN, 1)[1].strip() for line in str(trial.get_error() or "").splitlines() if _BROKEN in line]
+            what = broken[-1] if broken else "the trial's process died, or passed cluster.deadline_s"
             self._driver.record_result(
-                trial.trial_id, Measurement(error="the trial's process died, or passed cluster.deadline_s; its log is in the search's folder `tune`")
+                trial.trial_id, Measurement(error=f"{what}; its log is in the search's folder `tune`, and search.retry_failed=true tries it again")
             )
 
 
@@ -316,14 +339,16 @@ class TuneDriver(Driver):
                 self._searcher.recall(strategy)
                 self._numbers[strategy.digest] = number
             else:
-                m = self.record.results[number]
+                m = self.record.as_told(number)
                 self._searcher.recall_result(strategy, self._objectives(m), self._violation(m))
 
     def _tune(self, trials: int) -> None:
         # Tune's own handler ends an interrupted experiment as if it were complete.
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
         factory = replace(self._factory, plain=self._plain) if isinstance(self._factory, MeasurerSpec) else self._factory
-        trainable = tune.with_resources(tune.with_parameters(StrategyTrainable, factory=factory, deadline_s=self._deadline), self._resources)
+        known = self.baselines[UNACCELERATED].to_json()
+        measuring = tune.with_parameters(StrategyTrainable, factory=factory, deadline_s=self._deadline, known=known)
+        trainable = tune.with_resources(measuring, self._resources)
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(

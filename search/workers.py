@@ -1,7 +1,7 @@
 """Where jobs run: Ray actors that hold a loaded evaluator each, or this process.
 
-A job that fails is tried on another worker, then handed back with its error; a worker that dies or passes its deadline is
-replaced, as soon as a machine has room for it. Results come back as they finish.
+A job that fails is tried on another worker, then handed back with its error; a worker that dies, passes its deadline or fails
+with what others succeed with is replaced, as soon as a machine has room for it. Results come back as they finish.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 import ray
 
+from search import interrupt
 from search.cluster import ClusterError, connect, own_packages, worker_class
 from search.dispatch import WORKER_DIED, Dispatcher, Job, Piece
+from search.health import Health
 
 __all__ = ["Evaluator", "EvaluatorFactory", "InProcessPool", "Job", "Pool", "RayPool", "WorkerError"]
 _log = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ class Pool(Protocol):
 
     size: int
 
+    def known_good(self, job: Job) -> None:
+        """Say what worked before: a worker that nobody else can vouch for is checked with it."""
+        ...
+
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         """Each job with its result as it finishes; jobs are taken one at a time, when there is a worker for them."""
         ...
@@ -64,9 +70,13 @@ class InProcessPool:
     def __init__(self, factory: EvaluatorFactory) -> None:
         self._evaluator = factory.build()
 
+    def known_good(self, job: Job) -> None:
+        """There is one worker, and nobody to compare it with."""
+
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         """Each job with its result, or with None and its errors. The next job is taken when the last one is handed back."""
         for job in jobs:
+            interrupt.check()
             job.tries += 1
             began = time.monotonic()
             try:
@@ -95,7 +105,10 @@ class _Slot:
     starts: int = 0
     died: bool = False
     """Whether its last start ended without an answer: the machine's fault or its memory's, not the model's."""
-    errors: list[str] = field(default_factory=list)
+    unfit: bool = False
+    """Whether it is left out, as every process there fails with everything."""
+    errors: deque[str] = field(default_factory=lambda: deque(maxlen=8))
+    """The last of what went wrong."""
 
 
 class RayPool:
@@ -154,6 +167,7 @@ class RayPool:
         self._remote = ray.remote(worker_class()).options(**options)
         self._arguments = (arrange, ray.put(ray.cloudpickle.dumps(factory)))
         self._need = f"{cpus:g} CPUs, {gpus:g} GPUs"
+        self._health = Health()
         self._slots = [_Slot(i) for i in range(workers)]
         self._idle: deque[_Slot] = deque()
         self._starting: dict[Any, _Slot] = {}
@@ -185,6 +199,7 @@ class RayPool:
                     f"{len(self._idle)} of {self._least} workers loaded within {self._start:.0f} s; is there room for {self.size} x ({self._need})? "
                     "Lower cluster.workers or raise cluster.start_s"
                 )
+            interrupt.check()
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=1.0)
             for ref in done:
                 slot = self._starting[ref]
@@ -226,13 +241,18 @@ class RayPool:
         self._idle.append(slot)
         return None
 
+    def known_good(self, job: Job) -> None:
+        """As for `Pool`; what has succeeded here since stands in for it."""
+        self._health.good = self._health.good or job
+
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         """Each job with its result as it finishes, or with None and its errors.
 
         Jobs are taken one at a time, when a worker is free: a generator may decide what comes next from the results so far.
         """
         mixed = self._latency_device is not None
-        dispatcher = Dispatcher(jobs, join=self._join, tries=self._tries, mixed=mixed, ahead=2 * self.size if mixed else 1_000_000)
+        ahead = 2 * self.size if mixed else 1_000_000
+        dispatcher = Dispatcher(jobs, join=self._join, tries=self._tries, mixed=mixed, ahead=ahead, health=self._health)
         alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
@@ -256,6 +276,7 @@ class RayPool:
                 result = self._finish(ref, late)
                 if result and mine:  # else a batch of a job that has failed already, or of an abandoned map
                     finished.append(result)
+            self._exchange()
 
     def _hand_out(self, dispatcher: Dispatcher, *, alone: bool) -> None:
         """Give every idle worker its next piece, if there is one for it."""
@@ -269,6 +290,7 @@ class RayPool:
 
     def _wait(self) -> list[tuple[Any, bool]]:
         """What finished, or is too late (True)."""
+        interrupt.check()
         watched = [*self._running, *self._starting]
         ray.wait(watched, num_returns=1, timeout=1.0)
         done = set(ray.wait(watched, num_returns=len(watched), timeout=0)[0])
@@ -285,18 +307,23 @@ class RayPool:
         dispatcher, piece, slot, began = self._running.pop(ref)
         seconds = time.monotonic() - began
         if late:
+            slot.errors.append(f"no result within {self._deadline:.0f} s")
+            failed = dispatcher.fail(piece, slot.errors[-1], seconds=seconds)
             self._replace(slot)
-            return dispatcher.fail(piece, f"no result within {self._deadline:.0f} s", seconds=seconds)
+            return failed
         try:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
-            return dispatcher.fail(piece, _summary(error.cause), worker=slot.number, seconds=seconds)
+            slot.errors.append(_summary(error.cause))
+            return dispatcher.fail(piece, slot.errors[-1], worker=slot.number, seconds=seconds)
         except ray.exceptions.RayError as error:
             lost = _node_is_gone(slot.node, error)
             what = f"node {slot.host} was lost" if lost else f"{WORKER_DIED}: {_summary(error)}"
+            slot.errors.append(what)
+            failed = dispatcher.fail(piece, what, lost=lost, seconds=seconds)
             self._replace(slot)
-            return dispatcher.fail(piece, what, lost=lost, seconds=seconds)
+            return failed
         self._idle.append(slot)
         return dispatcher.succeed(piece, result)
 
@@ -312,9 +339,27 @@ class RayPool:
 
     def _replace(self, slot: _Slot) -> None:
         ray.kill(slot.actor)
-        self._launch(slot)
+        slot.device = ""
+        if self._health.lives_broken(slot.number) < self._tries:
+            self._launch(slot)
+            return
+        slot.unfit = True
+        _log.warning("worker %d (node %s) fails with everything, also after %d starts, and is left out: %s", slot.number, slot.host, self._tries, slot.errors[-1])
+
+    def _exchange(self) -> None:
+        """Start the workers anew that were found broken: what they failed with is tried elsewhere."""
+        for number in self._health.take_broken():
+            slot = self._slots[number]
+            self._idle.remove(slot)
+            _log.warning("worker %d (node %s) fails with what others succeed with, and is started anew: %s", number, slot.host, slot.errors[-1])
+            self._replace(slot)
 
     def _all_gone(self) -> str:
+        if all(s.unfit for s in self._slots):
+            return (
+                f"every worker fails with everything, also with what worked before and after {self._tries} starts ({self._slots[0].errors[-1]}); no candidate "
+                "was recorded as failed for that. Mend it, then run the same command again: the ledger holds every result"
+            )
         last = next((s.errors[-1] for s in self._slots if s.errors), "their machines left the cluster")
         return (
             f"no worker is left and none came back within {self._start:.0f} s ({last}); "

@@ -47,7 +47,7 @@ DEFAULTS = {
 }
 STEPS = 50
 IMAGES = 100
-STORM = Weather(fail_s=3600.0, preempt_s=6 * 3600.0, away_s=600.0, reload_s=60.0, late=0.1)
+STORM = Weather(fail_s=3600.0, preempt_s=6 * 3600.0, away_s=600.0, reload_s=60.0, late=0.1, poison_s=6 * 3600.0, broken=0.01)
 
 
 def run(arguments: Sequence[str]) -> int:

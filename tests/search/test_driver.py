@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -54,8 +54,9 @@ class Toy:
 
 
 def search(
-    folder: Path, evaluator: Toy, generations: int = 4, seed: int = 0, latencies: dict[tuple[str, int], float] | None = None, **plan: Any
-) -> SearchRecord:
+    folder: Path, evaluator: Toy, generations: int = 4, seed: int = 0, latencies: dict[tuple[str, int], float] | None = None, retry_failed: bool = False,
+    **plan: Any
+) -> SearchRecord:  # fmt: skip
     ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", {"seed": seed}, {})
     chosen = SearchPlan(generations=generations, population=6, **plan)
     algorithm = SteadyNsga2 if chosen.mode == "steady" else Nsga2
@@ -69,6 +70,7 @@ def search(
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(8), "rival": Strategy.uniform(8, 3)},
             latencies=latencies,
+            retry_failed=retry_failed,
         ).run()
     finally:
         ledger.close()
@@ -378,3 +380,107 @@ def test_one_generation_without_growth_is_no_stall() -> None:
     assert has_stalled([0.2, 0.2, 0.2, 0.2], 2)
     assert not has_stalled([0.2, 0.2, 0.2], 2), "too few to tell"
     assert not has_stalled([0.2] * 50, None)
+
+
+@pytest.mark.parametrize("mode", ["generational", "steady"])
+def test_failed_candidates_are_tried_again_and_a_replay_stays_exact(tmp_path: Path, mode: Literal["generational", "steady"]) -> None:
+    class Stops(Toy):
+        def __init__(self, calls: int, fails: str = "") -> None:
+            super().__init__(fails)
+            self.left = calls
+
+        def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Measurement]:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().run(strategies, batches)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Stops(18, fails="0123456"), mode=mode)
+    before = read_ledger(tmp_path / "ledger.jsonl")
+    failed = {n for n, m in before.results.items() if not m.ok}
+    assert len(failed) >= 3
+    # Without being asked to, it goes on as it was; another interruption changes nothing.
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Stops(2), mode=mode)
+    assert {n for n, m in read_ledger(tmp_path / "ledger.jsonl").results.items() if not m.ok} == failed
+    with pytest.raises(KeyboardInterrupt):  # those that the algorithm knows as failed come first, and some of them are done
+        search(tmp_path, Stops(2), mode=mode, retry_failed=True)
+    record = search(tmp_path, Toy(), mode=mode, retry_failed=True)
+    assert record.finished
+    assert all(m.ok for m in record.results.values())
+    assert set(record.told) <= failed
+    assert record.told
+    assert all(not record.as_told(n).ok for n in record.told)
+    asked = [c.strategy.digest for c in before.candidates.values()]
+    assert [record.candidates[n].strategy.digest for n in before.candidates] == asked
+    again = read_ledger(tmp_path / "ledger.jsonl")
+    assert (again.told.keys(), outcome(again)) == (record.told.keys(), outcome(record))
+    idle = Toy()  # a replay of the whole, which asks for the same candidates or is refused
+    lines = (tmp_path / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "ledger.jsonl").write_text("".join(x for x in lines if '"event":"finished"' not in x))
+    search(tmp_path, idle, mode=mode)
+    assert not set(asked) & set(idle.evaluated)
+
+
+def test_a_failure_in_a_generation_that_still_runs_is_replaced_for_the_algorithm_too(tmp_path: Path) -> None:
+    whole = outcome(search(tmp_path / "a", Toy()))
+
+    class Stops(Toy):
+        def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Measurement]:
+            if len(self.evaluated) > 4:
+                raise KeyboardInterrupt
+            return super().run(strategies, batches)
+
+    first = read_ledger(tmp_path / "a" / "ledger.jsonl").candidates[0].strategy.digest
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "b", Stops(fails=first[0]))
+    assert not all(m.ok for m in read_ledger(tmp_path / "b" / "ledger.jsonl").results.values())
+    record = search(tmp_path / "b", Toy(), retry_failed=True)
+    assert outcome(record) == whole
+    assert not record.told
+
+
+def test_a_baseline_that_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
+    class Stops(Images):
+        def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
+            if sum(map(len, batches)) + self.made.get(strategies[0].digest, 0) >= 20:
+                raise KeyboardInterrupt  # while the second number of images is measured
+            return super().run(strategies, batches)
+
+    with pytest.raises(KeyboardInterrupt):
+        search_in_steps(tmp_path, Stops())
+    before = read_ledger(tmp_path / "ledger.jsonl").baselines_at
+    assert {name: set(known) for name, known in before.items()} == {UNACCELERATED: {8}}
+    again = Images()
+    record = search_in_steps(tmp_path, again)
+    assert record.baselines_at[UNACCELERATED][8].to_dict() == before[UNACCELERATED][8].to_dict()
+    assert set(record.baselines_at[UNACCELERATED]) == {8, 20, 40}
+    calm = Images()
+    whole = search_in_steps(tmp_path / "calm", calm)
+    full = Strategy.full(8).digest
+    assert again.made[full] == calm.made[full] - 8
+    assert {i: m.fid for i, m in record.baselines_at[UNACCELERATED].items()} == {i: m.fid for i, m in whole.baselines_at[UNACCELERATED].items()}
+    assert not (tmp_path / "kept-baselines").exists()
+
+
+def test_a_baseline_that_failed_is_tried_again_only_when_asked_for(tmp_path: Path) -> None:
+    class Stops(Toy):
+        def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Measurement]:
+            if len(self.evaluated) > 4:
+                raise KeyboardInterrupt
+            return super().run(strategies, batches)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Stops())
+    ledger = tmp_path / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    (rival,) = [i for i, x in enumerate(lines) if '"event":"baseline"' in x and '"origin":"rival"' in x]
+    row = json.loads(lines[rival])
+    lines[rival] = json.dumps({**row, "measurement": Measurement(error="no luck").to_dict()}, separators=(",", ":")) + "\n"
+    ledger.write_text("".join(lines))
+    for retry in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path, Stops(), retry_failed=retry)
+        tries = sum('"event":"baseline"' in x and '"origin":"rival"' in x for x in ledger.read_text().splitlines())
+        assert tries == 1 + retry

@@ -139,3 +139,38 @@ def test_the_real_driver_finds_the_same_front_in_any_weather(tmp_path: Path) -> 
     assert stormy_pool.tally.losses > 0
     assert [(c.strategy.digest, m.fid) for c, m in stormy.front()] == [(c.strategy.digest, m.fid) for c, m in calm.front()]
     assert len(stormy.results) == 50
+
+
+def test_broken_workers_cost_no_candidate(tmp_path: Path) -> None:
+    def pool(weather: Weather) -> SimulatedPool:
+        return SimulatedPool(8, lambda s: duration(s, 20.0), lambda s: toy_measurement(s), weather=weather, seed=5)
+
+    calm = run(tmp_path / "calm", pool(Weather()))
+    sick_pool = pool(Weather(broken=3 / 8, poison_s=200.0, reload_s=10.0, fail_s=500.0))
+    sick = run(tmp_path / "sick", sick_pool)
+    tally = sick_pool.tally
+    assert tally.left_out == 3
+    assert tally.exchanged > 3 * 2, "those that were poisoned later came back"
+    assert tally.failures < 150, "a broken worker is not given one candidate after the other"
+    assert all(m.ok for m in sick.results.values())
+    assert [(c.strategy.digest, m.fid) for c, m in sick.front()] == [(c.strategy.digest, m.fid) for c, m in calm.front()]
+
+
+def test_three_broken_workers_of_eight_take_no_candidate_along_while_the_others_are_slow() -> None:
+    pool = SimulatedPool(8, lambda s: 50.0, lambda s: "done", weather=Weather(broken=3 / 8, reload_s=5.0))
+    results = list(pool.map(jobs(40)))
+    assert [r for _, r in results] == [["done"]] * 40
+    assert not any(job.blamed for job, _ in results)
+    # Two candidates for each life of a broken worker, and one more where nobody had succeeded yet.
+    assert pool.tally.failures <= 3 * 3 * 2
+    assert pool.tally.clock_s == pytest.approx(8 * 50.0, rel=0.1)
+
+
+def test_when_every_worker_is_broken_no_candidate_is_blamed() -> None:
+    pool = SimulatedPool(4, lambda s: 50.0, lambda s: "done", weather=Weather(broken=1.0))
+    pool.known_good(Job("good", [Strategy.full(2)], [[0]]))
+    blamed = jobs(20)
+    with pytest.raises(RuntimeError, match="every simulated worker is left out"):
+        list(pool.map(blamed))
+    assert not any(job.blamed for job in blamed)
+    assert pool.tally.failures <= 4 * 3 * 3

@@ -58,6 +58,26 @@ class Toy:
         return [toy_measurement(s) for s in strategies]
 
 
+@dataclass
+class Sick(Toy):
+    """The first process to begin a measurement fails everything from then on."""
+
+    folder: str = ""
+
+    def measure(self, strategy: Strategy) -> Measurement:
+        marker = Path(self.folder) / "sick"
+        try:
+            with marker.open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            pass
+        with (Path(self.folder) / "calls").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if marker.read_text() == str(os.getpid()):
+            raise RuntimeError("a cable is loose")
+        return super().measure(strategy)
+
+
 def test_a_searcher_continues_from_its_file_as_if_nothing_had_happened(tmp_path: Path) -> None:
     def play(searcher: NSGA2Search, first: int, last: int) -> list[Any]:
         asked = []
@@ -106,16 +126,18 @@ def test_in_a_tuner_of_ones_own(local_ray: None, tmp_path: Path) -> None:
         assert result.metrics["fid"] == toy_measurement(strategy).fid
 
 
-def drive(folder: Path, generations: int, fails: str = "", pause: float = 0.0, deadline_s: float | None = None, **plan: Any) -> SearchRecord:
+def drive(
+    folder: Path, generations: int, fails: str = "", pause: float = 0.0, deadline_s: float | None = None, tries: int = 1, factory: Toy | None = None, **plan: Any
+) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "tune", {}, {})
     try:
         return TuneDriver(
             make_pool=lambda: InProcessPool(Toy()),
-            factory=Toy(fails, pause),
+            factory=factory or Toy(fails, pause),
             workers=2,
             resources={"cpu": 1},
             storage=folder / "tune",
-            tries=1,
+            tries=tries,
             deadline_s=deadline_s,
             ledger=ledger,
             algorithm=SteadyNsga2(space=SPACE, population=6, seed=0, screen=None),
@@ -153,6 +175,15 @@ def test_a_failing_trial_is_recorded_with_its_error(local_ray: None, tmp_path: P
     assert failed
     assert all("no luck with" in (e or "") for e in failed), failed
     assert record.finished
+
+
+@pytest.mark.slow
+def test_a_broken_process_takes_no_candidate_along(local_ray: None, tmp_path: Path) -> None:
+    record = drive(tmp_path, 2, tries=3, factory=Sick(folder=str(tmp_path)))
+    assert len(record.results) == 12
+    assert all(m.ok for m in record.results.values())
+    calls, sick = (tmp_path / "calls").read_text().split(), (tmp_path / "sick").read_text()
+    assert calls.count(sick) == 2, "it is ended after what is known to work failed there too"
 
 
 @pytest.mark.slow

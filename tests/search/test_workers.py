@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,33 @@ class DiesLoading:
 
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> str:
         return "well"
+
+
+class Sick:
+    """The first `poisoned` processes fail every call with one error, at once; those that come later are well and take their time."""
+
+    def __init__(self, folder: str, poisoned: int, error: str, pause: float = 0.2) -> None:
+        self.folder, self.poisoned, self.error, self.pause = Path(folder), poisoned, error, pause
+
+    def build(self) -> Sick:
+        for place in range(100):
+            try:
+                (self.folder / f"process-{place}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            self.ill = place < self.poisoned
+            return self
+        raise RuntimeError("too many processes")
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Any]) -> int:
+        with (self.folder / "calls").open("a") as file:
+            file.write(f"{os.getpid()} {'ill' if self.ill else 'well'}\n")
+        if self.ill:
+            raise RuntimeError(self.error)
+        time.sleep(self.pause)
+        if batches[0][0] == "raise":
+            raise ValueError(f"{batches[0][1]} is unwell")
+        return len(strategies)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +186,46 @@ def test_in_process_errors_are_handed_back(tmp_path: Path) -> None:
     assert nothing is None
     assert failed.errors == ["ValueError: a is unwell"]
     assert one == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["CUDA error: device-side assert triggered", "a cable is loose"])
+def test_broken_workers_are_exchanged_and_take_no_candidate_along(tmp_path: Path, error: str) -> None:
+    pool = RayPool(Sick(str(tmp_path), 2, error), workers=4, cpus=0, start_s=120)
+    bad = job("raise", "bad")
+
+    def calls() -> list[list[str]]:
+        path = tmp_path / "calls"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def jobs() -> Iterator[Job]:
+        yield from [job("well", f"w{i}") for i in range(12)]
+        yield bad
+        more, until = itertools.count(), time.monotonic() + 100
+        while len({pid for pid, state in calls() if state == "well"}) < 3 and time.monotonic() < until:  # those that replace the ill have work too
+            yield job("well", f"x{next(more)}")
+
+    try:
+        results = {j.key: (j, r) for j, r in pool.map(jobs())}
+    finally:
+        pool.close()
+    assert {key for key, (_, r) in results.items() if r is None} == {"bad"}
+    assert bad.reason == "ValueError: bad is unwell"
+    assert len(bad.blamed) == 3
+    ill = [pid for pid, state in calls() if state == "ill"]
+    assert len(set(ill)) == 2
+    assert all(ill.count(pid) <= (1 if "CUDA" in error else 2) for pid in ill), "its candidates go elsewhere"
+    assert len({pid for pid, state in calls() if state == "well"}) >= 3
+
+
+@pytest.mark.slow
+def test_when_every_worker_fails_everything_it_is_said_and_no_candidate_is_blamed(tmp_path: Path) -> None:
+    pool = RayPool(Sick(str(tmp_path), 99, "the disk is gone"), workers=2, cpus=0, start_s=120, tries=2)
+    pool.known_good(job("well", "plain"))
+    blamed = [job("well", f"w{i}") for i in range(6)]
+    try:
+        with pytest.raises(WorkerError, match=r"every worker fails with everything, also with what worked before .*the disk is gone.* the ledger holds every result"):
+            list(pool.map(blamed))
+    finally:
+        pool.close()
+    assert not any(j.blamed for j in blamed)
