@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class SearchConfig:
             operators=s["operators"],
             objectives=self.plan.objectives.count,
             given=read_given(s["warm_start"], self.plan.population),
-            screen=Surrogate(seed=self.raw["seed"]) if s["surrogate"] else None,
+            screen=partial(Surrogate, seed=self.raw["seed"]) if s["surrogate"] else None,
         )
 
     @property
@@ -146,12 +147,10 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
-    if s["engine"] == "tune" and (plan.mode != "steady" or s["surrogate"]):
-        raise ConfigError("search.engine=tune searches without generations or a surrogate; set search.mode=steady and search.surrogate=false")
+    if s["engine"] == "tune" and plan.mode != "steady":
+        raise ConfigError("search.engine=tune searches without generations; set search.mode=steady, or search.engine=ray")
     if s["engine"] == "tune" and raw["cluster"]["latency_device"]:
         raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
-    if plan.mode == "steady" and s["surrogate"]:
-        raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
     if plan.latency == "predicted" and model.steps < CALIBRATION_STEPS:
         raise ConfigError(f"search.latency=predicted needs model.steps of at least {CALIBRATION_STEPS}, to time every kind of call; it is {model.steps}: set search.latency=measured")
     _check_cluster(raw["cluster"])
