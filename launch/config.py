@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class SearchConfig:
             operators=s["operators"],
             objectives=self.plan.objectives.count,
             given=read_given(s["warm_start"], self.plan.population),
-            screen=Surrogate(seed=self.raw["seed"]) if s["surrogate"] else None,
+            screen=partial(Surrogate, seed=self.raw["seed"]) if s["surrogate"] else None,
         )
 
     @property
@@ -185,12 +186,10 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         raise ConfigError(f"the configuration has no key {error}; it is of another version, or was changed by hand: see {CONF}") from None
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
-    if s["engine"] == "tune" and (plan.mode != "steady" or s["surrogate"]):
-        raise ConfigError("search.engine=tune searches without generations or a surrogate; set search.mode=steady and search.surrogate=false")
+    if s["engine"] == "tune" and plan.mode != "steady":
+        raise ConfigError("search.engine=tune searches without generations; set search.mode=steady, or search.engine=ray")
     if s["engine"] == "tune" and raw["cluster"]["latency_device"]:
         raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
-    if plan.mode == "steady" and s["surrogate"]:
-        raise ConfigError("search.surrogate screens generations; set search.mode=generational or search.surrogate=false")
     if protocol.interval_groups < 2:
         raise ConfigError(f"protocol.interval_groups is {protocol.interval_groups}, but winners are chosen by intervals; give at least 2, such as 20")
     _check_cluster(raw["cluster"])

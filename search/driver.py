@@ -147,6 +147,7 @@ class Driver:
             self._kept.clear()
 
     def _search(self) -> None:
+        self.algorithm.bounds = self._bounds()
         if isinstance(self.algorithm, SteadyNsga2):
             self._run_steady(self.algorithm)
             return
@@ -421,6 +422,9 @@ class Driver:
 
     def _objectives(self, m: Measurement) -> tuple[float, ...] | None:
         return self.plan.objectives.values(m) if m.ok else None
+
+    def _bounds(self) -> tuple[float, float] | None:
+        return self.plan.objectives.bounds(self.record.plain(self.protocol.counts[0]))
 
     def _violation(self, m: Measurement) -> float:
         return self.plan.objectives.violation(m, self.record.plain(m.images)) if m.ok else 0.0

@@ -6,7 +6,7 @@ uniform and random strategies first, crossover and random-choice mutation that t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -33,20 +33,33 @@ from search.space import SearchSpace
 
 Operators = Literal["stepwise", "paper"]
 _INFEASIBLE = 1e9
+SHARES, GOLDEN = (0.1, 0.2, 0.3, 0.15, 0.25, 0.05), 0.618034
+"""Shares of full calls that `SpreadMix` begins with, in turn, and the step between its parts: multiples of it never bunch."""
+PROMISING = 30
+"""Offspring that a screen lets have offspring of their own before it picks."""
 
 
 class Screen(Protocol):
-    """Predicts objectives, so that only the most promising of many offspring are evaluated; see `search.surrogate`."""
+    """Tells which of many offspring to evaluate; see `search.surrogate`."""
 
     surplus: int
     """Offspring made for each one evaluated."""
 
-    def predict(self, strategies: Sequence[Strategy]) -> np.ndarray | None:
-        """(N, objectives) predicted values, or None while too little is known."""
+    @property
+    def ready(self) -> bool:
+        """Whether enough is known to choose."""
         ...
 
-    def learn(self, told: Sequence[tuple[Strategy, tuple[float, ...]]]) -> None:
-        """Take in results."""
+    def choose(self, strategies: Sequence[Strategy], count: int, *, pending: Sequence[Strategy], bounds: tuple[float, float] | None) -> list[int]:
+        """Numbers of the most promising, the best first."""
+        ...
+
+    def predict(self, strategies: Sequence[Strategy]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N,) of the first objective, its uncertainty, and of the second."""
+        ...
+
+    def learn(self, strategy: Strategy, values: tuple[float, ...], violation: float) -> None:
+        """Take in a result."""
         ...
 
 
@@ -81,6 +94,32 @@ class InitialMix(Sampling):
             shares = random_state.dirichlet(np.ones(top[0] + 1))
             depth = random_state.choice(top[0] + 1, size=n, p=shares)
             rows.append(np.concatenate([depth, random_state.integers(top[-1] + 1, size=n)]))
+        return np.array(rows, dtype=int)
+
+
+class SpreadMix(InitialMix):
+    """Given strategies first; then, in turn, strategies whose full calls lie together in one part of the run, and random ones.
+
+    Both have few full calls, so that they cost little and lie where fronts do. The parts are spread over the run: where the full
+    calls are needed differs between models (DeepCache, arXiv 2312.00858, centres them by hand), and a model learns it from these.
+    """
+
+    def _do(self, problem: Problem, n_samples: int, *args: Any, random_state: np.random.Generator, **kwargs: Any) -> np.ndarray:
+        space, n, top = self.space, self.space.groups, self.space.upper
+        known = {space.decode(g).digest: g for g in map(space.nearest, self.given)}
+        rows = list(known.values())[:n_samples]
+        start = random_state.random()
+        for i in range(n_samples - len(rows)):
+            share = SHARES[i % len(SHARES)]
+            if i % 2:
+                full = random_state.random(n) < share
+            else:
+                centre = (start + GOLDEN * i) % 1 * n
+                full = np.zeros(n, dtype=bool)
+                full[np.argsort(np.abs(np.arange(n) + 0.5 - centre), kind="stable")[: max(1, round(share * n))]] = True
+            shallow = random_state.random(n) < random_state.uniform(0, 0.6)
+            depth = np.where(shallow, random_state.integers(min(1, top[0]), max(top[0], min(1, top[0]) + 1), size=n), 0)
+            rows.append(np.concatenate([np.where(full, top[0], depth), random_state.integers(0, top[n:] + 1)]))
         return np.array(rows, dtype=int)
 
 
@@ -158,7 +197,7 @@ class Nsga2:
         operators: "stepwise" or "paper".
         objectives: How many values a strategy is told with.
         given: Strategies to begin with, at most a population of them.
-        screen: Picks which of many offspring are evaluated; None makes no more than are evaluated.
+        screen: Makes what picks which of many offspring are evaluated; None makes no more than are evaluated.
     """
 
     def __init__(
@@ -170,14 +209,14 @@ class Nsga2:
         operators: Operators = "stepwise",
         objectives: int = 2,
         given: Sequence[Strategy] = (),
-        screen: Screen | None = None,
+        screen: Callable[[], Screen] | None = None,
     ) -> None:
         if not isinstance(population, int) or population < 4:
             raise ValueError(f"search.population is {population!r}; NSGA-II needs at least 4")
-        self.space, self.population, self._duplicates, self._screen = space, population, NotSeen(space), screen
+        self.space, self.population, self._duplicates, self._screen = space, population, NotSeen(space), screen() if screen else None
         self._problem = Problem(n_var=2 * space.groups, n_obj=objectives, n_ieq_constr=1, xl=0, xu=space.upper, vtype=int)
         if operators == "stepwise":
-            chosen = {"sampling": InitialMix(space, given), "crossover": StepCrossover(), "mutation": StepMutation()}
+            chosen = {"sampling": (SpreadMix if screen else InitialMix)(space, given), "crossover": StepCrossover(), "mutation": StepMutation()}
         elif operators == "paper":
             chosen = {
                 "sampling": InitialMix(space, given, structured=False),
@@ -189,6 +228,8 @@ class Nsga2:
         self._algorithm = NSGA2(pop_size=population, eliminate_duplicates=self._duplicates, **chosen)
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)
         self._asked: Population | None = None
+        self.bounds: tuple[float, float] | None = None
+        """Objectives beyond which nothing is gained, for the screen; the driver knows them once the unaccelerated pipeline is measured."""
         self._parents: dict[str, tuple[str, ...]] = {}
 
     def ask(self) -> list[Strategy]:
@@ -196,11 +237,12 @@ class Nsga2:
         if self._asked is not None:
             raise RuntimeError("ask was called twice without a tell in between")
         begun = self._algorithm.is_initialized
-        self._algorithm.n_offsprings = self.population * (self._screen.surplus if self._screen and begun else 1)
+        self._algorithm.n_offsprings = self.population * (self._screen.surplus if self._screen and self._screen.ready and begun else 1)
         asked = self._algorithm.ask()
         if asked is None or len(asked) == 0:
             return []
-        asked = self._screened(asked)
+        if begun:
+            asked = self._screened(asked, self.population)
         self._asked = asked
         self._parents.clear()
         return [self._noted(individual) for individual in asked]
@@ -218,7 +260,9 @@ class Nsga2:
         self._algorithm.tell(infills=self._asked)
         if self._screen:
             told = [self.space.decode(individual.X) for individual in self._asked]
-            self._screen.learn([(s, o) for s, o in zip(told, objectives, strict=True) if o is not None])
+            for strategy, o, v in zip(told, objectives, violations or [0.0] * len(objectives), strict=True):
+                if o is not None:
+                    self._screen.learn(strategy, o, v)
         self._asked = None
 
     def parents(self, strategy: Strategy) -> tuple[str, ...]:
@@ -232,16 +276,29 @@ class Nsga2:
         self._parents[strategy.digest] = tuple(dict.fromkeys(self.space.decode(genome).digest for genome in individual.data.get("parents", ())))
         return strategy
 
-    def _screened(self, made: Population) -> Population:
-        """The `population` of them that the screen predicts to be best, by rank and crowding; in the order in which they were made."""
-        if self._screen is None or len(made) <= self.population:
-            return made
-        predicted = self._screen.predict([self.space.decode(individual.X) for individual in made])
-        if predicted is None:
-            return made[: self.population]
-        rivals = Population.new(F=predicted, CV=np.zeros((len(made), 1)), index=np.arange(len(made)))
-        best = RankAndCrowding().do(self._problem, rivals, n_survive=self.population, random_state=np.random.default_rng(0))
-        return made[np.sort(best.get("index"))]
+    def _screened(self, made: Population, count: int, pending: Sequence[Strategy] = ()) -> Population:
+        """The most promising of offspring and of the most promising offspring's offspring, in the order in which they were made."""
+        if self._screen is None or not self._screen.ready:
+            return made[:count]
+        strategies = [self.space.decode(individual.X) for individual in made]
+        best = self._screen.choose(strategies, PROMISING, pending=pending, bounds=self.bounds)
+        if len(best) > 1:
+            fid, _, price = self._screen.predict([strategies[i] for i in best])
+            values = np.stack([fid, price], axis=1)[:, : self._problem.n_obj]
+            none = np.zeros((len(best), 1))
+            likely = Population.new(X=made[best].get("X"), F=values, G=none, CV=none, index=np.array(best))
+            likely = RankAndCrowding().do(self._problem, likely, n_survive=len(best), random_state=np.random.default_rng(0))
+            algorithm = self._algorithm
+            more = algorithm.mating.do(self._problem, likely, len(made), algorithm=algorithm, random_state=algorithm.random_state)
+            known = {strategy.digest for strategy in strategies}
+            fresh = [child for child in more if self.space.decode(child.X).digest not in known]
+            origins = {individual.X.tobytes(): individual.data.get("parents", []) for individual in made[best]}
+            for child in fresh:  # its own parents were never asked for: theirs were
+                child.data["parents"] = [old for parent in child.data["parents"] for old in origins[parent.tobytes()]]
+            made = Population.merge(made[best], Population.create(*fresh)) if fresh else made[best]
+            strategies = [self.space.decode(individual.X) for individual in made]
+        picked = self._screen.choose(strategies, count, pending=pending, bounds=self.bounds)
+        return made[np.sort(picked)]
 
     def _evaluate(self, asked: Population, objectives: Sequence[tuple[float, ...] | None], violations: Sequence[float] | None) -> None:
         """Objectives into pymoo's individuals. A failure violates its constraint by more than any measured candidate."""

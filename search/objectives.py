@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from search.records import Measurement
@@ -39,6 +40,13 @@ class Objectives:
     def values(self, m: Measurement) -> tuple[float, ...]:
         """Objectives, lower is better, in FID points and ms."""
         return (m.fid, m.latency_ms) if self.score_weight is None else (m.fid + self.score_weight * m.latency_ms,)
+
+    def bounds(self, plain: Measurement) -> tuple[float, float] | None:
+        """FID and ms beyond which nothing is gained: twice the unaccelerated FID and its latency, or a limit; None for one objective."""
+        if self.count == 1:
+            return None
+        latency = plain.latency_ms / (self.min_speedup or 1.0)
+        return min(2 * plain.fid, self.max_fid or math.inf), min(latency, self.max_latency_ms or math.inf)
 
     def violation(self, m: Measurement, plain: Measurement) -> float:
         """By how much the limits are exceeded, as a sum of shares of each; 0 where all are kept.

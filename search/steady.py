@@ -20,7 +20,8 @@ from search.nsga2 import Nsga2
 class SteadyNsga2(Nsga2):
     """Asks for one strategy at a time.
 
-    The first `population` strategies are the generational algorithm's own. When these are out and fewer than two results are
+    With a screen, offspring are picked several at a time once there are many results, so that asking stays cheap. The first
+    `population` strategies are the generational algorithm's own. When these are out and fewer than two results are
     in, more are drawn at random; after that, each is an offspring of whatever results there are.
     The sequence depends only on the seed and on the order of asks and tells.
     """
@@ -29,6 +30,7 @@ class SteadyNsga2(Nsga2):
         super().__init__(**arguments)
         self.arguments = arguments
         self._algorithm.n_offsprings = 1
+        self._results, self._picked = 0, deque[Individual]()
         self._chance = np.random.default_rng(arguments["seed"])
         self._initial: deque[Individual] | None = None
         self._out: dict[str, Individual] = {}
@@ -46,8 +48,9 @@ class SteadyNsga2(Nsga2):
         if not self._begun:
             self._algorithm.tell(infills=Population.create(*self._first))
             self._begun = True
-        made = self._algorithm.ask()
-        return self._hand_out(made[0]) if made is not None and len(made) else None
+        if not self._picked:
+            self._picked.extend(self._offspring())
+        return self._hand_out(self._picked.popleft()) if self._picked else None
 
     def tell_one(self, strategy: Strategy, objectives: tuple[float, ...] | None, violation: float = 0.0) -> None:
         """Objectives of a strategy that was asked for, lower is better, or None where it failed; and its constraint violation."""
@@ -56,10 +59,23 @@ class SteadyNsga2(Nsga2):
             raise RuntimeError(f"strategy {strategy.digest} was told and is not out: it was never asked for, or told before")
         infills = Population.create(individual)
         self._evaluate(infills, [objectives], [violation])
+        self._results += 1
+        if self._screen and objectives is not None:
+            self._screen.learn(strategy, objectives, violation)
         if self._begun:
             self._algorithm.tell(infills=infills)
         else:
             self._first.append(individual)
+
+    def _offspring(self) -> Population:
+        """The next ones to hand out: one, or with a screen a twentieth of what is known."""
+        screened = self._screen is not None and self._screen.ready
+        count = max(1, self._results // 20) if screened else 1
+        self._algorithm.n_offsprings = max(count, self._screen.surplus * self.population) if self._screen and screened else 1
+        made = self._algorithm.ask()
+        if made is None:
+            return Population()
+        return self._screened(made, count, [self.space.decode(individual.X) for individual in self._out.values()])
 
     def _hand_out(self, individual: Individual) -> Strategy:
         self._parents.clear()

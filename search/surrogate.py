@@ -1,65 +1,194 @@
-"""A model of a search's objectives, learnt from its own results: screens offspring before anything is generated.
+"""A model of a search's objectives, learnt from its own results: picks which offspring are evaluated, before anything is generated.
 
-Off unless asked for: a screened search sees fewer kinds of strategies, and what it saves depends on the model and data.
+Latency is a sum over calls, so a few results price every strategy; FID is what has to be learnt. An offspring is worth what it is
+expected to add to the hypervolume.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.stats import norm
 from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern, WhiteKernel
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dato.strategy import FULL, Strategy
 
+_BUMPS, _WIDTH = 5, 0.18
+LENGTHS, NOISES = (5.0, 10.0, 20.0, 40.0), (1e-3, 1e-2, 5e-2)
+"""Length scales, in features of deviation 1, and shares of noise that the Gaussian process is chosen from."""
+
 
 def features(strategy: Strategy) -> np.ndarray:
-    """A strategy as numbers: what each step does, how old its cache is then, and sums over the run."""
+    """(F,) what a run does early, midway and late, whatever its number of steps.
+
+    Each of these, averaged by five bumps over the run: full calls, replays, depth of shallow calls, calls since the last full one
+    and its logarithm, calls since the last one that computed anything, tokens kept by full and by shallow calls. Then the
+    extremes and mean squares of the two ages. So few numbers are learnt from a dozen results; what single steps do is not.
+    """
     depth = np.array([s.cache_depth for s in strategy])
     kept = np.array([1 - s.prune_ratio if s.cache_depth else 1.0 for s in strategy])
     full, replay = depth == FULL, depth == 0
     full[0], replay[0] = True, False  # the first call has nothing to reuse
-    age, stale = 0, []
-    for is_full in full:
-        age = 0 if is_full else age + 1
-        stale.append(age)
-    staleness = np.array(stale, dtype=float)
     shallow = ~full & ~replay
-    sums = [full.sum(), replay.sum(), staleness.sum(), staleness.max(), (staleness**2).sum(), kept[full].sum(), kept[shallow].sum()]
-    return np.concatenate([full, replay, kept, staleness, sums]).astype(float)
+    age, lag = _since(full), _since(~replay)
+    place = np.linspace(0, 1, len(strategy))
+    bumps = np.exp(-(((place[:, None] - np.linspace(0, 1, _BUMPS)) / _WIDTH) ** 2))
+    bumps /= bumps.sum(0)
+    level = np.where(shallow, depth / FULL, 0)
+    rows = np.array([full, replay, level, age, np.log1p(age), lag, np.maximum(lag - 1, 0), np.where(full, kept, 0), np.where(shallow, kept, 0)], dtype=float)
+    sums = [age.max(), lag.max(), (age**2).mean(), (lag**2).mean(), full.mean(), replay.mean()]
+    return np.concatenate([(rows @ bumps).ravel(), sums])
+
+
+def _since(happens: np.ndarray) -> np.ndarray:
+    """(steps,) steps since the last one at which it happens."""
+    places = np.arange(len(happens))
+    return (places - np.maximum.accumulate(np.where(happens, places, 0))).astype(float)
+
+
+def work(strategy: Strategy, depths: Sequence[int]) -> np.ndarray:
+    """(3 * depths,) calls of each depth, and the sums of their kept tokens and of its squares: what latency is linear in."""
+    depth = np.array([s.cache_depth for s in strategy])
+    kept = np.array([1 - s.prune_ratio for s in strategy])
+    depth[0] = FULL
+    return np.array([[(depth == d).sum(), kept[depth == d].sum(), (kept[depth == d] ** 2).sum()] for d in depths], dtype=float).ravel()
 
 
 class Surrogate:
-    """Predicts objectives from strategies: the mean of extremely randomised trees and a ridge regression on `features`.
+    """Learns objectives from strategies, and tells how much each of others is expected to add to the hypervolume.
+
+    log FID: the mean of extremely randomised trees and a Gaussian process on `features`, with the process's uncertainty; its kernel
+    is the likeliest of a fixed few, so that no optimiser makes a repeated search differ. Latency: a ridge regression on `work`.
+    Where there is one objective only, it is learnt as FID is, raised by what it exceeds the limits.
 
     Args:
         surplus: Offspring made for each one evaluated.
-        least: Results needed before it predicts.
+        least: Results needed before it tells anything.
+        most: Results that it learns from, the newest.
         seed: Of the trees.
     """
 
-    def __init__(self, *, surplus: int = 5, least: int = 20, seed: int = 0) -> None:
+    def __init__(self, *, surplus: int = 20, least: int = 8, most: int = 400, seed: int = 0) -> None:
+        if surplus < 1 or least < 2 or most < least:
+            raise ValueError(f"surplus is {surplus}, least {least}, most {most}; give surplus of at least 1, least of at least 2, and most of no less than it")
         self.surplus, self._least, self._seed = surplus, least, seed
-        self._rows: list[np.ndarray] = []
-        self._values: list[tuple[float, ...]] = []
+        self._told: deque[tuple[Strategy, tuple[float, ...]]] = deque(maxlen=most)
+        self._rows: dict[str, np.ndarray] = {}
+        self._memory: tuple[_Fid, Any] | None = None
 
-    def learn(self, told: Sequence[tuple[Strategy, tuple[float, ...]]]) -> None:
-        """Take in results; objectives must be above 0, as FID and latency are."""
-        for strategy, values in told:
-            self._rows.append(features(strategy))
-            self._values.append(values)
+    def learn(self, strategy: Strategy, values: tuple[float, ...], violation: float = 0.0) -> None:
+        """Take in a result; objectives must be above 0, as FID and latency are."""
+        self._told.append((strategy, values if len(values) > 1 else (values[0] * math.exp(min(violation, 50.0)),)))
+        self._memory = None
 
-    def predict(self, strategies: Sequence[Strategy]) -> np.ndarray | None:
-        """(N, objectives), in the objectives' units; None before `least` results."""
-        if len(self._rows) < self._least:
-            return None
-        rows, values = np.array(self._rows), np.array(self._values)
-        # FIDs spread over orders of magnitude; the good ones are what matters, so errors count relatively.
-        target, wanted = np.log(np.maximum(values, 1e-6)), np.array([features(s) for s in strategies])
-        trees = ExtraTreesRegressor(n_estimators=100, min_samples_leaf=2, random_state=self._seed).fit(rows, target)
-        linear = make_pipeline(StandardScaler(), Ridge(alpha=10.0)).fit(rows, target)
-        shape = (len(wanted), values.shape[1])
-        return np.exp((trees.predict(wanted).reshape(shape) + linear.predict(wanted).reshape(shape)) / 2)
+    @property
+    def ready(self) -> bool:
+        """Whether there are results enough."""
+        return len(self._told) >= self._least
+
+    def choose(self, strategies: Sequence[Strategy], count: int, *, pending: Sequence[Strategy] = (), bounds: tuple[float, float] | None = None) -> list[int]:
+        """Numbers of the `count` most promising, the best first: each as if those before it had given what is predicted.
+
+        Args:
+            strategies: To choose from.
+            count: How many.
+            pending: Being evaluated: taken as predicted.
+            bounds: FID and latency beyond which nothing is gained; None for the worst of the results.
+        """
+        values = np.array([v for _, v in self._told])
+        mean, spread, price = self.predict([*pending, *strategies])
+        first = len(pending)
+        fids = np.append(values[:, 0], mean[:first])
+        prices = np.append(values[:, 1] if values.shape[1] > 1 else np.zeros(len(values)), price[:first])
+        mean, spread, price = mean[first:], spread[first:], price[first:]
+        top = (float(values[:, 0].max()), 1.0) if values.shape[1] == 1 else bounds or (float(values[:, 0].max()), float(values[:, 1].max()))
+        beyond = np.maximum(mean / top[0] - 1, 0) + np.maximum(price / top[1] - 1, 0)
+        chosen: list[int] = []
+        for _ in range(min(count, len(strategies))):
+            # Rounded, so that the last bits of another machine's arithmetic choose nothing.
+            gain = np.round(improvement(fids, prices, mean, spread, price, top) / (top[0] * top[1]), 9)
+            gain[chosen] = -1.0
+            best = int(np.lexsort((np.round(beyond, 9), -gain))[0])
+            chosen.append(best)
+            fids, prices = np.append(fids, mean[best]), np.append(prices, price[best])
+        return chosen
+
+    def predict(self, strategies: Sequence[Strategy]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N,) FIDs, their standard deviations, and latencies, in the results' units; with one objective, that and zeros."""
+        if self._memory is None:
+            values = np.array([v for _, v in self._told])
+            rows = self._described([s for s, _ in self._told])
+            self._memory = _Fid(rows, np.log(np.maximum(values[:, 0], 1e-6)), self._seed), None if values.shape[1] == 1 else values[:, 1]
+        fid, prices = self._memory
+        mean, spread = fid.predict(self._described(strategies))
+        return np.exp(mean), np.exp(mean) * spread, np.zeros(len(strategies)) if prices is None else self._priced(prices, strategies)
+
+    def _described(self, strategies: Sequence[Strategy]) -> np.ndarray:
+        return np.array([self._rows.setdefault(s.digest, features(s)) if s.digest not in self._rows else self._rows[s.digest] for s in strategies])
+
+    def _priced(self, prices: np.ndarray, strategies: Sequence[Strategy]) -> np.ndarray:
+        known = [s for s, _ in self._told]
+        depths = sorted({step.cache_depth for s in [*known, *strategies] for step in s} | {FULL})
+        model = make_pipeline(StandardScaler(), Ridge(1e-3)).fit(np.array([work(s, depths) for s in known]), prices)
+        return np.maximum(model.predict(np.array([work(s, depths) for s in strategies])), 0.5 * prices.min())
+
+
+class _Fid:
+    """A fitted model of log FID."""
+
+    def __init__(self, rows: np.ndarray, target: np.ndarray, seed: int) -> None:
+        self._trees = ExtraTreesRegressor(n_estimators=100, min_samples_leaf=2, random_state=seed).fit(rows, target)
+        self._scale = StandardScaler().fit(rows)
+        scaled, size = self._scale.transform(rows), max(float(target.std()), 1e-9)
+        unit, best = (target - target.mean()) / size, -np.inf
+        for length in LENGTHS:
+            shape = Matern(length, nu=1.5)(scaled)
+            for noise in NOISES:
+                factor = np.linalg.cholesky(shape + noise * np.eye(len(unit)))
+                whitened = solve_triangular(factor, unit, lower=True)
+                amplitude = max(float(whitened @ whitened) / len(unit), 1e-12)  # the likeliest one, in closed form
+                likelihood = -0.5 * len(unit) * math.log(amplitude) - float(np.log(np.diag(factor)).sum())
+                if round(likelihood, 6) > best:
+                    best, self._stretch, kernel = round(likelihood, 6), math.sqrt(amplitude), Matern(length, nu=1.5) + WhiteKernel(noise)
+        self._process = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True).fit(scaled, target)
+
+    def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean, spread = self._process.predict(self._scale.transform(rows), return_std=True)
+        return (mean + self._trees.predict(rows)) / 2, spread * self._stretch
+
+
+def improvement(fids: np.ndarray, prices: np.ndarray, mean: np.ndarray, spread: np.ndarray, price: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """(N,) expected growth of the hypervolume by strategies of known latency and normally distributed FID.
+
+    With the latency known, the expected hypervolume improvement of two objectives is a sum of one-dimensional expected
+    improvements (Jones et al., 1998), one over each step of the front, times the step's width.
+
+    Args:
+        fids: (M,) of the results.
+        prices: (M,) their latencies.
+        mean: (N,) expected FIDs.
+        spread: (N,) their standard deviations.
+        price: (N,) latencies.
+        bounds: FID and latency that the hypervolume is measured from.
+    """
+    edges, levels = [0.0], [bounds[0]]
+    for i in np.lexsort((fids, prices)):
+        if prices[i] < bounds[1] and fids[i] < levels[-1]:
+            edges.append(float(prices[i]))
+            levels.append(float(fids[i]))
+    edges.append(bounds[1])
+    gain, spread = np.zeros(len(mean)), np.maximum(spread, 1e-9)
+    for low, high, level in zip(edges, edges[1:], levels, strict=False):
+        z = (level - mean) / spread
+        gain += np.clip(high - np.maximum(low, price), 0, None) * spread * (z * norm.cdf(z) + norm.pdf(z))
+    return gain

@@ -23,7 +23,7 @@ from search.driver import Driver
 from search.evaluate import MeasurerSpec
 from search.health import poisons
 from search.ledger import LedgerError
-from search.nsga2 import Operators
+from search.nsga2 import Operators, Screen
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.space import SearchSpace
 from search.steady import SteadyNsga2
@@ -47,6 +47,7 @@ class NSGA2Search(Searcher):
         operators: "stepwise" or "paper".
         given: Strategies to begin with.
         objectives: How many values `judge` gives.
+        screen: Makes what picks among offspring, as for `search.nsga2.Nsga2`; picklable.
         metrics: Names of the two metrics in a trial's last result.
     """
 
@@ -59,12 +60,13 @@ class NSGA2Search(Searcher):
         operators: Operators = "stepwise",
         given: Sequence[Strategy] = (),
         objectives: int = 2,
+        screen: Callable[[], Screen] | None = None,
         metrics: tuple[str, str] = ("fid", "latency_ms"),
     ) -> None:
         super().__init__(metric=list(metrics), mode=["min", "min"])
         self.metrics = metrics
         self._arguments: dict[str, Any] = {
-            "space": space, "population": population, "seed": seed, "operators": operators, "given": list(given), "objectives": objectives,
+            "space": space, "population": population, "seed": seed, "operators": operators, "given": list(given), "objectives": objectives, "screen": screen,
         }  # fmt: skip
         self._algorithm = SteadyNsga2(**self._arguments)
         self._events: list[tuple[str, Any]] = []
@@ -77,6 +79,15 @@ class NSGA2Search(Searcher):
         """Told of every suggestion, with its trial, before the trial exists."""
         self.ended: Callable[[], bool] | None = None
         """Whether nothing new is to be suggested."""
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Objectives beyond which nothing is gained, for the screen; set before anything is suggested."""
+        return self._algorithm.bounds
+
+    @bounds.setter
+    def bounds(self, value: tuple[float, float] | None) -> None:
+        self._algorithm.bounds = value
 
     def suggest(self, trial_id: str) -> Any:
         """A config, or FINISHED when every strategy of the space has been asked for, or `ended` says so."""
@@ -131,14 +142,18 @@ class NSGA2Search(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Write what was suggested and told, as JSON."""
-        Path(checkpoint_path).write_text(json.dumps({"schema": "dato.nsga2search/1", "events": self._events}), encoding="utf-8")
+        Path(checkpoint_path).write_text(json.dumps({"schema": "dato.nsga2search/1", "events": self._events, "bounds": self.bounds}), encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
         """Go through a saved search again, on a searcher made with the same arguments."""
-        self._replay(json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))["events"])
+        saved = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
+        self.bounds = tuple(saved["bounds"]) if saved.get("bounds") else None
+        self._replay(saved["events"])
 
     def _replay(self, events: Sequence[tuple[str, Any]]) -> None:
+        bounds = self.bounds
         self._algorithm, self._events, self._strategies, self.pending = SteadyNsga2(**self._arguments), [], {}, []
+        self.bounds = bounds
         for kind, (trial_id, text, *told) in events:
             strategy = Strategy.from_json(text)
             if kind == "ask":
@@ -156,10 +171,11 @@ class NSGA2Search(Searcher):
                 self.tell(strategy, tuple(told[0]) if told[0] else None, told[1], trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"arguments": self._arguments, "metrics": self.metrics, "events": self._events}
+        return {"arguments": self._arguments, "metrics": self.metrics, "events": self._events, "bounds": self.bounds}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         NSGA2Search.__init__(self, metrics=state["metrics"], **state["arguments"])
+        self.bounds = state["bounds"]
         self._replay(state["events"])
 
 
@@ -295,8 +311,7 @@ class TuneDriver(Driver):
         self._storage, self._tries, self._deadline, self._callbacks = storage, tries, deadline_s, list(callbacks)
         if not isinstance(self.algorithm, SteadyNsga2):
             raise ValueError("Tune never waits for a generation: give a SteadyNsga2")
-        # A configuration says that nothing screens; a searcher has no such argument.
-        self._searcher = NSGA2Search(**{k: v for k, v in self.algorithm.arguments.items() if k != "screen"})
+        self._searcher = NSGA2Search(**self.algorithm.arguments)
         self._searcher.asked, self._searcher.judge, self._searcher.ended = self._note_ask, self._judge, self._over
         self._trials: dict[str, int] = {}
         """Candidates' numbers by trial."""
@@ -312,6 +327,7 @@ class TuneDriver(Driver):
         return self.record
 
     def _search(self) -> None:
+        self._searcher.bounds = self._bounds()
         self._replay_ledger()
         missing = min(self.plan.generations * self.plan.population, self.plan.max_candidates or 10**9) - len(self.record.results)
         if missing > 0 and (self._searcher.pending or not self._over()):

@@ -91,7 +91,6 @@ def test_restrictions_of_the_space_come_from_the_configuration() -> None:
         (["space.fixed_depths=nobody"], "nobody"),
         (["search.engine=dask"], "search.engine is 'dask'; allowed are ray and tune"),
         (["search.engine=tune"], "set search.mode=steady"),
-        (["search.mode=steady", "search.surrogate=true"], "set search.mode=generational"),
         (["protocol.fidelities=[200]"], r"protocol.fidelities is \[200\]; give ascending numbers of images, from 2 to less than protocol.images \(100\)"),
         (["search.max_fid=-1"], "search.max_fid is -1; give a number above 0"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -78,6 +77,8 @@ class Landscape:
 
     Attributes:
         images: Images that the recorded FIDs were measured on.
+        recorded: The recorded strategies.
+        length_scale: Of the fitted kernel, in scaled descriptions.
         held_out: How well a fit to nine tenths predicts the last tenth: R2 in log FID, and rank correlation.
     """
 
@@ -92,19 +93,58 @@ class Landscape:
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound is a flat direction
             guessed = cross_val_predict(model, rows, target, cv=KFold(10, shuffle=True, random_state=0))
             self._model = model.fit(rows, target)
+        self.recorded = strategies
+        self.length_scale = float(model[-1].kernel_.k1.k2.length_scale)
         ranks = [np.argsort(np.argsort(v)) for v in (guessed, target)]
         residual = float(np.sum((guessed - target) ** 2) / np.sum((target - target.mean()) ** 2))
         self.held_out = {"evaluations": len(target), "r2": 1 - residual, "rank_correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1])}
+
+    def scaled(self, strategies: Sequence[Strategy]) -> np.ndarray:
+        """(N, features) descriptions, each feature with mean 0 and deviation 1 over the recorded strategies."""
+        return np.asarray(self._model[0].transform(np.array([description(s) for s in strategies])))
 
     def fid(self, strategies: Sequence[Strategy]) -> np.ndarray:
         """(N,) FIDs on `images` images."""
         return np.exp(self._model.predict(np.array([description(s) for s in strategies])))
 
 
-def noise(strategy: Strategy, images: int, spread: float) -> float:
-    """What a strategy's FID on so many images is off by: of spread x sqrt(100 / images), and always the same for the same strategy."""
-    seed = int.from_bytes(hashlib.sha256(f"{strategy.digest} {images}".encode()).digest()[:8], "big")
-    return float(np.random.default_rng(seed).normal(0.0, spread * (100 / images) ** 0.5))
+class SampledImages:
+    """What a FID on so many images is off by, in FID points: the same for every search that looks at the same images.
+
+    All strategies share prompts and seeds, and what they share moves no front: an error is that of the difference to the
+    unaccelerated pipeline. Similar strategies make similar images, so it is a smooth function of what the steps do: a draw of a
+    Gaussian process with the kernel of the landscape (which found no noise of single strategies beside it), by random Fourier
+    features (Rahimi and Recht, NIPS 2007), less its value at the unaccelerated pipeline. Disjoint images have independent errors,
+    of a variance that falls with their number.
+
+    Args:
+        landscape: Whose kernel it is.
+        spread: Standard deviation of the difference to the unaccelerated pipeline between sets of 100 images, the mean over the
+            recorded strategies.
+        seed: Of the images.
+    """
+
+    FEATURES = 1000
+
+    def __init__(self, landscape: Landscape, spread: float, seed: int) -> None:
+        self._landscape, self._seed = landscape, seed
+        chance = np.random.default_rng([seed, 0])
+        size = landscape.scaled([Strategy.full(landscape.steps)]).shape[1]
+        # The spectral density of a Matern kernel with nu = 1.5 is a multivariate t distribution of 3 degrees of freedom.
+        heavy = np.sqrt(3 / chance.chisquare(3, self.FEATURES))
+        self._waves = chance.normal(size=(size, self.FEATURES)) * heavy / landscape.length_scale
+        self._phases = chance.uniform(0, 2 * np.pi, self.FEATURES)
+        self._plain = self._basis([Strategy.full(landscape.steps)])
+        rows = self._basis(landscape.recorded) - self._plain
+        self._scale = spread / float(np.sqrt((rows**2).sum(1).mean()))
+
+    def error(self, strategies: Sequence[Strategy], first: int, images: int) -> np.ndarray:
+        """(N,) errors on the `images` images from number `first` on, FID points."""
+        weights = np.random.default_rng([self._seed, 1 + first]).normal(size=self.FEATURES)
+        return (self._basis(strategies) - self._plain) @ weights * self._scale * (100 / images) ** 0.5
+
+    def _basis(self, strategies: Sequence[Strategy]) -> np.ndarray:
+        return np.sqrt(2 / self.FEATURES) * np.cos(self._landscape.scaled(strategies) @ self._waves + self._phases)
 
 
 def _strategy(steps: Sequence[Sequence[float]]) -> Strategy:

@@ -1,5 +1,9 @@
 """``dato bench search``: how fast searches find good fronts, at equal UNet MACs.
 
+All methods have the same budget, counted the same way: the MACs of every image that was looked at, promotions included, while each
+method runs until it has spent it. Presets and fidelities are for all (table `with`) or for none (`without`). A strategy suggested
+again is told what is known of it, at no cost. With `ledgers=`, real searches are compared in place of replayed ones.
+
 Every search goes through the same driver and ledger. Candidates are scored by a replay: a model fitted to recorded real
 evaluations (see `launch.bench.landscape`), as ten thousands of real ones would take weeks; the result file says so.
 """
@@ -8,24 +12,25 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import torch
+from scipy.stats import t as student
 
 from analysis.budget import write_budget_page
 from dato.costs import CostModel
 from dato.strategy import FULL, Step, Strategy
-from launch.bench.landscape import Landscape, collect, noise
-from launch.bench.rivals import OptunaSearch, RandomSearch, StockNsga2, TwoStages
+from launch.bench.landscape import Landscape, SampledImages, collect
+from launch.bench.ledgers import print_ledgers
+from launch.bench.rivals import MixSearch, OneByOne, OptunaSearch, RandomSearch, StockNsga2, TwoStages
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
 from search.driver import Driver
@@ -37,58 +42,62 @@ from search.nsga2 import Nsga2, hypervolume
 from search.plan import SearchPlan
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.space import SearchSpace
+from search.steady import SteadyNsga2
 from search.surrogate import Surrogate
 from search.workers import InProcessPool
 
 DEFAULTS = {
     "evaluations": "analysis/results/evaluations_embedded.json",
     "collect": "",
-    "candidates": "500",
-    "seeds": "5",
-    "population": "20",
-    "images": "500",
-    "fidelity": "100",
-    "noise": "0.02",  # of an FID on 100 images, see dato bench fidelity
+    "ledgers": "",
+    "candidates": "60",
+    "seeds": "10",
+    "first_seed": "0",
+    "population": "10",
+    "images": "100",
+    "fidelity": "50",
+    "noise": "0.06",  # FID points: what sets of 100 images differ by in a strategy's FID less the unaccelerated one's
+    "tables": "both",
     "methods": "all",
     "output": "analysis/results",
 }
 WARM = ("paper-b1", "authors-l12@0.5")
-METHODS: dict[str, Callable[[SearchSpace, int, int], Any]] = {
-    "stepwise": lambda space, size, seed: _stepwise(space, size, seed),
-    "stepwise, no presets": lambda space, size, seed: Nsga2(space=space, population=size, seed=seed),
-    "stepwise, fidelities": lambda space, size, seed: _stepwise(space, size, seed),
-    "stepwise, surrogate": lambda space, size, seed: _stepwise(space, size, seed, Surrogate(seed=seed)),
-    "stepwise, fidelities, surrogate": lambda space, size, seed: _stepwise(space, size, seed, Surrogate(seed=seed)),
-    "two stages": lambda space, size, seed: TwoStages(space, size, seed, first=250),
-    "paper": lambda space, size, seed: Nsga2(space=space, population=size, seed=seed, operators="paper"),
-    "pymoo NSGA-II": lambda space, size, seed: StockNsga2(space, 100, seed),
-    "Optuna TPE": lambda space, size, seed: OptunaSearch(space, size, optuna.samplers.TPESampler(seed=seed)),
-    "Optuna NSGA-II": lambda space, size, seed: OptunaSearch(space, size, optuna.samplers.NSGAIISampler(population_size=size, seed=seed)),
-    "random": lambda space, size, seed: RandomSearch(space, size, seed),
+Given = Sequence[Strategy]
+METHODS: dict[str, Callable[[SearchSpace, int, int, Given], Any]] = {
+    "default": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed)),
+    "default, asynchronous": lambda space, size, seed, given: OneByOne(
+        SteadyNsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed))
+    ),
+    "no surrogate": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given),
+    "two stages": lambda space, size, seed, given: TwoStages(space, size, seed, first=30, given=given),
+    "paper": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, operators="paper", given=given),
+    "pymoo NSGA-II": lambda space, size, seed, given: StockNsga2(space, size, seed, given),
+    "Optuna TPE": lambda space, size, seed, given: OptunaSearch(space, size, optuna.samplers.TPESampler(seed=seed), given),
+    "Optuna NSGA-II": lambda space, size, seed, given: OptunaSearch(space, size, optuna.samplers.NSGAIISampler(population_size=size, seed=seed), given),
+    "initial mix": lambda space, size, seed, given: MixSearch(space, size, seed, given),
+    "random": lambda space, size, seed, given: RandomSearch(space, size, seed, given),
 }
-POINTS = 60
-"""Budgets at which curves are read off."""
-
-
-def _stepwise(space: SearchSpace, size: int, seed: int, screen: Surrogate | None = None) -> Nsga2:
-    return Nsga2(space=space, population=size, seed=seed, given=[Strategy.load(w) for w in WARM], screen=screen)
+TABLES = {"with": "the same presets and fidelities for all", "without": "neither presets nor fidelities"}
+SHARES = (0.25, 1 / 3, 0.5, 1.0)
+"""Of the budget, at which the table reads the curves."""
 
 
 class Replay:
     """An evaluator that scores strategies without images. Latency is that of the MACs, full calls at one ms."""
 
-    def __init__(self, landscape: Landscape, costs: Costs) -> None:
-        self.landscape, self._costs = landscape, costs
+    def __init__(self, landscape: Landscape, costs: Costs, sampled: SampledImages) -> None:
+        self.landscape, self._costs, self.sampled = landscape, costs, sampled
 
     def build(self) -> Replay:
         """Nothing to load."""
         return self
 
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
-        """Shards that hold a strategy's FID as their only feature, and its MACs as their time."""
+        """Shards that hold a strategy's FID on these images as their only feature, and its MACs as their time."""
         images = sum(len(batch) for batch in batches)
+        fids = self.landscape.fid(strategies) + self.sampled.error(strategies, batches[0][0], images)
         shards = []
-        for strategy, fid in zip(strategies, self.landscape.fid(strategies), strict=True):
+        for strategy, fid in zip(strategies, fids, strict=True):
             shards.append(Shard(torch.tensor([[float(fid)]]), batch_ms=[self._costs.run(strategy)], seconds=images * self._costs.run(strategy), batch=images))
         return shards
 
@@ -104,6 +113,11 @@ class Costs:
         """Of a whole run; PNDM makes one call more than it has steps."""
         return self._model.strategy_macs(strategy, 1) / self._model.macs(Step(FULL))
 
+    def mean(self, space: SearchSpace, count: int = 2000) -> float:
+        """Of uniformly random genomes: what a candidate's worth of budget is."""
+        chance = np.random.default_rng(0)
+        return float(np.mean([self.run(space.decode(chance.integers(0, space.upper + 1))) for _ in range(count)]))
+
 
 def run(arguments: Sequence[str]) -> int:
     """Search with every method and seed, print, write the result file."""
@@ -115,67 +129,73 @@ def run(arguments: Sequence[str]) -> int:
         path.write_text(json.dumps(found) + "\n", encoding="utf-8")
         print(f"{len(found['evaluations'])} evaluations in {path}")
         return 0
+    if given["ledgers"]:
+        print_ledgers([Path(p) for p in given["ledgers"].strip("[]").split(",")])
+        return 0
     names = list(METHODS) if given["methods"] == "all" else given["methods"].split(";")
     unknown = [n for n in names if n not in METHODS]
     if unknown:
         raise ConfigError(f"methods names {unknown[0]!r}; there are {'; '.join(METHODS)}, separated by semicolons")
+    if given["tables"] not in (*TABLES, "both"):
+        raise ConfigError(f"tables is {given['tables']!r}; allowed are {', '.join(TABLES)} (presets and fidelities) and both")
     landscape, costs = Landscape(Path(given["evaluations"])), Costs()
     print(f"replay fitted to {landscape.held_out['evaluations']} evaluations; held out: R2 {landscape.held_out['r2']:.3f}, rank correlation {landscape.held_out['rank_correlation']:.3f}")
-    size, count = int(given["population"]), int(given["candidates"])
-    protocol = Protocol(images=int(given["images"]), batch=int(given["images"]), fidelities=(int(given["fidelity"]),))
-    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    # What `paper` spends on its candidates is everyone's budget.
-    for seed in range(int(given["seeds"])):
-        budget = None
-        for name in sorted(names, key=lambda n: n != "paper"):
-            began = time.monotonic()
-            record = _search(name, Replay(landscape, costs), protocol, float(given["noise"]), size, count, seed, budget)
-            curve = hypervolume_curve(record, landscape, costs)
-            budget = budget or curve["macs"][-1]
-            curves[name].append({"seed": seed, **curve})
-            print(f"seed {seed}, {name}: {len(record.results)} candidates, hypervolume {curve['hypervolume'][-1]:.4f}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    result = {"replay": landscape.held_out, "mode": "replay: FIDs are those of a model fitted to recorded evaluations", **compare(curves)}
-    _print(result, names)
+    images, fidelity = int(given["images"]), int(given["fidelity"])
+    budget = int(given["candidates"]) * fidelity * costs.mean(SearchSpace(steps=landscape.steps))
+    tables: dict[str, Any] = {}
+    for table in TABLES if given["tables"] == "both" else (given["tables"],):
+        counts = (fidelity, images) if table == "with" else (images,)
+        presets = [Strategy.load(w) for w in WARM] if table == "with" else []
+        curves: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for seed in range(int(given["first_seed"]), int(given["first_seed"]) + int(given["seeds"])):
+            sampled = SampledImages(landscape, float(given["noise"]), seed)
+            for name in names:
+                began = time.monotonic()
+                algorithm = METHODS[name](SearchSpace(steps=landscape.steps), int(given["population"]), seed, presets)
+                algorithm.bounds = reference_of(landscape, costs)
+                record = _search(algorithm, Replay(landscape, costs, sampled), counts, int(given["population"]), budget)
+                curve = hypervolume_curve([c.strategy for c, _ in record.evaluated()], landscape, costs, sampled, counts)
+                curves[name].append({"seed": seed, "candidates": len(record.results), **curve})
+                value = read(curve, budget)
+                print(f"{table}, seed {seed}, {name}: {len(record.results)} candidates, hypervolume {value:.4f}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        tables[table] = {"settings": TABLES[table], "images": counts, **compare(curves, budget)}
+        _print(table, tables[table])
+    result = {"replay": landscape.held_out, "mode": "replay: FIDs are those of a model fitted to recorded evaluations", "budget": budget,
+              "reference": reference_of(landscape, costs), "tables": tables}  # fmt: skip
     path = write_result("search", {**given, "geometry": "embedded"}, torch.device("cpu"), result, given["output"])
-    note = f"Replayed: candidates are scored by a model fitted to {landscape.held_out['evaluations']} real evaluations (R2 on held-out ones {landscape.held_out['r2']:.2f}). Lines are medians over {given['seeds']} seeds, bands go from the least to the most."
     print(path)
-    print(write_budget_page(path.with_suffix(".html"), result, note))
+    shown = next(iter(tables.values()))
+    note = f"Replayed: candidates are scored by a model fitted to {landscape.held_out['evaluations']} real evaluations (R2 on held-out ones {landscape.held_out['r2']:.2f}); {shown['settings']}. Lines are medians over {given['seeds']} seeds, bands go from the least to the most."
+    print(write_budget_page(path.with_suffix(".html"), shown, note))
     return 0
 
 
-def _search(name: str, replay: Replay, protocol: Protocol, spread: float, size: int, count: int, seed: int, budget: float | None) -> SearchRecord:
-    """One search from its first candidate to its budget; only its ledger is looked at."""
+class SearchOnly(Driver):
+    """Ends with its last candidate: what promotions add is read off the curve at every budget, not only at the end."""
+
+    def _finish(self) -> None:
+        return None
+
+
+def _search(algorithm: Any, replay: Replay, counts: Sequence[int], size: int, budget: float) -> SearchRecord:
+    """One search from its first candidate to the budget; only its ledger is looked at."""
     steps = replay.landscape.steps
     folder = Path(tempfile.mkdtemp(prefix="dato-bench-"))
-    # A unit of budget is a full call of one image; the driver counts hours of devices, here 3600 units.
-    limit = None if budget is None else budget / 3600
-    population = 100 if name == "pymoo NSGA-II" else size
-    # Fast strategies are cheap, so that many more of them fit into the budget: no limit but the budget's own.
-    generations = max(1, count // population) if budget is None else 1_000_000
     try:
-        ledger = Ledger(folder / "ledger.jsonl", f"{name}-{seed}", {}, {})
+        ledger = Ledger(folder / "ledger.jsonl", "bench", {}, {})
 
         def measure(shards: Sequence[Shard]) -> Measurement:
-            return Measurement(
-                fid=float(shards[0].features[0, 0]),
-                images=sum(s.batch for s in shards),
-                latency_ms=shards[0].batch_ms[0],
-                seconds=sum(s.seconds for s in shards),
-            )
+            images = sum(s.batch for s in shards)
+            fid = sum(float(s.features[0, 0]) * s.batch for s in shards) / images
+            return Measurement(fid=max(1e-3, fid), images=images, latency_ms=shards[0].batch_ms[0], seconds=sum(s.seconds for s in shards))
 
-        class Noisy(Driver):
-            def _to_measurement(self, strategy: Strategy, job: Any, shards: Any) -> Measurement:
-                m = super()._to_measurement(strategy, job, shards)
-                return replace(m, fid=max(1e-3, m.fid + noise(strategy, m.images, spread)))
-
-            def _validate_winners(self) -> None:
-                return None
-
-        driver = Noisy(
+        baseline = counts[-1] * Costs().run(Strategy.full(steps))
+        driver = SearchOnly(
             ledger=ledger,
-            algorithm=METHODS[name](SearchSpace(steps=steps), size, seed),
-            plan=SearchPlan(generations=generations, population=population, max_device_hours=limit),
-            protocol=protocol if "fidelities" in name else replace(protocol, fidelities=()),
+            algorithm=algorithm,
+            # A unit of budget is a full call of one image; the driver counts hours of devices, here 3600 units, and baselines with them.
+            plan=SearchPlan(generations=1_000_000, population=size, max_device_hours=(budget + baseline) / 3600),
+            protocol=Protocol(images=counts[-1], batch=counts[0], fidelities=tuple(counts[:-1])),
             pool=InProcessPool(replay),
             measure=measure,
             baselines={UNACCELERATED: Strategy.full(steps)},
@@ -188,75 +208,83 @@ def _search(name: str, replay: Replay, protocol: Protocol, spread: float, size: 
         shutil.rmtree(folder)
 
 
-def hypervolume_curve(record: SearchRecord, landscape: Landscape, costs: Costs) -> dict[str, list[float]]:
-    """Hypervolume of the true front over the MACs spent, from a search's record. A repeated strategy is not paid for again.
+def reference_of(landscape: Landscape, costs: Costs) -> tuple[float, float]:
+    """Where every hypervolume is measured from: twice the unaccelerated FID, and the MACs of an unaccelerated run."""
+    return 2 * landscape.plain_fid, costs.run(Strategy.full(landscape.steps))
 
-    The front is taken by what the search measured, as a user would take it, and then valued without noise.
+
+def hypervolume_curve(strategies: Sequence[Strategy], landscape: Landscape, costs: Costs, sampled: SampledImages, counts: Sequence[int]) -> dict[str, list[float]]:
+    """What a search would have, and would have spent, had it stopped after each candidate and promoted its front.
+
+    The front is taken by what is measured, on the few images and then on the many, as a user would take it, and then valued by
+    the landscape's own FIDs. MACs are those of every candidate on the few images, and of the front on the further ones.
     """
-    reference = (2 * landscape.plain_fid, costs.run(Strategy.full(landscape.steps)))
-    candidates = record.evaluated()
-    true = dict(zip([c.number for c, _ in candidates], landscape.fid([c.strategy for c, _ in candidates]), strict=True))
-    spent, seen, total = [], set[str](), 0.0
-    for candidate, m in candidates:
-        if candidate.strategy.digest not in seen:
-            seen.add(candidate.strategy.digest)
-            total += m.images * costs.run(candidate.strategy)
-        spent.append(total)
-    macs, values = [], []
-    for cut in np.unique(np.linspace(1, len(candidates), POINTS).round().astype(int)):
-        front, lowest = [], float("inf")
-        for c, m in sorted(candidates[:cut], key=lambda p: (p[1].latency_ms, p[1].fid)):
-            if m.fid < lowest:
-                front.append((float(true[c.number]), m.latency_ms))
-                lowest = m.fid
-        macs.append(spent[cut - 1])
-        values.append(hypervolume(front, reference))
-    if record.promotions:
-        # Paid for at the end, and only then is the front that of more images.
-        extra = sum((max(more) - record.results[n].images) * costs.run(record.candidates[n].strategy) for n, more in record.promotions.items())
-        best = [(float(true[c.number]), m.latency_ms) for c, m in record.front()]
-        macs.append(macs[-1] + extra)
-        values.append(hypervolume(best, reference))
-    return {"macs": macs, "hypervolume": values}
+    true = landscape.fid(strategies)
+    macs = np.array([costs.run(s) for s in strategies])
+    few = true + sampled.error(strategies, 0, counts[0])
+    rest = counts[-1] - counts[0]
+    many = (few * counts[0] + (true + sampled.error(strategies, counts[0], rest)) * rest) / counts[-1] if rest else few
+    spent, values = [], []
+    for cut in range(1, len(strategies) + 1):
+        promoted = _front(few[:cut], macs[:cut])
+        kept = promoted[_front(many[promoted], macs[promoted])]
+        spent.append(float(counts[0] * macs[:cut].sum() + rest * macs[promoted].sum()))
+        values.append(hypervolume([(float(true[i]), float(macs[i])) for i in kept], reference_of(landscape, costs)))
+    return {"macs": spent, "hypervolume": values}
 
 
-def compare(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Each method's median, least and most hypervolume over a common budget, and when it reaches `paper`'s last one."""
-    most = min(c["macs"][-1] for runs in curves.values() for c in runs)
-    budgets = np.geomspace(most / 200, most, 40)
+def _front(fids: np.ndarray, macs: np.ndarray) -> np.ndarray:
+    """Numbers of those that none beats in both."""
+    found, lowest = [], float("inf")
+    for i in np.lexsort((fids, macs)):
+        if fids[i] < lowest:
+            found.append(i)
+            lowest = fids[i]
+    return np.array(found, dtype=int)
+
+
+def read(curve: dict[str, Any], budget: float) -> float:
+    """The hypervolume of a search that stopped in time for its promotions to keep the budget; 0 before its first candidate."""
+    within = [h for m, h in zip(curve["macs"], curve["hypervolume"], strict=True) if m <= budget]
+    return float(within[-1]) if within else 0.0
+
+
+def compare(curves: dict[str, list[dict[str, Any]]], budget: float) -> dict[str, Any]:
+    """Each method's median, least and most hypervolume over the budget, and the share of it that reaches random search's last median."""
+    budgets = np.geomspace(budget / 50, budget, 60)
     table: dict[str, Any] = {}
+    target = float(np.median([read(c, budget) for c in curves["random"]])) if "random" in curves else None
     for name, runs in curves.items():
-        read = np.array([np.interp(budgets, c["macs"], c["hypervolume"], left=0.0) for c in runs])
-        table[name] = {"median": np.median(read, 0).tolist(), "least": read.min(0).tolist(), "most": read.max(0).tolist(), "runs": runs}
-    if "paper" in curves:
-        finals = {c["seed"]: c["hypervolume"][-1] for c in curves["paper"]}
-        costs = {c["seed"]: c["macs"][-1] for c in curves["paper"]}
-        for name, runs in curves.items():
-            shares = []
-            for c in runs:
-                reached = [m for m, h in zip(c["macs"], c["hypervolume"], strict=True) if h >= finals[c["seed"]]]
-                shares.append(reached[0] / costs[c["seed"]] if reached else None)
-            table[name]["share_of_papers_macs"] = shares
+        grid = np.array([[read(c, b) for b in budgets] for c in runs])
+        table[name] = {"median": np.median(grid, 0).tolist(), "least": grid.min(0).tolist(), "most": grid.max(0).tolist(), "runs": runs}
+        table[name]["at"] = {f"{share:.2f}": [read(c, share * budget) for c in runs] for share in SHARES}
+        if target is not None:
+            reached = np.flatnonzero(np.median(grid, 0) >= target)
+            table[name]["share_to_random"] = float(budgets[reached[0]] / budget) if len(reached) else None
+        if "default" in curves and name != "default":
+            table[name]["default_less_this"] = {f"{share:.2f}": _paired(curves["default"], runs, share * budget) for share in SHARES}
     return {"budgets": budgets.tolist(), "methods": table}
 
 
-def _print(result: dict[str, Any], names: Sequence[str]) -> None:
+def _paired(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], budget: float) -> dict[str, float]:
+    """Mean difference over seeds, whose images are the same for both; its 95 % t interval; seeds in which ours is higher."""
+    difference = np.array([read(a, budget) - read(b, budget) for a, b in zip(ours, theirs, strict=True)])
+    count = len(difference)
+    half = float(student.ppf(0.975, count - 1) * difference.std(ddof=1) / count**0.5) if count > 1 else float("nan")
+    return {"mean": float(difference.mean()), "low": float(difference.mean()) - half, "high": float(difference.mean()) + half, "ahead": int((difference > 0).sum())}
+
+
+def _print(table: str, result: dict[str, Any]) -> None:
     rows = []
-    for name in names:
-        found = result["methods"][name]
-        shares = [s for s in found.get("share_of_papers_macs", []) if s is not None]
-        missed = len(found.get("share_of_papers_macs", [])) - len(shares)
+    for name, found in result["methods"].items():
+        lead = found.get("default_less_this", {})
+        share = found.get("share_to_random")
         rows.append(
             [
                 name,
-                *(f"{found['median'][i]:.4f}" for i in (13, 26, 39)),
-                f"{found['least'][39]:.4f} .. {found['most'][39]:.4f}",
-                (f"{statistics.median(shares):.2f}" if shares else "-") + (f" ({missed} never)" if missed else ""),
+                *(f"{np.median(v):.3f}" + (f" ({lead[s]['mean']:+.3f} [{lead[s]['low']:+.3f}, {lead[s]['high']:+.3f}])" if lead else "") for s, v in found["at"].items()),
+                "-" if share is None else f"{share:.2f}",
             ]
         )
-    budgets = [result["budgets"][i] / result["budgets"][-1] for i in (13, 26, 39)]
-    print_table(
-        "hypervolume at equal UNet MACs, median of the seeds (replayed evaluations)",
-        ["method", *(f"at {b:.0%} of the budget" for b in budgets), "least .. most", "share of paper's MACs to its last value"],
-        rows,
-    )
+    heads = [f"at {s:.0%} of the budget" for s in SHARES]
+    print_table(f"{TABLES[table]}: median hypervolume (default less this, mean [95 %])", ["method", *heads, "share of MACs to random's last"], rows)
