@@ -8,6 +8,9 @@ from pathlib import Path
 
 from dato.files import refuse_target, shown, user_path
 from dato.mlflow_store import StoreError, check_address
+from launch.keys import KeyValueError, check_kinds
+from search.ledger import read_ledger
+from search.records import SearchRecord
 
 
 class ArgumentError(ValueError):
@@ -82,3 +85,19 @@ def tracking_uri(found: Mapping[str, str]) -> str | None:
         except StoreError as error:
             raise ArgumentError(str(error)) from None
     return uri
+
+
+def read_search(folder: Path) -> SearchRecord:
+    """The record of the search in a folder.
+
+    Raises:
+        LedgerError: Its ledger cannot be read.
+        ArgumentError: Its configuration holds a value of the wrong kind.
+    """
+    path = folder / "ledger.jsonl"
+    record = read_ledger(path)
+    try:
+        check_kinds(record.config)
+    except KeyValueError as error:
+        raise ArgumentError(f"{path}, line 1: {error}; restore the file, or give another search") from None
+    return record

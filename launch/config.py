@@ -22,7 +22,7 @@ from dato.sources import holds_credentials
 from dato.strategy import Step, Strategy
 from launch.keys import check_keys
 from launch.overrides import OverrideError, prepare
-from search.data import FRESH_OFFSET, DataSpec
+from search.data import DataSpec
 from search.evaluate import EvaluatorSpec, Protocol
 from search.handover import check_names
 from search.models import ModelSpec
@@ -155,14 +155,6 @@ def _check_cluster(cluster: dict[str, Any]) -> None:
         raise ConfigError(f"cluster.min_workers is {least!r}; give 1 to {workers or 'any number'}, or null for all workers")
 
 
-def check_indices(protocol: Protocol) -> None:
-    """Refuse images that a search would share with the validation of its winners. Raises `ConfigError`."""
-    if protocol.offset + protocol.images > FRESH_OFFSET:
-        raise ConfigError(
-            f"protocol.offset {protocol.offset} and {protocol.images} images reach image {FRESH_OFFSET}, from which on images are kept to validate winners; give fewer"
-        )
-
-
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
     check_keys(raw)
@@ -181,7 +173,6 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
         plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
         evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
-        check_indices(protocol)
     except KeyError as error:
         raise ConfigError(f"the configuration has no key {error}; it is of another version, or was changed by hand: see {CONF}") from None
     except TypeError as error:

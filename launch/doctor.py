@@ -79,7 +79,7 @@ def check_here(config: SearchConfig) -> list[Finding]:
 
 def check_inception(given: str) -> Finding:
     """Inception's weights, which every node needs: the file that is named, or the one that is downloaded once."""
-    path = Path(given).expanduser() if given else Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS_URL).name
+    path = user_path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / Path(WEIGHTS_URL).name
     if path.is_file():
         return Finding("protocol.features", "here", f"inception, weights in {path}")
     if given:

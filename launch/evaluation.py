@@ -16,7 +16,7 @@ import torch
 
 from dato import baselines
 from dato.files import shown
-from launch.config import ConfigError, check_indices, compose_config
+from launch.config import ConfigError, compose_config
 from launch.estimate import Workload
 from launch.keys import check_keys
 from launch.preflight import room
@@ -100,7 +100,6 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
         )
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type or name ({error}); see the comments in conf/evaluate.yaml") from None
-    check_indices(protocol)
     if not spec.metrics or len(set(spec.metrics)) < len(spec.metrics):
         raise ConfigError(f"evaluation.metrics is {list(spec.metrics)}; give one or more different ones, such as [fid]")
     if "is" in spec.metrics and protocol.images < 10:

@@ -10,10 +10,9 @@ from dato.card import write_card
 from dato.files import FileError, read_bytes, shown
 from dato.sources import MAX_BYTES
 from dato.strategy import Strategy, StrategyError
-from launch.arguments import ArgumentError, choice, flag, parse, search_folder, target_file, tracking_uri
+from launch.arguments import ArgumentError, choice, flag, parse, read_search, search_folder, target_file, tracking_uri
 from search.aliases import Standing, why_not
 from search.handover import check_names, read_facts, winner_strategies
-from search.ledger import read_ledger
 from search.records import SearchRecord
 
 TAKES = {
@@ -32,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     given = parse("export", arguments, TAKES, required=["folder"])
     to, folder, replace = choice(given, "to", ("folder", "file", "registry")), search_folder(given["folder"]), flag(given, "replace")
     uri = tracking_uri(given)
-    record = read_ledger(folder / "ledger.jsonl")
+    record = read_search(folder)
     try:
         found = winner_strategies(record, read_facts(folder))
     except (KeyError, TypeError, AttributeError, ValueError) as error:

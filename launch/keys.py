@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dato.files import shown
@@ -181,6 +181,15 @@ def check_keys(raw: Mapping[str, Any]) -> None:
                 raise KeyValueError(f"{name} is {shown(value)}; {key}")
     for name, value in raw.items():
         _check_numbers(name, value)
+
+
+def check_kinds(raw: Mapping[str, Any]) -> None:
+    """Check what kind each value of a recorded configuration is, and no more: earlier versions had other ranges. Raises `KeyValueError`."""
+    for name, key in KEYS.items():
+        section, _, inner = name.rpartition(".")
+        value = ((raw.get(section) or {}) if section else raw).get(inner if section else name)
+        if value is not None and value != "" and not replace(key, least=None, above=None, most=_MOST, among=()).allows(value):
+            raise KeyValueError(f"{name} is {shown(value)}, which is no {key.kind}")
 
 
 def _check_numbers(name: str, value: Any, depth: int = 0) -> None:

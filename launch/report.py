@@ -11,8 +11,7 @@ from analysis.compare import write_comparison
 from analysis.report import write_report
 from analysis.rivals import rivals_section
 from dato.files import FileError, read_bytes, read_json, shown, user_path
-from launch.arguments import ArgumentError, parse, search_folder, target_file
-from search.ledger import read_ledger
+from launch.arguments import ArgumentError, parse, read_search, search_folder, target_file
 from search.records import SearchRecord
 from search.verdict import EVALUATION_SCHEMA
 
@@ -39,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     target_file(target)
     if not os.path.isdir(target.parent):
         raise ArgumentError(f"target is {shown(str(target))}, which is no file in a folder that exists; give one, such as report.html")
-    records = [read_ledger(f / "ledger.jsonl") for f in folders]
+    records = [read_search(f) for f in folders]
     evaluation = _read_evaluation(given["evaluation"], records) if "evaluation" in given else None
     try:
         if len(folders) == 1:

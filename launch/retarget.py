@@ -13,12 +13,11 @@ from rich.table import Table
 
 from dato.files import FileError, read_json, shown
 from dato.strategy import Strategy
-from launch.arguments import ArgumentError, parse, search_folder, target_file
+from launch.arguments import ArgumentError, parse, read_search, search_folder, target_file
 from launch.config import build
 from search.data import Data
 from search.evaluate import device_name
 from search.latency import CostTable, calibration, measure_costs
-from search.ledger import read_ledger
 from search.models import load_pipeline
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.winners import choose_winners, in_order_of_speed
@@ -36,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     """Price everything that was evaluated, choose anew, print and write."""
     given = parse("retarget", arguments, TAKES, required=["folder"])
     folder = search_folder(given["folder"])
-    record = read_ledger(folder / "ledger.jsonl")
+    record = read_search(folder)
     if not record.evaluated() or UNACCELERATED not in record.baselines:
         raise ArgumentError(f"search {record.search_id} has no measured strategies to choose from; run the same dato search command to its end")
     table = _read_table(Path(given["table"])) if "table" in given else _measure(record, _rounds(given))

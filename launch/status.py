@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.progress import in_use, progress, read_clock
-from launch.arguments import ArgumentError, parse, search_folder
-from search.ledger import read_ledger
+from launch.arguments import ArgumentError, parse, read_search, search_folder
 
 TAKES = {"folder": "<search folder>", "every": "<seconds>: print again until it is finished or stopped"}
 
@@ -33,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
 def describe(path: Path) -> str:
     """A few lines about the search of a ledger."""
     running = in_use(path)
-    record = read_ledger(path)
+    record = read_search(path.parent)
     found = progress(record, read_clock(path), time.time() if running else None)
     if record.finished:
         state = "finished"

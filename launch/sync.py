@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dato.sources import without_credentials
-from launch.arguments import parse, search_folder, tracking_uri
+from launch.arguments import parse, read_search, search_folder, tracking_uri
 from launch.config import build
 from launch.search import make_tracker
 from search.handover import read_facts, winner_strategies
-from search.ledger import read_ledger
 from search.records import SearchRecord
 from search.registry import RegistryError, register
 from search.tracking import Tracker, TrackingError
@@ -27,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     """Write what is missing; what MLflow has already is left as it is, so that it can be run again."""
     given = parse("sync", arguments, TAKES, required=["folder"])
     folder, uri = search_folder(given["folder"]), tracking_uri(given)
-    record = read_ledger(folder / "ledger.jsonl")
+    record = read_search(folder)
     # The ledger keeps the settings that the search began with; where it logs is no part of it, and may have changed since.
     began = record.config.get("mlflow") or {}
     settings = {**began, "enabled": True, **({"uri": uri} if uri else {})}

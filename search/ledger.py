@@ -220,8 +220,13 @@ def _check_row(record: SearchRecord, row: dict[str, Any]) -> None:
         raise ValueError(f"hypervolume is {shown(row['hypervolume'])}, no number from 0")
     if event == "winner" and not (isinstance(row["alias"], str) and is_count(row.get("images", 0))):
         raise ValueError(f"a winner of alias {shown(row['alias'])} on {shown(row.get('images'))} images")
-    if event == "costs" and not isinstance(row["table"], dict):
-        raise ValueError(f"table is {shown(row['table'])}, no object")
+    if event == "costs" and not (isinstance(row["table"], dict) and isinstance(row["table"].get("device"), str)):
+        raise ValueError(f"table is {shown(row['table'])}, no cost table of a device")
+    if event == "notes":
+        notes = row["notes"]
+        without = notes.get("measured_without", []) if isinstance(notes, dict) else None
+        if not isinstance(without, list) or not all(isinstance(text, str) for text in without):
+            raise ValueError(f"notes is {shown(notes)}, no object with a list of texts in measured_without")
 
 
 def _apply(record: SearchRecord, row: dict[str, Any]) -> None:

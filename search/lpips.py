@@ -16,6 +16,7 @@ import torch
 import torchmetrics.functional.image
 from torch import nn
 
+from dato.files import require_file, user_path
 from search.features import QualityError
 
 # ImageNet's mean and deviation for values in [-1, 1], as LPIPS rounds them.
@@ -137,9 +138,10 @@ def load_lpips(path: str) -> Lpips:
     if not path:
         raise QualityError(f"the metric lpips needs a network's weights, which are not loaded from the internet: {ADVICE}")
     try:
-        state = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise QualityError(f"the weight file {path!r} of lpips cannot be loaded ({str(error).splitlines()[0]}); {ADVICE}") from None
+        require_file(user_path(path))
+        state = torch.load(user_path(path), map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError, EOFError) as error:
+        raise QualityError(f"the weight file {path!r} of lpips cannot be loaded ({str(error).partition(chr(10))[0] or type(error).__name__}); {ADVICE}") from None
     state = {k: v for k, v in state.items() if k.startswith("features.")} if isinstance(state, dict) else {}
     for backbone in BACKBONES.values():
         net = Lpips(backbone)

@@ -124,7 +124,7 @@ def left_out(spec: ModelSpec) -> list[str]:
 
 def _source(spec: ModelSpec) -> str:
     path = user_path(spec.path)
-    return str(EMBEDDED) if spec.path == "embedded" else str(path) if path.exists() else spec.path
+    return str(EMBEDDED) if spec.path == "embedded" else str(path) if os.path.exists(path) else spec.path
 
 
 def _without(source: str) -> dict[str, Any]:

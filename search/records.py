@@ -115,7 +115,6 @@ class Measurement:
         return cls(**{**values, "fid_left_out": tuple(values.get("fid_left_out") or ()), "similarity": similarity})
 
 
-_NUMBERS = ("fid", "fid_low", "fid_high", "difference_low", "difference_high", "kid", "feature_distance", "feature_distance_low", "feature_distance_high")
 _POSITIVE = ("latency_ms", "latency_low_ms", "latency_high_ms", "measured_ms")
 _LEAST_FID = -1.0
 """A distance is never negative; what rounding makes of one is close to zero."""
@@ -127,30 +126,29 @@ def _check_measurement(data: Mapping[str, Any]) -> None:
     unknown = sorted(set(data) - {f.name for f in fields(Measurement)} - {"fid_draws"})
     if unknown:
         raise ValueError(f"a measurement has the unknown key {shown(unknown[0])}")
+    defaults = {f.name: f.default for f in fields(Measurement)} | {"fid_draws": ()}
     for key, value in data.items():
-        if value is None and key in (*_NUMBERS, *_POSITIVE, "error"):
-            continue
-        if key in _NUMBERS:
-            wrong = not is_number(value) or (key == "fid" and value < _LEAST_FID)
-        elif key in _POSITIVE:
-            wrong = not is_number(value) or value <= 0
-        elif key in ("images", "batch"):
-            wrong = not is_count(value)
-        elif key == "seconds":
-            wrong = not is_number(value) or value < 0
-        elif key in ("device", "error"):
-            wrong = not isinstance(value, str)
-        elif key in ("fid_left_out", "fid_draws"):
-            wrong = not isinstance(value, list | tuple) or not all(map(is_number, value))
-        elif key == "similarity":
+        default = defaults[key]
+        if key == "similarity":
             rows = value.values() if isinstance(value, Mapping) else [None]
-            wrong = not all(isinstance(row, list | tuple) and len(row) == 3 and all(isinstance(v, int | float) or v is None for v in row) for row in rows)
-        else:
+            wrong = not all(isinstance(row, list | tuple) and len(row) == 3 and all(v is None or is_number(v) for v in row) for row in rows)
+        elif key in ("parts_ms", "calls_by_depth"):
             wrong = not isinstance(value, Mapping) or not all(isinstance(k, str) and is_number(v) and v >= 0 for k, v in value.items())
+        elif key in _POSITIVE:
+            wrong = value is not None and not (is_number(value) and value > 0)
+        elif key == "error":
+            wrong = not isinstance(value, str | None)
+        elif default is None or isinstance(default, float):
+            least = {"fid": _LEAST_FID, "seconds": 0.0}.get(key, -math.inf)
+            wrong = value is not None and not (is_number(value) and value >= least)
+        elif isinstance(default, tuple):
+            wrong = value is not None and not (isinstance(value, list | tuple) and all(map(is_number, value)))
+        elif isinstance(default, str):
+            wrong = not isinstance(value, str)
+        else:  # of another kind, which whoever reads it checks
+            wrong = isinstance(default, int) and not is_count(value)
         if wrong:
             raise ValueError(f"{key} is {shown(value)}, which no measurement has")
-    if data.get("error") is None and data.get("fid") is not None and data.get("latency_ms") is None:
-        raise ValueError("fid is given without latency_ms")
 
 
 def is_number(value: Any) -> bool:
