@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def better(alias: str, strategy: Strategy, path: Path) -> bool:
     """Whether a strategy may take the place of another one's file. Raises `ArgumentError` saying what stands there and why it stays."""
-    if not path.is_file() or path.read_bytes() == strategy.to_json().encode():
+    if not os.path.isfile(path) or _holds(path, strategy):
         return False
     try:
         there = Strategy.load(path)
