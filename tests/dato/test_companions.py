@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +32,7 @@ from tests.dato.conftest import STEPS, run, use
 
 HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
 IMAGE = {"image": torch.ones(1, 3, 32, 32)}  # for a ControlNet
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def parts(pipe: Any) -> dict[str, Any]:
@@ -357,6 +362,7 @@ class TestCompile:
         assert torch.equal(run(pipe), plain)
 
     @pytest.mark.slow
+    @pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler and Python's headers (apt-get install g++ python3-dev)")
     def test_one_graph_for_each_distinct_action(self, pipe: Any) -> None:
         from torch._dynamo.utils import counters
 

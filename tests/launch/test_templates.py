@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import ray
 import yaml
@@ -205,5 +206,5 @@ def test_the_sbatch_script_starts_ray_runs_the_commands_and_ends_what_it_started
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"argv"')]
     assert [s["argv"][0] for s in said] == ["doctor", "search"]
     assert all(s["nodes"] == 2 and s["argv"][-1] == "model=embedded" for s in said)
-    left = subprocess.run(["pgrep", "-f", temporary], capture_output=True, text=True, check=False).stdout
-    assert left == "", "the script leaves processes behind"
+    left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if temporary in " ".join(p.info["cmdline"] or [])]
+    assert left == [], "the script leaves processes behind"
