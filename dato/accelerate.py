@@ -130,7 +130,7 @@ def _install(runtime: Runtime) -> None:
         raise
     if previous is not None and previous is not runtime and _belongs(previous, pipe):
         _uninstall(previous)  # it was enabled while the pipeline had another UNet
-    if pipe is not None:
+    if hasattr(pipe, "__dict__"):
         setattr(pipe, _MARK, runtime)
 
 
@@ -148,7 +148,7 @@ def _uninstall(runtime: Runtime) -> None:
         undo()
     runtime.hooked = None
     pipe = runtime.owner()
-    if pipe is not None and vars(pipe).get(_MARK) is runtime:
+    if _marked(pipe) is runtime:
         delattr(pipe, _MARK)
 
 

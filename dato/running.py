@@ -70,7 +70,8 @@ def caller_of(unet: nn.Module) -> Caller | None:
 
 def has_unet(pipe: Any, unet: nn.Module) -> bool:
     """Whether the UNet, itself or compiled, is one of the pipeline's components."""
-    return any(isinstance(v, nn.Module) and v._modules.get("_orig_mod", v) is unet for v in vars(pipe).values())
+    parts = (*getattr(pipe, "__dict__", {}).values(), getattr(pipe, "unet", None))
+    return any(isinstance(v, nn.Module) and v._modules.get("_orig_mod", v) is unet for v in parts)
 
 
 def guides(pipe: Any) -> bool | None:

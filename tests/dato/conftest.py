@@ -77,6 +77,12 @@ def make_layout(make_pipe: Callable[..., StableDiffusionPipeline]) -> Callable[[
     return make
 
 
+@pytest.fixture
+def make(make_pipe: Callable[..., Any]) -> Callable[[], Any]:
+    """Pipelines in double precision, so that what is only rounding is told from what is wrong."""
+    return lambda: use(make_pipe().to(torch.float64), "DDIMScheduler", clip_sample=False)
+
+
 def cast(pipe: Any, dtype: torch.dtype) -> Any:
     """The UNet and text encoders in another precision."""
     for name in ("unet", "text_encoder", "text_encoder_2"):

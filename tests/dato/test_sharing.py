@@ -186,6 +186,37 @@ def test_two_threads_with_one_unet(fresh: Any, alone: Any) -> None:
         assert all(torch.equal(r, expected[way]) for r in results)
 
 
+def sampling(self: Any, prompt: str, guidance_scale: float) -> torch.Tensor:
+    """A pipeline's loop that was written outside of its class."""
+    self._guidance_scale = guidance_scale
+    self.scheduler.set_timesteps(STEPS)
+    halves = self.encode_prompt(prompt, "cpu", 1, guidance_scale > 1)
+    states = torch.cat([halves[1], halves[0]]) if guidance_scale > 1 else halves[0]
+    latents = torch.ones(1, 4, 16, 16)
+    for t in self.scheduler.timesteps:
+        noise = self.unet(torch.cat([latents] * len(states)), t, states).sample
+        if guidance_scale > 1:
+            noise = noise[:1] + guidance_scale * (noise[1:] - noise[:1])
+        latents = self.scheduler.step(noise, t, latents).prev_sample
+    return latents
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_pipeline_whose_loop_is_written_elsewhere(fresh: Any, scale: float) -> None:
+    kind = type("Written", (StableDiffusionPipeline,), {"__call__": sampling})
+    base = fresh()
+    other = kind(**{k: v for k, v in base.components.items() if k != "image_encoder"}, requires_safety_checker=False)
+    with dato.accelerate(other, PRUNED):
+        expected = other("a seven", scale)
+    with dato.accelerate(base, PRUNED):
+        run(base, guidance_scale=4.0 - scale)
+        assert torch.equal(other("a seven", scale), expected)
+        report = dato.status(base)
+    assert report is not None
+    assert report.pipeline == "Written"
+
+
 @pytest.mark.parametrize("exchange", ["before", "within"])
 def test_another_scheduler_on_the_running_pipeline(fresh: Any, exchange: str) -> None:
     pipe = fresh()
