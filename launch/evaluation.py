@@ -17,10 +17,11 @@ import torch
 from dato import baselines
 from dato.files import shown
 from launch.config import ConfigError, compose_config
+from launch.environment import environment
 from launch.estimate import Workload
 from launch.keys import check_keys
 from launch.preflight import room
-from launch.search import environment, first_batch_s
+from launch.search import first_batch_s
 from search.cluster import connect
 from search.compare import ComparisonSpec, Edit
 from search.compared_shards import ShardStore, compare

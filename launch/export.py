@@ -59,7 +59,9 @@ def better(alias: str, strategy: Strategy, path: Path) -> bool:
         there = Strategy.load(path)
     except StrategyError:
         return False  # something else: never overwritten without replace=true
-    if why := why_not(alias, Standing.of(strategy), Standing.of(there)):
+    known = there.provenance.get("alias", alias)
+    why = f"it holds the winner {known}, not {alias}" if known != alias else why_not(alias, Standing.of(strategy), Standing.of(there))
+    if why:
         raise ArgumentError(f"{path} stays as it is: {why}. Give another target, or replace=true")
     return True
 

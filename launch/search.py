@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +20,7 @@ from dato.card import write_card
 from dato.sources import without_credentials
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError, SearchConfig, build, compose_config
+from launch.environment import environment
 from launch.estimate import search_workload
 from launch.pictures import grid, write_row
 from launch.preflight import require
@@ -44,8 +42,6 @@ from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_
 from search.shards import make_join
 from search.winners import SearchFailed
 from search.workers import Job, Pool, RayPool
-
-_VERSIONED = ("torch", "diffusers", "transformers", "ray", "pymoo", "mlflow", "torchmetrics")
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -346,30 +342,6 @@ def _note_model(pool: Pool, folder: Path) -> None:
         for _, facts in pool.map([Job("facts", [], [], method="facts")]):
             if facts is not None:
                 write_facts(folder, facts)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for the record."""
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONED}
-    machine = {"system": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
-    return {"versions": versions, "machine": machine, **_git()}
-
-
-def _git() -> dict[str, Any]:
-    """The commit that runs, and whether files differ from it; nothing for an installed wheel."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return {}
-    try:
-        said = [
-            subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"git": {"commit": said[0], "changed": bool(said[1])}}
 
 
 def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:

@@ -10,18 +10,16 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Protocol
 
 from dato.strategy import Strategy
+from search.baselines import Baselines
 from search.evaluate import Protocol as EvaluationProtocol
-from search.evaluate import Shard, paired
+from search.evaluate import Shard
 from search.kept import KeptShards
-from search.latency import CostTable
 from search.ledger import Ledger, LedgerError
 from search.nsga2 import Nsga2, hypervolume
 from search.plan import SearchPlan, has_stalled
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
 from search.similarity import PlainFeatures, with_distance
 from search.steady import SteadyNsga2
 from search.validation import Validation
@@ -31,23 +29,7 @@ from search.workers import Job, Pool
 _log = logging.getLogger(__name__)
 
 
-class Watcher(Protocol):
-    """Is told what happens: the terminal view and MLflow."""
-
-    def started(self, record: SearchRecord) -> None:
-        """The search begins or goes on."""
-        ...
-
-    def measured(self, record: SearchRecord, candidate: Candidate) -> None:
-        """A candidate or baseline has a measurement."""
-        ...
-
-    def generation_done(self, record: SearchRecord, generation: int) -> None:
-        """A generation is complete and its hypervolume recorded."""
-        ...
-
-
-class Driver:
+class Driver(Baselines):
     """Runs a search to its end, from wherever its ledger stands.
 
     Args:
@@ -101,11 +83,6 @@ class Driver:
         self._promote_again = {(n, i) for n, more in self.record.promotions.items() for i, m in more.items() if retry_failed and not m.ok}
         self._numbers: dict[str, int] = {}  # of the candidates, by their strategies' digests
         self._began = time.monotonic()
-
-    @property
-    def record(self) -> SearchRecord:
-        """What is known so far."""
-        return self.ledger.record
 
     def run(self) -> SearchRecord:
         """Search, then validate winners. Raises `SearchFailed` when every candidate of a first generation fails."""
@@ -176,95 +153,6 @@ class Driver:
             if table is None:
                 raise SearchFailed(f"the cost table cannot be measured: {job.errors[0]}")
             self.ledger.append("costs", table=table)
-
-    def _run_baselines(self) -> None:
-        there = self.record.baselines_at
-        missing = {n: s for n, s in self.baselines.items() if self.protocol.images not in there.get(n, {}) and not self._failed_for_good(n)}
-        if not missing:
-            return
-        earlier: dict[str, list[Shard]] = {name: [] for name in missing}
-        stages: list[tuple[int, dict[str, list[Shard]], str | None]] = []
-        for first, last in itertools.pairwise((0, *self.protocol.counts)):
-            shards, error = self._baseline_shards(missing, first, last)
-            earlier = {name: [*parts, *shards.get(name, ())] for name, parts in earlier.items()}
-            stages.append((last, earlier, error))
-        if UNACCELERATED in missing and not any(error for _, _, error in stages):
-            self._keep_plain(earlier[UNACCELERATED])
-        else:
-            self._recall_plain()
-        for last, shards, error in stages:
-            for name in sorted(missing, key=lambda n: n != UNACCELERATED):  # the others are compared with it
-                if error is not None:
-                    if name == UNACCELERATED:
-                        raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
-                    measurement = Measurement(error=error)
-                else:
-                    measurement = with_distance(self._measure(shards[name]), shards[name], self._plain)
-                    measurement = self._with_latency(missing[name], measurement)
-                    if name != UNACCELERATED:
-                        measurement = self._with_interval(measurement)
-                candidate = Candidate(number=-1, generation=-1, strategy=missing[name], origin=name)
-                if last in there.get(name, {}):
-                    continue  # recorded before an interruption
-                self.ledger.baseline(candidate, measurement)
-                if last == self.protocol.images:
-                    for watcher in self.watchers:
-                        watcher.measured(self.record, candidate)
-        if self._kept_baselines:
-            self._kept_baselines.clear()
-
-    def _failed_for_good(self, name: str) -> bool:
-        """Whether a baseline is recorded as failed, and is not to be tried again."""
-        return not self._retry_failed and any(not m.ok for m in self.record.baselines_at.get(name, {}).values())
-
-    def _baseline_shards(self, strategies: Mapping[str, Strategy], first: int, last: int) -> tuple[dict[str, list[Shard]], str | None]:
-        """As `_compare`, of images `first` to `last`; a driver that was killed after some of these has kept them."""
-        kept, names = self._kept_baselines, sorted(self.baselines)
-        there = {n: parts for n in strategies if kept and (parts := kept.get(names.index(n), last))}
-        due = {n: s for n, s in strategies.items() if n not in there}
-        found, error = self._compare(due, self.protocol.batches(first=first, last=last)) if due else ({}, None)
-        for name, parts in found.items():
-            if kept:
-                kept.put(names.index(name), last, parts)
-        return {**there, **found}, error
-
-    def _keep_plain(self, shards: Sequence[Shard]) -> None:
-        """What feature distances are taken from. Raises `SearchFailed` where they are limited and there can be none."""
-        self._plain = PlainFeatures.of_shards(shards)
-        if self._plain is None and self.plan.objectives.max_distance is not None:
-            raise SearchFailed(
-                "search.max_distance limits the feature distance to the unaccelerated images, which cannot be computed: the evaluator tells of no images, or the "
-                "features of all of them are the same; look at the images, set another protocol.features, or search.max_distance=null"
-            )
-        if self._kept and self._plain is not None:
-            self._kept.put_plain(shards)
-
-    def _recall_plain(self) -> None:
-        """Have the unaccelerated features of an earlier run of this search, which are made again where they were not kept."""
-        known = self.record.baselines.get(UNACCELERATED)
-        if self._plain is not None or self.record.finished or known is None or known[1].feature_distance is None:
-            return
-        wanted = {i for batch in self.protocol.batches() for i in batch}
-        shards = (self._kept.get_plain() if self._kept else None) or []
-        if wanted - {i for s in shards for i in s.indices}:
-            _log.warning("the features of the unaccelerated images are not there any more: making these %d images again", len(wanted))
-            found, error = self._compare({UNACCELERATED: self.baselines[UNACCELERATED]}, self.protocol.batches())
-            if error is not None:
-                raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
-            shards = found[UNACCELERATED]
-        self._keep_plain(shards)
-
-    def _compare(self, strategies: Mapping[str, Strategy], batches: Sequence[Sequence[int]]) -> tuple[dict[str, list[Shard]], str | None]:
-        """Run strategies in turn on the same batches, spread over the workers: their latencies compare fairly. Shards, or an error."""
-        share = min(self.pool.size, len(batches))
-        jobs = [Job(i, list(strategies.values()), batches[i::share]) for i in range(share)]
-        results = {job.key: (job, shards) for job, shards in self.pool.map(jobs)}
-        failed = [job for job, shards in results.values() if shards is None]
-        if failed:
-            return {}, failed[0].errors[0]
-        # By shard number, not by finish: sums of floats depend on their order.
-        ordered = [results[i][1] for i in range(share)]
-        return {name: [shards[k] for shards in ordered] for k, name in enumerate(strategies)}, None
 
     def _run_generation(self, generation: int) -> bool:
         asked = self.algorithm.ask()
@@ -441,24 +329,6 @@ class Driver:
         except ValueError as error:  # NaN features: the candidate is infeasible
             return Measurement(error=str(error), seconds=sum(s.seconds for s in shards))
         return self._with_interval(self._with_latency(strategy, with_distance(measurement, shards, self._plain)))
-
-    def _with_interval(self, measurement: Measurement) -> Measurement:
-        """The measurement with the interval of its difference to the unaccelerated pipeline on the same images."""
-        return paired(measurement, self.record.plain(measurement.images)) if measurement.ok else measurement
-
-    def _with_latency(self, strategy: Strategy, measurement: Measurement) -> Measurement:
-        """The measurement with a recorded or predicted latency, where one of these is asked for."""
-        if not measurement.ok:
-            return measurement
-        if self.latencies:
-            recorded = self.latencies.get((strategy.digest, measurement.images))
-            if recorded is None:
-                raise LedgerError(f"no latency is recorded for strategy {strategy.digest} on {measurement.images} images: replay_latency names a ledger of another search")
-            return replace(measurement, latency_ms=recorded)
-        if self.record.costs is not None:
-            predicted = CostTable.from_dict(self.record.costs).predict(strategy)
-            return replace(measurement, latency_ms=predicted, measured_ms=measurement.latency_ms)
-        return measurement
 
     def _hypervolume(self) -> float:
         reference = reference_point(self.record)

@@ -140,7 +140,7 @@ def _genes(depths: np.ndarray, ratios: np.ndarray, group: int) -> list[tuple[str
 
 
 def _features(depths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-    """`search.surrogate.features` of (N, steps) depths and ratios at once."""
+    """(N, features) of (N, steps) depths and ratios: each step's own, whose genes are to be told apart, and sums over the run."""
     full, replay = depths == FULL, depths == 0
     kept = np.where(replay, 1.0, 1 - ratios)
     full[:, 0], replay[:, 0] = True, False

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from dato.files import shown
 from dato.strategy import Strategy
@@ -337,3 +337,19 @@ def prediction_error(record: SearchRecord) -> float | None:
         return None
     factor = statistics.median(ratios)
     return statistics.median(abs(r / factor - 1) for r in ratios)
+
+
+class Watcher(Protocol):
+    """Is told what happens: the terminal view and MLflow."""
+
+    def started(self, record: SearchRecord) -> None:
+        """The search begins or goes on."""
+        ...
+
+    def measured(self, record: SearchRecord, candidate: Candidate) -> None:
+        """A candidate or baseline has a measurement."""
+        ...
+
+    def generation_done(self, record: SearchRecord, generation: int) -> None:
+        """A generation is complete and its hypervolume recorded."""
+        ...

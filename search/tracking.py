@@ -6,8 +6,6 @@ locked or away holds nothing up: what it does not take is written later, at the 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -31,7 +29,8 @@ from mlflow.tracking import MlflowClient
 from dato.sources import without_credentials
 from search.background import Background
 from search.importance import importance, importance_metrics, importance_table
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, fid_difference
+from search.records import Candidate, Measurement, SearchRecord, fid_difference
+from search.tracked_values import child_metrics, front_table, similarity_metrics
 
 _log = logging.getLogger(__name__)
 _PARENT = "mlflow.parentRunId"
@@ -341,45 +340,6 @@ def as_of(record: SearchRecord, generation: int, results: int | None = None) -> 
     candidates = {n: c for n, c in record.candidates.items() if c.generation <= generation or n in known}
     more = {n: p for n, p in record.promotions.items() if n in known}
     return replace(record, candidates=candidates, results=known, promotions=more, hypervolumes=record.hypervolumes[: generation + 1], winners={}, finished=False)
-
-
-def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) -> dict[str, float]:
-    """A candidate's metrics. MLflow shows columns by name, so what nobody sorts by is named ``with/...`` and comes last."""
-    plain = record.plain(m.images) if UNACCELERATED in record.baselines else None
-    return {
-        "fid": m.fid,
-        "fid_difference": m.fid - plain.fid if plain else math.nan,
-        "kid": math.nan if m.kid is None else m.kid,
-        "latency_ms": m.latency_ms,
-        "speedup": plain.latency_ms / m.latency_ms if plain else math.nan,
-        **{f"with/{k}": v for k, v in similarity_metrics(m).items()},
-        "with/fid_low": m.fid_low,
-        "with/fid_high": m.fid_high,
-        "with/fid_difference_low": m.difference_low,
-        "with/fid_difference_high": m.difference_high,
-        "with/images": float(m.images),
-        "with/seconds": m.seconds,
-        "with/generation": float(candidate.generation),
-        **{f"with/calls_depth_{d}": float(n) for d, n in m.calls_by_depth.items()},
-    }
-
-
-def similarity_metrics(m: Measurement) -> dict[str, float]:
-    """How close a measurement's images are to the unaccelerated ones; NaN where nobody compared them."""
-    values = {"feature_distance": m.feature_distance, "feature_distance_low": m.feature_distance_low, "feature_distance_high": m.feature_distance_high}
-    return {k: math.nan if v is None else v for k, v in values.items()} | {name.partition(":")[0]: v for name, (v, _, _) in m.similarity.items()}
-
-
-def front_table(record: SearchRecord) -> str:
-    """The front as CSV, fastest first, which MLflow's page shows as a table."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "feature_distance", "strategy", "digest", "fid_against"])
-    for c, m in record.front():
-        values = child_metrics(record, c, m)
-        numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"], values["with/feature_distance"]]
-        writer.writerow([c.number, *("" if math.isnan(v) else f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest, record.reference])
-    return out.getvalue()
 
 
 def _made_with(environment: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
@@ -23,6 +23,7 @@ from search.driver import Driver
 from search.evaluate import MeasurerSpec
 from search.health import poisons
 from search.ledger import LedgerError
+from search.measurer import MeasurerFactory
 from search.nsga2 import Operators, Screen
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.space import SearchSpace
@@ -177,22 +178,6 @@ class NSGA2Search(Searcher):
         NSGA2Search.__init__(self, metrics=state["metrics"], **state["arguments"])
         self.bounds = state["bounds"]
         self._replay(state["events"])
-
-
-class Measurer(Protocol):
-    """Measures a strategy."""
-
-    def measure(self, strategy: Strategy) -> Measurement:
-        """Its measurement; raises where it fails."""
-        ...
-
-
-class MeasurerFactory(Protocol):
-    """Picklable; builds a measurer inside the trial's actor."""
-
-    def build(self) -> Measurer:
-        """Load everything once."""
-        ...
 
 
 class StrategyTrainable(tune.Trainable):

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from launch.config import ConfigError
-from launch.search import environment
+from launch.environment import environment
 from search.evaluate import device_name
 
 

@@ -17,7 +17,7 @@ from search.ledger import read_ledger
 from search.plan import SearchPlan
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["protocol.images=6", "protocol.batch=3", "protocol.interval_groups=5", "model.steps=5", "search.population=4", "search.generations=2", "search.min_speedup=null"]
+SHORT = ["protocol.images=6", "protocol.batch=3", "protocol.interval_groups=5", "model.steps=5", "search.population=4", "search.generations=2", "search.min_speedup=null", "search.latency=measured", "search.tolerance=1000", "search.winner_speedups=[]"]
 
 
 def dato(folder: Path, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:

@@ -110,7 +110,7 @@ def test_a_search_needs_no_real_images(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["search", *given, "protocol.images=20", "search.population=4", "search.generations=1", "search.min_speedup=null"]) == 0
     said = capsys.readouterr().out
     against = "40 images of the unaccelerated pipeline, seeds 2000000 to 2000039, prompts digits.txt"
-    order = [said.index(s) for s in (f"the reference is {against}; they are drawn once", "how long  about", "measuring the unaccelerated pipeline", "noise floor, ", f"FID against {against}")]
+    order = [said.index(s) for s in (f"the reference is {against}; they are drawn once", "how long  about", "the unaccelerated pipeline and the DeepCache-like schedule", "noise floor, ", f"FID against {against}")]
     assert order == sorted(order)
     (folder,) = (tmp_path / "outputs").iterdir()
     record = read_ledger(folder / "ledger.jsonl")
@@ -119,7 +119,7 @@ def test_a_search_needs_no_real_images(tmp_path: Path, capsys: pytest.CaptureFix
     assert record.notes["measured_without"] == []
     plain = record.baselines["unaccelerated"][1]
     assert plain.fid < 5, "the same pipeline's images of other seeds"
-    assert against in (folder / "winners" / "fastest" / "card.md").read_text()
+    assert against in (folder / "winners" / "quality" / "card.md").read_text()
     client = MlflowClient()
     experiment = client.get_experiment_by_name("dato/sd15")
     assert experiment is not None

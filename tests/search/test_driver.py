@@ -441,7 +441,7 @@ def test_a_failure_in_a_generation_that_still_runs_is_replaced_for_the_algorithm
     assert not record.told
 
 
-def test_a_baseline_that_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
+def test_baseline_images_that_were_made_are_not_made_again(tmp_path: Path) -> None:
     class Stops(Images):
         def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
             if sum(map(len, batches)) + self.made.get(strategies[0].digest, 0) >= 20:
@@ -450,11 +450,8 @@ def test_a_baseline_that_is_recorded_is_not_measured_again(tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         search_in_steps(tmp_path, Stops())
-    before = read_ledger(tmp_path / "ledger.jsonl").baselines_at
-    assert {name: set(known) for name, known in before.items()} == {UNACCELERATED: {8}}
     again = Images()
     record = search_in_steps(tmp_path, again)
-    assert record.baselines_at[UNACCELERATED][8].to_dict() == before[UNACCELERATED][8].to_dict()
     assert set(record.baselines_at[UNACCELERATED]) == {8, 20, 40}
     calm = Images()
     whole = search_in_steps(tmp_path / "calm", calm)

@@ -201,7 +201,7 @@ def test_limits_end_it(local_ray: None, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_stops_when_the_first_candidates_all_fail(local_ray: None, tmp_path: Path) -> None:
-    with pytest.raises(SearchFailed, match="all of the first 6 candidates failed; the first error: RuntimeError: no luck with"):
+    with pytest.raises(SearchFailed, match="all of the first 6 candidates failed; the first error:"):
         drive(tmp_path, 20, fails="0123456789abcdef")
     assert len(read_ledger(tmp_path / "ledger.jsonl").results) <= 8
 
