@@ -73,7 +73,7 @@ def test_a_moved_folder_is_told_apart_from_a_model_that_is_none(there: Path, tmp
 
 @pytest.mark.parametrize("uri", ["sqlite:///a.db", "sqlite+pysqlite:///a.db", "postgresql+psycopg://me@host/name", "http://host:5000", "https://host", "file:///a", "/a/b", "mlruns", "databricks", "databricks://profile"])
 def test_addresses_that_mlflow_has(uri: str) -> None:
-    check_address(uri, "uri")
+    assert check_address(uri, "uri") is None  # and raises nothing
 
 
 @pytest.mark.parametrize("uri", ["foo://x", "htp://host:5000", "", " ", "s3://bucket", "sqlte:///a.db", "ftp://a"])
