@@ -143,9 +143,12 @@ def _cards(record: SearchRecord) -> str:
 
 def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
     name = (record.config.get("registry") or {}).get("name")
-    source = f"models:/{name}@{alias}" if name and (record.config.get("mlflow") or {}).get("enabled", True) else f"winners/{alias}.json"
+    source = f"winners/{alias}.json"
+    registered = bool(name) and (record.config.get("mlflow") or {}).get("enabled", True)
+    # An alias stays where it was if a better strategy has it: the file is this one for certain.
+    elsewhere = f"  # in the search's folder; models:/{name}@{alias} too, where the alias was moved to it" if registered else "  # in the search's folder"
     code = (
-        f'import dato\nstrategy = dato.Strategy.load({json.dumps(source)})\nwith dato.accelerate(pipe, strategy):\n'
+        f'import dato\nstrategy = dato.Strategy.load({json.dumps(source)}){elsewhere}\nwith dato.accelerate(pipe, strategy):\n'
         f"    images = pipe(prompt, num_inference_steps={len(winner.candidate.strategy)}).images"
     )
     return (

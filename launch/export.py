@@ -42,8 +42,14 @@ def run(arguments: Sequence[str]) -> int:
     strategies = _chosen(record, found, given.get("alias"))
     if to == "folder":
         target = Path(given.get("target") or folder / "export")
+        refused = []
         for alias, strategy in strategies.items():
-            print(write_card(strategy, target / alias, replace or better(alias, strategy, target / alias / "strategy.json")))
+            try:
+                print(write_card(strategy, target / alias, replace or better(alias, strategy, target / alias / "strategy.json")))
+            except ArgumentError as error:  # the others are written, as the registry takes them
+                refused.append(str(error))
+        if refused:
+            raise ArgumentError("; ".join(refused))
     elif to == "file":
         _to_file(strategies, given.get("target"), replace)
     else:

@@ -131,6 +131,10 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
                 tracker.stopped()
             view.say(f"\nstopped; {len(ledger.record.results)} results are safe in {ledger.path}. The same command continues")
             return interrupt.exit_code()
+        except Exception:
+            if tracker:
+                tracker.stopped()  # which writes what is still waiting
+            raise
         finally:
             if pool:
                 pool.close()
@@ -302,7 +306,9 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
         view.say("browse    " + _mlflow_command())
     for alias, why in stayed.items():
         view.say(f"          models:/{name}@{alias} stays where it was: {why}. The new one is version {versions[alias]}; registry.replace=true moves the alias")
-    alias = "fastest" if "fastest" in strategies else "quality"
+    if not strategies:
+        return
+    alias = "fastest" if "fastest" in strategies else next(iter(strategies))
     source = f"models:/{name}@{alias}" if versions and alias not in stayed else str(folder / f"{alias}.json")
     view.say(f"rivals    {_script('dato')} evaluate 'strategy=[{config.folder}]' compares the front with other ways to be fast, on the same images;")
     view.say(f"          {_script('dato')} report folder={config.folder} evaluation=<the folder it names> shows them in the report")

@@ -42,16 +42,21 @@ def run(arguments: Sequence[str]) -> int:
     except TrackingError as error:
         raise SyncError(f"{error}; {fix}") from None
     versions: dict[str, str] = {}
+    stayed: dict[str, str] = {}
     name = config.raw["registry"]["name"]
     if record.winners and tracker.run_id:
         try:
-            versions = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id).versions
+            replace = bool(config.raw["registry"].get("replace", False))
+            made = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id, replace=replace)
+            versions, stayed = made.versions, made.stayed
         except RegistryError as error:
             raise SyncError(f"MLflow holds the runs of search {record.search_id}, and not its winners: {error}") from None
     state = "finished" if record.finished else f"{len(record.results)} results so far"
     print(f"MLflow holds search {record.search_id}: {state}, {len(record.hypervolumes)} generations, run {tracker.run_id}")
     if versions:
         print(f"winners   models:/{name}, versions {', '.join(f'{v} ({alias})' for alias, v in versions.items())}")
+    for alias, why in stayed.items():
+        print(f"          models:/{name}@{alias} stays where it was: {why}")
     return 0
 
 

@@ -68,10 +68,10 @@ def why_not(alias: str, new: Standing, old: Standing) -> str | None:
     """
     if new.images == 0:
         return f"{new.what} was not measured on fresh images"
+    if new.model != old.model and (old.images or old.model):
+        return f"{old.what} is for another model ({old.model} and not {new.model})"
     if old.images == 0:
         return None
-    if new.model != old.model:
-        return f"{old.what} is for another model ({old.model} and not {new.model})"
     if new.device != old.device:
         return f"{old.what} was timed on another device ({old.device} and not {new.device})"
     if new.images < old.images:

@@ -49,21 +49,23 @@ class Baselines:
         if not missing:
             return
         earlier: dict[str, list[Shard]] = {name: [] for name in missing}
-        stages: list[tuple[int, dict[str, list[Shard]], str | None]] = []
+        stages: list[tuple[int, dict[str, list[Shard]]]] = []
+        errors: dict[str, str] = {}
         for first, last in itertools.pairwise((0, *self.protocol.counts)):
-            shards, error = self._baseline_shards(missing, first, last)
+            shards, failed = self._baseline_shards({n: s for n, s in missing.items() if n not in errors}, first, last)
+            if UNACCELERATED in failed:
+                raise SearchFailed(f"the unaccelerated pipeline itself fails: {failed[UNACCELERATED]}")
+            errors |= failed
             earlier = {name: [*parts, *shards.get(name, ())] for name, parts in earlier.items()}
-            stages.append((last, earlier, error))
-        if UNACCELERATED in missing and not any(error for _, _, error in stages):
+            stages.append((last, earlier))
+        if UNACCELERATED in missing:
             self._keep_plain(earlier[UNACCELERATED])
         else:
             self._recall_plain()
-        for last, shards, error in stages:
+        for last, shards in stages:
             for name in sorted(missing, key=lambda n: n != UNACCELERATED):  # the others are compared with it
-                if error is not None:
-                    if name == UNACCELERATED:
-                        raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
-                    measurement = Measurement(error=error)
+                if name in errors:
+                    measurement = Measurement(error=errors[name], images=last)
                 else:
                     measurement = with_distance(self._measure(shards[name]), shards[name], self._plain)
                     measurement = self._with_latency(missing[name], measurement)
@@ -99,9 +101,9 @@ class Baselines:
         shards = (self._kept.get_plain() if self._kept else None) or []
         if wanted - {i for s in shards for i in s.indices}:
             _log.warning("the features of the unaccelerated images are not there any more: making these %d images again", len(wanted))
-            found, error = self._compare({UNACCELERATED: self.baselines[UNACCELERATED]}, self.protocol.batches())
-            if error is not None:
-                raise SearchFailed(f"the unaccelerated pipeline itself fails: {error}")
+            found, errors = self._compare({UNACCELERATED: self.baselines[UNACCELERATED]}, self.protocol.batches())
+            if errors:
+                raise SearchFailed(f"the unaccelerated pipeline itself fails: {errors[UNACCELERATED]}")
             shards = found[UNACCELERATED]
         self._keep_plain(shards)
 
@@ -109,28 +111,40 @@ class Baselines:
         """Whether a baseline is recorded as failed, and is not to be tried again."""
         return not self._retry_failed and any(not m.ok for m in self.record.baselines_at.get(name, {}).values())
 
-    def _baseline_shards(self, strategies: Mapping[str, Strategy], first: int, last: int) -> tuple[dict[str, list[Shard]], str | None]:
+    def _baseline_shards(self, strategies: Mapping[str, Strategy], first: int, last: int) -> tuple[dict[str, list[Shard]], dict[str, str]]:
         """As `_compare`, of images `first` to `last`; a driver that was killed after some of these has kept them."""
         kept, names = self._kept_baselines, sorted(self.baselines)
         there = {n: parts for n in strategies if kept and (parts := kept.get(names.index(n), last))}
         due = {n: s for n, s in strategies.items() if n not in there}
-        found, error = self._compare(due, self.protocol.batches(first=first, last=last)) if due else ({}, None)
+        found, errors = self._compare(due, self.protocol.batches(first=first, last=last)) if due else ({}, {})
         for name, parts in found.items():
             if kept:
                 kept.put(names.index(name), last, parts)
-        return {**there, **found}, error
+        return {**there, **found}, errors
 
-    def _compare(self, strategies: Mapping[str, Strategy], batches: Sequence[Sequence[int]]) -> tuple[dict[str, list[Shard]], str | None]:
-        """Run strategies in turn on the same batches, spread over the workers: their latencies compare fairly. Shards, or an error."""
+    def _compare(self, strategies: Mapping[str, Strategy], batches: Sequence[Sequence[int]]) -> tuple[dict[str, list[Shard]], dict[str, str]]:
+        """Run strategies in turn on the same batches, spread over the workers: their latencies compare fairly.
+
+        Where one of several fails, each is run alone, the unaccelerated pipeline first: shards of those that work, errors of the others.
+        """
         share = min(self.pool.size, len(batches))
         jobs = [Job(i, list(strategies.values()), batches[i::share]) for i in range(share)]
         results = {job.key: (job, shards) for job, shards in self.pool.map(jobs)}
         failed = [job for job, shards in results.values() if shards is None]
+        if failed and len(strategies) == 1:
+            return {}, dict.fromkeys(strategies, failed[0].errors[0])
         if failed:
-            return {}, failed[0].errors[0]
+            found: dict[str, list[Shard]] = {}
+            errors: dict[str, str] = {}
+            for name in sorted(strategies, key=lambda n: n != UNACCELERATED):
+                alone, error = self._compare({name: strategies[name]}, batches)
+                found, errors = found | alone, errors | error
+                if UNACCELERATED in errors:
+                    break
+            return found, errors
         # By shard number, not by finish: sums of floats depend on their order.
         ordered = [results[i][1] for i in range(share)]
-        return {name: [shards[k] for shards in ordered] for k, name in enumerate(strategies)}, None
+        return {name: [shards[k] for shards in ordered] for k, name in enumerate(strategies)}, {}
 
     def _with_interval(self, measurement: Measurement) -> Measurement:
         """The measurement with the interval of its difference to the unaccelerated pipeline on the same images."""

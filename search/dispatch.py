@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search.health import Health
+from search.health import Health, poisons
 
 LOSSES = 20
 """How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
@@ -24,6 +24,10 @@ LOSSES = 20
 
 WORKER_DIED = "the worker died"
 """How the error of a try begins that ended its worker's process."""
+
+
+JUDGED = ("run", "reference")
+"""Methods that draw and measure images, whose success proves a worker; pictures, costs and facts prove nothing."""
 
 
 @dataclass
@@ -271,7 +275,7 @@ class Dispatcher:
     def succeed(self, piece: Piece, result: Any) -> tuple[Job, Any] | None:
         """Note a piece's result; the job with its result when that was its last piece."""
         self._checks -= piece.check
-        if piece.job.method == "run":
+        if piece.job.method in JUDGED:
             self.health.succeeded(piece.worker)
             self.health.good = Job("good", piece.job.strategies, [piece.job.batches[i] for i in piece.batches])
         taken = self._open.get(id(piece.job))
@@ -336,8 +340,10 @@ class Dispatcher:
         if piece.check:
             self.health.unfit(piece.worker, gone=gone)
             return False
-        if piece.job.method != "run":  # pictures, costs and facts prove nothing
+        if piece.job.method not in JUDGED:
             if gone:
                 self.health.renewed(piece.worker)
+            elif poisons(error):
+                return self.health.failed(piece.worker, error, known=known, gone=gone)
             return True
         return self.health.failed(piece.worker, error, known=known, gone=gone)

@@ -120,8 +120,9 @@ class Driver(Baselines):
             if self._after:
                 self._after(self.pool, self.record)
             self.ledger.append("finished")
-        if self._kept:
-            self._kept.clear()
+        for kept in (self._kept, self._kept_baselines):
+            if kept:
+                kept.clear()
 
     def _search(self) -> None:
         self.algorithm.bounds = self._bounds()
@@ -214,7 +215,7 @@ class Driver(Baselines):
 
     @staticmethod
     def _hopeless(results: Sequence[Measurement]) -> SearchFailed:
-        return SearchFailed(f"all of the first {len(results)} candidates failed; the first error: {results[0].error}. Mend it, then run the same command with restart=true")
+        return SearchFailed(f"all of the first {len(results)} candidates failed; the first error: {results[0].error}. Mend it, then run the same command with search.retry_failed=true to try them again, or with restart=true to begin anew")
 
     def _note(self, number: int, strategy: Strategy | None, parents: Sequence[str] = ()) -> Candidate:
         """A candidate asked for, written down with its parents by digest; the same as before where it was asked for before."""

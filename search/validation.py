@@ -15,7 +15,7 @@ from search.winners import SearchFailed, choose_winners, compare_to_tolerance, i
 
 AT_ONCE = 4
 """Candidates for `fastest` that are checked beside one run of the unaccelerated pipeline, which costs more than all of them."""
-Compare = Callable[[Mapping[str, Strategy], Sequence[Sequence[int]]], tuple[dict[str, list[Shard]], str | None]]
+Compare = Callable[[Mapping[str, Strategy], Sequence[Sequence[int]]], tuple[dict[str, list[Shard]], dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Validation:
         plan: Tolerance, speedups and the limit of fresh images.
         protocol: How a candidate is measured.
         unaccelerated: The strategy that everything is compared with.
-        compare: Runs named strategies in turn on the same batches: shards by name, or an error.
+        compare: Runs named strategies in turn on the same batches: shards by name, and errors by name of those that fail.
         measure: Shards of one strategy to its measurement.
         say: Told what is being checked.
     """
@@ -112,12 +112,15 @@ class Validation:
         begin = have.pop() if len(have) == 1 else 0
         self._say(f"checking {len(due)} candidate{'s' if len(due) > 1 else ''} on fresh images {begin + 1} to {images}")
         named = {UNACCELERATED: self._plain_strategy, **{str(n): s for n, s in due.items()}}
-        shards, error = self._compare(named, self._protocol.batches(fresh=True, first=begin, last=images))
-        if error is not None:
-            raise SearchFailed(f"the winners fail on fresh images: {error}; run the same command again")
+        shards, errors = self._compare(named, self._protocol.batches(fresh=True, first=begin, last=images))
+        if UNACCELERATED in errors:
+            raise SearchFailed(f"the unaccelerated pipeline itself fails on fresh images: {errors[UNACCELERATED]}; run the same command again")
         beside: Measurement | None = None
         features: PlainFeatures | None = None
         for number in due:
+            if str(number) in errors:
+                self._ledger.fresh(number, images, Measurement(error=errors[str(number)], images=images))
+                continue
             before = self._made[number] if begin else _Made(0, [], [])
             made = _Made(images, [*before.own, *shards[str(number)]], [*before.plain, *shards[UNACCELERATED]])
             self._made[number] = made

@@ -183,3 +183,17 @@ print(json.dumps({"size": image.size, "digest": strategy.digest, "from": dato.__
     assert "light" in told["from"]
     assert "needs MLflow: pip install mlflow, or ask for its strategy.json" in told["said"]
     assert (tmp_path / "kept" / "strategy.json").read_bytes() == (search / "export" / "fastest" / "strategy.json").read_bytes()
+
+
+def test_an_export_to_a_folder_leaves_what_is_better_and_writes_the_rest(search: Path, make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = make_search(tmp_path / "other", seed=3)
+    assert main(["export", f"folder={search}", f"target={tmp_path / 'shared'}"]) == 0
+    before = {a: (tmp_path / "shared" / a / "strategy.json").read_bytes() for a in ("quality", "balanced", "fastest")}
+    code = main(["export", f"folder={other}", f"target={tmp_path / 'shared'}"])
+    said = capsys.readouterr()
+    stayed = [a for a, content in before.items() if (tmp_path / "shared" / a / "strategy.json").read_bytes() == content]
+    assert code == (2 if stayed else 0)
+    for alias in before:
+        assert (f"{alias}/strategy.json stays as it is" in said.err) == (alias in stayed)
+    assert main(["export", f"folder={other}", f"target={tmp_path / 'shared'}", "replace=true"]) == 0
+    assert all((tmp_path / "shared" / a / "strategy.json").read_bytes() != content for a, content in before.items())

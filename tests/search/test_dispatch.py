@@ -298,8 +298,9 @@ def test_a_process_that_dies_again_and_again_at_once_is_no_proof_against_candida
         "RuntimeError: HIP error: unspecified launch failure",
     ],
 )
-def test_an_error_that_poisons_the_device_breaks_the_worker_at_once(error: str) -> None:
-    dispatcher = Dispatcher(jobs(2, batches=1), tries=3, health=sound("a", "b"))
+@pytest.mark.parametrize("method", ["run", "reference", "samples"])
+def test_an_error_that_poisons_the_device_breaks_the_worker_at_once(error: str, method: str) -> None:
+    dispatcher = Dispatcher(jobs(2, batches=1, method=method), tries=3, health=sound("a", "b"))
     piece = dispatcher.assign("a")
     assert piece
     assert dispatcher.fail(piece, error, worker="a") is None
@@ -351,3 +352,22 @@ def test_two_candidates_that_fail_everywhere_do_not_break_the_workers_that_show_
     assert {job.key for job, result in ended if result is None} == bad
     assert len(ended) == 30
     assert broken == []
+
+
+@pytest.mark.parametrize("method", ["run", "reference"])
+def test_broken_workers_fail_no_images_of_the_reference_either(method: str) -> None:
+    dispatcher, failed, done = Dispatcher(jobs(40, batches=1, method=method), tries=3), [], 0
+    broken = {0, 1, 2}
+    for turn in range(400):
+        worker = turn % 8
+        piece = dispatcher.assign(worker)
+        if piece is None:
+            continue
+        if worker in broken:
+            handed_back = dispatcher.fail(piece, "RuntimeError: CUDA error: device-side assert triggered", worker=worker)
+            if handed_back:
+                failed.append(handed_back[0])
+        else:
+            done += dispatcher.succeed(piece, work(piece)) is not None
+        broken -= set(dispatcher.health.take_broken())
+    assert (done, failed) == (40, [])

@@ -481,3 +481,16 @@ def test_a_baseline_that_failed_is_tried_again_only_when_asked_for(tmp_path: Pat
             search(tmp_path, Stops(), retry_failed=retry)
         tries = sum('"event":"baseline"' in x and '"origin":"rival"' in x for x in ledger.read_text().splitlines())
         assert tries == 1 + retry
+
+
+def test_a_rival_that_fails_is_a_row_and_the_search_goes_on(tmp_path: Path) -> None:
+    class Sick(Toy):
+        def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Measurement]:
+            if Strategy.uniform(8, 3) in strategies:
+                raise RuntimeError("no luck with the rival")
+            return super().run(strategies, batches)
+
+    record = search(tmp_path, Sick())
+    assert record.finished
+    assert "no luck with the rival" in (record.baselines["rival"][1].error or "")
+    assert record.baselines[UNACCELERATED][1].ok

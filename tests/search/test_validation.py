@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dato.strategy import Step, Strategy
+from search.baselines import Baselines
 from search.evaluate import Protocol, Shard, measure, paired
 from search.intervals import Groups
 from search.ledger import Ledger, read_ledger
@@ -17,7 +18,7 @@ from search.quality import Fid
 from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.validation import Validation
 from search.winners import SearchFailed
-from search.workers import InProcessPool, Job
+from search.workers import InProcessPool
 
 PROTOCOL = Protocol(images=40, batch=10)
 FULL, SHIFT = Strategy.full(4), torch.linspace(0.1, 0.8, 4)
@@ -71,14 +72,10 @@ def validate(folder: Path, evaluator: Sets, strategies: Sequence[Strategy] = (FA
                 ledger.ask(Candidate(number=number, generation=0, strategy=s))
                 ledger.result(number, paired(judge(evaluator.run([s], PROTOCOL.batches())), plain))
         evaluator.made.clear()
-        pool = InProcessPool(evaluator)
-
-        def compare(named: dict[str, Strategy], batches: Sequence[Sequence[int]]):  # type: ignore[no-untyped-def]
-            ((_, shards),) = pool.map([Job(0, list(named.values()), list(batches))])
-            return {name: [s] for name, s in zip(named, shards, strict=True)}, None
-
+        beside = Baselines()
+        beside.pool = InProcessPool(evaluator)
         settings = {"generations": 1, "population": 4, "tolerance": 0.15, **plan}
-        Validation(ledger=ledger, plan=SearchPlan(**settings), protocol=PROTOCOL, unaccelerated=FULL, compare=compare, measure=judge).run()  # type: ignore[arg-type]
+        Validation(ledger=ledger, plan=SearchPlan(**settings), protocol=PROTOCOL, unaccelerated=FULL, compare=beside._compare, measure=judge).run()  # type: ignore[arg-type]
         return ledger.record
     finally:
         ledger.close()
@@ -136,3 +133,19 @@ def test_images_that_are_not_finite_do_not_win(tmp_path: Path) -> None:
     assert not record.fresh[0][40].ok
     with pytest.raises(SearchFailed, match="unaccelerated pipeline itself fails on fresh images"):
         validate(tmp_path / "b", Sets(fresh={FULL.digest: float("nan")}))
+
+
+class Raises(Sets):
+    """One strategy raises on fresh images, as one does whose images are not finite."""
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
+        if batches[0][0] >= 1_000_000 and FAST in strategies:
+            raise ValueError("images of the strategy are not finite")
+        return super().run(strategies, batches)
+
+
+def test_a_candidate_that_raises_on_fresh_images_is_dropped(tmp_path: Path) -> None:
+    record = validate(tmp_path, Raises())
+    assert record.winners["fastest"].candidate.strategy == MIDDLE
+    assert "not finite" in (record.fresh[0][40].error or "")
+    assert all(w.candidate.strategy != FAST for w in record.winners.values())
