@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -154,3 +156,38 @@ def test_a_server_that_fails_does_not_stop_the_search(
 def test_unknown_children() -> None:
     with pytest.raises(ValueError, match="children is 'some'; allowed are all, front, none"):
         Tracker(experiment="toy", children="some")
+
+
+@pytest.mark.slow
+def test_a_locked_database_holds_nothing_up_and_is_completed_later(make_search: Callable[..., Path], tmp_path: Path) -> None:
+    before = mlflow.get_tracking_uri()
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MlflowClient(address).create_experiment("toy", artifact_location=(tmp_path / "artifacts").as_uri())
+    record = read_ledger(make_search(tmp_path / "search", seed=11) / "ledger.jsonl")
+    lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    try:
+        lock.execute("BEGIN IMMEDIATE")
+        tracker = Tracker(experiment="toy", uri=address, flush_s=1.0)
+        tracker.begin(record)
+        for number in record.results:
+            tracker.measured(record, record.candidates[number])
+        for generation in range(len(record.hypervolumes)):
+            tracker.generation_done(record, generation)
+        tracker.finished(record, {})
+        assert tracker.trouble is not None
+        assert lock.in_transaction, "the database was locked all the while"
+        lock.execute("ROLLBACK")
+        for thread in threading.enumerate():  # a process that ends would not wait for it; here it must not write beside the next
+            if thread.name == "dato background":
+                thread.join(120)
+        again = Tracker(experiment="toy", uri=address)
+        again.complete(record, {})
+        client = MlflowClient(address)
+        experiment = client.get_experiment_by_name("toy")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], f"tags.`dato.search_id` = '{record.search_id}'", max_results=1000)
+        assert sum(r.data.tags["dato.kind"] == "candidate" for r in runs) == len(record.results)
+        assert [r.info.status for r in runs if r.data.tags["dato.kind"] == "search"] == ["FINISHED"]
+    finally:
+        lock.close()
+        mlflow.set_tracking_uri(before)
