@@ -52,7 +52,9 @@ class Background:
         self._work, self._failed, self._every, self._breaker = work, failed, every_s, breaker or Breaker()
         self._changed = threading.Condition()
         self._due = self._busy = self._closing = False
-        self._waiting = self._failures = 0
+        self._failures = 0
+        self._waiters: list[int] = []
+        """Of each that waits, the failures after which it does so no longer, even before it wakes up."""
         self._last = -float("inf")
         self._thread: threading.Thread | None = None
 
@@ -60,25 +62,30 @@ class Background:
         """There is something to do. Returns at once."""
         with self._changed:
             self._due = True
-            if self._thread is None:
-                self._closing = False
-                self._thread = threading.Thread(target=self._run, name="dato background", daemon=True)
-                self._thread.start()
+            self._start()
             self._changed.notify_all()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._closing = False
+            self._thread = threading.Thread(target=self._run, name="dato background", daemon=True)
+            self._thread.start()
 
     def wait(self, limit_s: float) -> bool:
         """Try now, and wait until all is done, a try has failed, or so many seconds are over; whether all is done."""
         end = time.monotonic() + limit_s
         with self._changed:
-            failures = self._failures
-            self._waiting += 1
+            failures = self._failures + self._busy  # a try that began before does not count
+            self._waiters.append(failures)
+            if self._due:
+                self._start()
             self._changed.notify_all()
             try:
-                while (self._due or self._busy) and self._failures == failures and (left := end - time.monotonic()) > 0:
+                while (self._due or self._busy) and self._failures <= failures and (left := end - time.monotonic()) > 0:
                     self._changed.wait(left)
                 return not self._due and not self._busy
             finally:
-                self._waiting -= 1
+                self._waiters.remove(failures)
 
     def close(self) -> None:
         """End the thread when it has nothing to do, or fails again. Returns at once."""
@@ -88,7 +95,7 @@ class Background:
 
     def _pause(self) -> float:
         """Seconds until the next call is due: none where somebody waits."""
-        if self._waiting or self._closing:
+        if self._closing or any(self._failures <= last for last in self._waiters):
             return 0.0
         now = time.monotonic()
         return max(0.0, self._breaker.until - now, self._last + self._every - now)

@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 _RECORDS = "dato_driver_*.json"
 GRACE_S = 3.0
 """Seconds that what was left may take to end by itself."""
+_NAMED_S = 60.0
+"""Seconds after its record within which a driver's Ray has named its session."""
 
 
 @dataclass(kw_only=True)
@@ -56,7 +59,7 @@ def noted() -> Iterator[Noted]:
 
 
 def _content(session: str | None) -> bytes:
-    found = {"pid": os.getpid(), "started": psutil.Process().create_time(), "session": Path(session).name if session else None}
+    found = {"pid": os.getpid(), "noted": time.time(), "session": Path(session).name if session else None}
     return json.dumps(found).encode().ljust(200) + b"\n"
 
 
@@ -110,7 +113,7 @@ def _of_dead(path: Path) -> Iterator[dict[str, Any] | None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             record = json.loads(os.pread(fd, 4096, 0))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             record = None
         yield record if isinstance(record, dict) and isinstance(record.get("pid"), int) else None
     finally:
@@ -118,12 +121,24 @@ def _of_dead(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _sessions(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Names of the sessions that a driver started: the recorded one, or, where it was killed before it knew, those that bear its number."""
+    """Names of the sessions that a driver started: the recorded one, or, where it was killed before it knew, those of that time that bear its number."""
     session = record.get("session")
     if isinstance(session, str) and session.startswith("session_") and "/" not in session:
         return [session]
-    found = [p for p in folder.glob(f"session_*_{record['pid']}") if p.is_dir() and not p.is_symlink()]
-    return [p.name for p in found if p.stat().st_uid == os.getuid() and p.stat().st_mtime >= float(record.get("started", 0))]
+    noted_at = record.get("noted")
+    if not isinstance(noted_at, float):
+        return []
+    found = [p for p in folder.glob(f"session_*_{record['pid']}") if p.is_dir() and not p.is_symlink() and p.stat().st_uid == os.getuid()]
+    # The number may have been another's before, and be another's by now.
+    return [p.name for p in found if (named := _named_at(p.name)) is not None and noted_at <= named <= noted_at + _NAMED_S]
+
+
+def _named_at(session: str) -> float | None:
+    """When a session got its name, in seconds; Ray writes the local time (ray/_private/node.py)."""
+    try:
+        return datetime.strptime(session.removeprefix("session_").rpartition("_")[0], "%Y-%m-%d_%H-%M-%S_%f").timestamp()
+    except ValueError:
+        return None
 
 
 def _end(session: str) -> list[int]:
@@ -149,14 +164,19 @@ def _name(process: psutil.Process) -> str:
 
 
 def _belongs(process: psutil.Process, session: str) -> bool:
-    """Whether a process is this user's and of a session: its command line names the session's folder, or its log is open there."""
+    """Whether a process is this user's, Ray's own and of a session: its command line names the session's folder, or its log is open there."""
     try:
         if process.uids().real != os.getuid():
             return False
         command = process.cmdline()
-        if any(session in word.replace("=", "/").split("/") for word in command):
-            return True
-        # Workers exchange their command line for a title; their output goes into the session's folder all the same.
-        return bool(command) and command[0].startswith("ray::") and any(session in Path(f.path).parts for f in process.open_files())
+        # Workers and agents exchange their command line for a title; their output goes into the session's folder all the same.
+        if command and command[0].startswith("ray::"):
+            return any(session in Path(f.path).parts for f in process.open_files())
+        named = any(session in _parts(word) for word in command)
+        return named and any("ray" in _parts(word) and session not in _parts(word) for word in command[:3])  # not who reads its logs
     except (psutil.Error, OSError):
         return False
+
+
+def _parts(word: str) -> list[str]:
+    return word.replace("=", "/").split("/")

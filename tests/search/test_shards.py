@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from search.evaluate import Shard
+from search.evaluate import Protocol, Shard, in_order, measure
+from search.intervals import Groups
+from search.quality import Fid
 from search.shards import join_shards, make_join
 
 
@@ -41,3 +43,29 @@ def test_every_strategy_of_a_job_is_joined() -> None:
     parts = [[shard(0, "A", 1.0), shard(1, "A", 2.0)], [shard(2, "A", 3.0), shard(3, "A", 4.0)]]
     first, second = make_join()(parts)
     assert (first.batch_ms, second.batch_ms) == ([1.0, 3.0], [2.0, 4.0])
+
+
+def of_images(indices: list[int]) -> Shard:
+    """What a worker makes of images, each image's features its own."""
+    features = torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(i)) for i in indices])
+    return Shard(features, batch_ms=[1.0], indices=indices, device="A", batch=len(indices))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_who_makes_which_batch_changes_neither_features_nor_intervals(workers: int) -> None:
+    batches = Protocol(images=100, batch=8).batches()
+    assert len(batches[-1]) == 4
+    one = join_shards([of_images(batch) for batch in batches])
+    dealt = [join_shards([of_images(batch) for batch in batches[i::workers]]) for i in range(workers)]
+    assert (dealt[0].indices == one.indices) == (workers == 1)
+    assert torch.equal(in_order(dealt), one.features)
+    assert torch.equal(in_order([join_shards(dealt[::-1])]), one.features)
+    fid, groups = Fid(torch.randn(50, 3, generator=torch.Generator().manual_seed(1000))), Groups(turn=10, most=5)
+    expected, found = measure([one], fid, groups), measure(dealt, fid, groups)
+    assert (found.fid, found.fid_low, found.fid_high, found.fid_left_out) == (expected.fid, expected.fid_low, expected.fid_high, expected.fid_left_out)
+    assert len(found.fid_left_out) == 5
+
+
+def test_shards_that_do_not_tell_their_images_stay_as_they_are() -> None:
+    parts = [shard(1, "A", 1.0), shard(0, "A", 1.0)]
+    assert in_order(parts)[:, 0].tolist() == [1, 1, 0, 0]

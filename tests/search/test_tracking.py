@@ -5,19 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import math
-import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
+from dato.strategy import Strategy
+from launch.__main__ import main
+from launch.config import compose_config
+from search.driver import Driver
+from search.evaluate import Protocol
 from search.importance import importance, importance_metrics
-from search.ledger import read_ledger
-from search.records import SearchRecord
+from search.ledger import Ledger, read_ledger
+from search.nsga2 import Nsga2
+from search.plan import SearchPlan
+from search.records import UNACCELERATED, Candidate, SearchRecord
+from search.simulate import ToyEvaluator
+from search.space import SearchSpace
 from search.tracking import Tracker, _made_with
+from search.workers import InProcessPool
 
 
 @pytest.fixture(scope="module")
@@ -158,36 +170,94 @@ def test_unknown_children() -> None:
         Tracker(experiment="toy", children="some")
 
 
-@pytest.mark.slow
-def test_a_locked_database_holds_nothing_up_and_is_completed_later(make_search: Callable[..., Path], tmp_path: Path) -> None:
-    before = mlflow.get_tracking_uri()
-    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    MlflowClient(address).create_experiment("toy", artifact_location=(tmp_path / "artifacts").as_uri())
-    record = read_ledger(make_search(tmp_path / "search", seed=11) / "ledger.jsonl")
-    lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+HOLDER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], timeout=100, isolation_level=None)
+database.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.readline()
+database.execute("ROLLBACK")
+"""
+
+
+class Locked:
+    """Another process holds a sqlite database from one candidate's result until another's; None for until it is released."""
+
+    def __init__(self, uri: str, path: Path, first: int = 0, last: int | None = None) -> None:
+        self._uri, self._path, self._first, self._last = uri, path, first, last
+        self._process: subprocess.Popen[str] | None = None
+        self.over = False
+
+    def hold(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", HOLDER, str(self._path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "locked\n"
+
+    def release(self) -> None:
+        assert self._process
+        assert self._process.poll() is None, "it was held until now"
+        self._process.communicate("\n", timeout=60)
+        self.over = True
+
+    def started(self, record: SearchRecord) -> None:
+        """Nothing yet."""
+
+    def measured(self, record: SearchRecord, candidate: Candidate) -> None:
+        if candidate.number >= 0 and len(record.results) == self._first and not self._process:
+            self.hold()
+        if candidate.number >= 0 and len(record.results) == self._last and not self.over:
+            self.release()
+
+    def generation_done(self, record: SearchRecord, generation: int) -> None:
+        """No end of its own."""
+
+
+def drive(folder: Path, uri: str, *others: Any, flush_s: float) -> tuple[SearchRecord, Tracker]:
+    config = compose_config("search", ["model.steps=8", "search.population=8", "search.generations=3", "mlflow.experiment=toy", f"mlflow.uri={uri}"])
+    tracker = Tracker(experiment="toy", uri=uri, flush_s=flush_s)
+    ledger = Ledger(folder / "ledger.jsonl", folder.name, config, {})
     try:
-        lock.execute("BEGIN IMMEDIATE")
-        tracker = Tracker(experiment="toy", uri=address, flush_s=1.0)
-        tracker.begin(record)
-        for number in record.results:
-            tracker.measured(record, record.candidates[number])
-        for generation in range(len(record.hypervolumes)):
-            tracker.generation_done(record, generation)
+        driver = Driver(
+            ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=SearchPlan(generations=3, population=8), protocol=Protocol(images=4, batch=4),
+            pool=InProcessPool(ToyEvaluator()), measure=lambda shards: shards[0], baselines={UNACCELERATED: Strategy.full(8)}, watchers=[*others, tracker],  # type: ignore[arg-type,return-value]
+        )  # fmt: skip
+        record = driver.run()
         tracker.finished(record, {})
-        assert tracker.trouble is not None
-        assert lock.in_transaction, "the database was locked all the while"
-        lock.execute("ROLLBACK")
-        for thread in threading.enumerate():  # a process that ends would not wait for it; here it must not write beside the next
-            if thread.name == "dato background":
-                thread.join(120)
-        again = Tracker(experiment="toy", uri=address)
-        again.complete(record, {})
-        client = MlflowClient(address)
-        experiment = client.get_experiment_by_name("toy")
-        assert experiment is not None
-        runs = client.search_runs([experiment.experiment_id], f"tags.`dato.search_id` = '{record.search_id}'", max_results=1000)
-        assert sum(r.data.tags["dato.kind"] == "candidate" for r in runs) == len(record.results)
-        assert [r.info.status for r in runs if r.data.tags["dato.kind"] == "search"] == ["FINISHED"]
+        return record, tracker
     finally:
-        lock.close()
-        mlflow.set_tracking_uri(before)
+        ledger.close()
+
+
+def is_whole(record: SearchRecord) -> bool:
+    found = find(f"tags.`dato.search_id` = '{record.search_id}'")
+    (parent,) = [r for r in found if r.data.tags["dato.kind"] == "search"]
+    children = [r for r in found if r.data.tags["dato.kind"] == "candidate"]
+    assert sorted(int(r.data.tags["dato.candidate"]) for r in children) == sorted(record.results), "each once"
+    assert {int(r.data.tags["dato.candidate"]): r.data.metrics["fid"] for r in children} == {n: m.fid for n, m in record.results.items()}
+    history = MlflowClient().get_metric_history(parent.info.run_id, "hypervolume")
+    assert [m.value for m in sorted(history, key=lambda m: m.step)] == record.hypervolumes
+    return {r.info.status for r in found} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_while_another_process_holds_the_database(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locked = Locked(uri, Path(uri.removeprefix("sqlite:///")))
+    locked.hold()
+    before = set(threading.enumerate())
+    record, tracker = drive(tmp_path / "locked-throughout", uri, flush_s=2)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(120)  # with a search's process its last try ends too
+    assert record.finished
+    assert len(read_ledger(tmp_path / "locked-throughout" / "ledger.jsonl").results) == 24
+    assert tracker.trouble
+    assert "locked" in tracker.trouble
+    locked.release()  # which says that it was held all the time
+    assert main(["sync", f"folder={tmp_path / 'locked-throughout'}"]) == 0, capsys.readouterr().err
+    assert is_whole(record)
+
+
+def test_what_a_locked_database_did_not_take_is_caught_up_with(uri: str, tmp_path: Path) -> None:
+    record, tracker = drive(tmp_path / "locked-between", uri, Locked(uri, Path(uri.removeprefix("sqlite:///")), first=5, last=19), flush_s=120)
+    assert record.finished
+    assert tracker.trouble is None
+    assert is_whole(record)
