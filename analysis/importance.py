@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from analysis.figures import BLUE, ORANGE, style
 from analysis.page import figure_section, wide_table
-from search.importance import KINDS, TARGETS, Gene, Importance
+from search.optimize.importance import KINDS, TARGETS, Gene, Importance
 
 _COLOURS = {"depth": BLUE, "ratio": ORANGE}
 _NAMES = {"depth": "cache depth", "ratio": "prune ratio"}

@@ -7,8 +7,8 @@ from typing import Any
 
 from analysis.page import wide_table
 from analysis.tables import DIGITS, SIMILARITY, number, title
+from search.metrics.similarity import DISTANCE
 from search.records import UNACCELERATED, Measurement, SearchRecord
-from search.similarity import DISTANCE
 
 
 def similarity_section(record: SearchRecord) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.quoted import match, quoted, source
-from search.similarity import DISTANCE, PSNR_OF_EQUAL, direction, is_similarity
+from search.metrics.similarity import DISTANCE, PSNR_OF_EQUAL, direction, is_similarity
 
 TITLES = {"fid": "FID", "kid": "KID x 1000", "is": "Inception Score", "psnr": "PSNR, dB", "ssim": "SSIM", "ms-ssim": "MS-SSIM", "lpips": "LPIPS"}
 DIGITS = {"kid": 3, "ssim": 3, "ms-ssim": 3, "lpips": 3, DISTANCE: 3}

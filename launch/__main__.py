@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import conf
-from search import interrupt
+from search.run import interrupt
 
 COMMANDS = {
     "search": "find strategies for a pipeline; without arguments, for the small model that ships with the package",

@@ -13,7 +13,7 @@ from dato.strategy import Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
-from search.entries import Entry
+from search.evaluate.variants import Entry
 
 Variant = tuple[str, Options]
 

@@ -22,19 +22,19 @@ from dato.sources import holds_credentials
 from dato.strategy import Step, Strategy
 from launch.keys import check_keys
 from launch.overrides import OverrideError, prepare
-from search.data import DataSpec
-from search.evaluate import EvaluatorSpec, Protocol
-from search.handover import check_names
-from search.models import ModelSpec
-from search.nsga2 import Nsga2
-from search.objectives import Objectives
-from search.plan import SearchPlan
+from search.data.datasets import DataSpec
+from search.evaluate.evaluator import EvaluatorSpec, Protocol
+from search.evaluate.pipelines import ModelSpec
+from search.evaluate.sources import read_given
+from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.nsga2 import Nsga2
+from search.optimize.objectives import Objectives
+from search.optimize.space import SearchSpace
+from search.optimize.surrogate import Surrogate
+from search.optimize.winners import tolerance_of
+from search.publish.strategies import check_names
 from search.records import is_count
-from search.sources import read_given
-from search.space import SearchSpace
-from search.steady import SteadyNsga2
-from search.surrogate import Surrogate
-from search.winners import tolerance_of
+from search.run.settings import SearchPlan
 
 CONF = Path(conf.__file__).parent
 _NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")

@@ -23,11 +23,11 @@ from launch.config import ConfigError, SearchConfig, build, compose_config
 from launch.estimate import search_workload
 from launch.preflight import LEAST_GB, Finding, look
 from launch.search import calibration_of, first_batch_s
-from search.cluster import ClusterError, connect
-from search.inception import WEIGHTS_URL
-from search.models import ModelError, check_model
-from search.winners import SearchFailed
-from search.workers import RayPool, WorkerError
+from search.evaluate.pipelines import ModelError, check_model
+from search.metrics.inception import WEIGHTS_URL
+from search.optimize.winners import SearchFailed
+from search.run.pools import RayPool, WorkerError
+from search.run.ray_cluster import ClusterError, connect
 
 MLFLOW_S = 5
 """Seconds that a tracking server has to answer."""

@@ -14,7 +14,7 @@ ASSUMED_SPEEDUP = 3.0
 WINNERS = 3
 SAMPLES = 10
 CALIBRATION_ROUNDS = 3
-"""As `search.evaluate.PipelineEvaluator.costs` runs each strategy."""
+"""As `search.evaluate.evaluator.PipelineEvaluator.costs` runs each strategy."""
 
 
 @dataclass(frozen=True, kw_only=True)

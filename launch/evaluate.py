@@ -11,8 +11,8 @@ from analysis.quoted import quoted
 from analysis.tables import comparison_table, equal_latency_block, quoted_block, similarity_note, write_tables
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
 from launch.pictures import grid
-from search.entries import Entry, rival_entries
-from search.verdict import at_speedups
+from search.evaluate.results import at_speedups
+from search.evaluate.variants import Entry, rival_entries
 
 
 def run(overrides: Sequence[str]) -> int:

@@ -22,21 +22,21 @@ from launch.estimate import Workload
 from launch.keys import check_keys
 from launch.preflight import room
 from launch.search import first_batch_s
-from search.cluster import connect
-from search.compare import ComparisonSpec, Edit
-from search.compared_shards import ShardStore, compare
-from search.data import Data, DataSpec
-from search.entries import Entry, strategy_entries, unique
-from search.evaluate import Protocol
-from search.features import load_features
-from search.intervals import Groups
-from search.models import ModelError, ModelSpec, check_model, left_out, resolve_device, weights_digest
-from search.own_reference import OwnReference
-from search.quality import Fid, Kid
-from search.reference import reference_features, reference_moments
-from search.similarity import check_similarity, load_similarity
-from search.verdict import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
-from search.workers import InProcessPool, Job, RayPool
+from search.data.datasets import Data, DataSpec
+from search.evaluate.compare import ComparisonSpec, Edit
+from search.evaluate.evaluator import Protocol
+from search.evaluate.pipelines import ModelError, ModelSpec, check_model, left_out, resolve_device, weights_digest
+from search.evaluate.results import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
+from search.evaluate.variants import Entry, strategy_entries, unique
+from search.metrics.features import load_features
+from search.metrics.intervals import Groups
+from search.metrics.quality import Fid, Kid
+from search.metrics.reference import reference_features, reference_moments
+from search.metrics.similarity import check_similarity, load_similarity
+from search.run.compared_shards import ShardStore, compare
+from search.run.own_reference import OwnReference
+from search.run.pools import InProcessPool, Job, RayPool
+from search.run.ray_cluster import connect
 
 
 class EvaluationError(RuntimeError):

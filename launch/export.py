@@ -11,8 +11,8 @@ from dato.files import FileError, read_bytes, shown
 from dato.sources import MAX_BYTES
 from dato.strategy import Strategy, StrategyError
 from launch.arguments import ArgumentError, choice, flag, parse, read_search, search_folder, target_file, tracking_uri
-from search.aliases import Standing, why_not
-from search.handover import check_names, read_facts, winner_strategies
+from search.publish.aliases import Standing, why_not
+from search.publish.strategies import check_names, read_facts, winner_strategies
 from search.records import SearchRecord
 
 TAKES = {
@@ -110,7 +110,7 @@ def _to_file(strategies: dict[str, Strategy], target: str | None, replace: bool)
 
 
 def _to_registry(record: SearchRecord, strategies: dict[str, Strategy], name: str | None, uri: str | None, replace: bool) -> None:
-    from search.registry import register, run_of_search  # MLflow takes seconds to import
+    from search.publish.registry import register, run_of_search  # MLflow takes seconds to import
 
     config = record.config
     name = name or (config.get("registry") or {}).get("name") or f"dato-{config['model']['name']}"

@@ -18,11 +18,11 @@ from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, say
 from launch.pictures import grid, write_row
-from search.data import Data
-from search.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
-from search.entries import Entry
-from search.generate import generate
-from search.models import load_pipeline
+from search.data.datasets import Data
+from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
+from search.evaluate.generate import generate
+from search.evaluate.pipelines import load_pipeline
+from search.evaluate.variants import Entry
 
 
 def run(overrides: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from dato.card import write_card
 from dato.sources import ACCEPTED, load_strategy
 from launch.arguments import ArgumentError, choice, flag, parse, tracking_uri
 from launch.export import save_file
-from search.handover import check_names
+from search.publish.strategies import check_names
 
 TAKES = {
     "source": f"<{ACCEPTED}>",
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     elif to == "file":
         save_file(strategy, Path(name), replace)
     else:
-        from search.registry import register, run_of_search  # MLflow takes seconds to import
+        from search.publish.registry import register, run_of_search  # MLflow takes seconds to import
 
         alias = given.get("alias") or str(strategy.provenance.get("alias") or "imported")
         check_names(name, alias)

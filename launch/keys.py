@@ -64,7 +64,7 @@ _COUNT = Key("integer", least=1, most=100_000)
 _SECONDS = Key("number", above=0, most=10**8)
 _TEXT, _OPTIONAL_TEXT, _FLAG, _LIST = Key("text"), Key("text", null=True), Key("flag"), Key("list")
 _LIMIT = Key("number", above=0, null=True)
-_IMAGES = 1_000_000  # search.data.FRESH_OFFSET: what comes after is kept for the winners
+_IMAGES = 1_000_000  # search.data.datasets.FRESH_OFFSET: what comes after is kept for the winners
 
 KEYS: dict[str, Key] = {
     "output": _TEXT,

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from dato.files import shown
 from launch.keys import FREE, KEYS, RENAMED
-from search.handover import hydra_text
+from search.publish.strategies import hydra_text
 
 
 class OverrideError(ValueError):

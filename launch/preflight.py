@@ -14,7 +14,7 @@ import ray
 
 from dato.files import user_path
 from launch.config import SearchConfig
-from search.cluster import own_packages
+from search.run.ray_cluster import own_packages
 
 PROBE_S = 20
 """Seconds that a node has to answer."""

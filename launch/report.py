@@ -12,8 +12,8 @@ from analysis.report import write_report
 from analysis.rivals import rivals_section
 from dato.files import FileError, read_bytes, read_json, shown, user_path
 from launch.arguments import ArgumentError, parse, read_search, search_folder, target_file
+from search.evaluate.results import EVALUATION_SCHEMA
 from search.records import SearchRecord
-from search.verdict import EVALUATION_SCHEMA
 
 _MAX_SAMPLES, _MAX_EVALUATION = 1 << 26, 1 << 28
 

@@ -15,12 +15,12 @@ from dato.files import FileError, read_json, shown
 from dato.strategy import Strategy
 from launch.arguments import ArgumentError, parse, read_search, search_folder, target_file
 from launch.config import build
-from search.data import Data
-from search.evaluate import device_name
-from search.latency import CostTable, calibration, measure_costs
-from search.models import load_pipeline
+from search.data.datasets import Data
+from search.evaluate.evaluator import device_name
+from search.evaluate.latency import CostTable, calibration, measure_costs
+from search.evaluate.pipelines import load_pipeline
+from search.optimize.winners import choose_winners, in_order_of_speed
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
-from search.winners import choose_winners, in_order_of_speed
 
 _MAX_TABLE = 1 << 24
 TAKES = {

@@ -25,23 +25,23 @@ from launch.estimate import search_workload
 from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
-from search import interrupt
-from search.cluster import connect
-from search.data import FRESH_OFFSET, Data
-from search.driver import Driver
-from search.evaluate import EvaluatorSpec, MeasurerSpec, Shard, groups_of, measure, reference
-from search.handover import MODEL_FILE, read_facts, winner_strategies, write_facts
-from search.kept import KeptShards
-from search.latency import calibration
+from search.data.datasets import FRESH_OFFSET, Data
+from search.evaluate.evaluator import EvaluatorSpec, MeasurerSpec, Shard, groups_of, measure, reference
+from search.evaluate.latency import calibration
+from search.evaluate.pipelines import check_model
+from search.evaluate.shard_store import KeptShards
+from search.evaluate.shards import make_join
 from search.ledger import Ledger, read_ledger, set_aside
-from search.models import check_model
-from search.nsga2 import Nsga2
-from search.own_reference import OwnReference
-from search.plan import SearchPlan
+from search.optimize.nsga2 import Nsga2
+from search.optimize.winners import SearchFailed
+from search.publish.strategies import MODEL_FILE, read_facts, winner_strategies, write_facts
 from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_error
-from search.shards import make_join
-from search.winners import SearchFailed
-from search.workers import Job, Pool, RayPool
+from search.run import interrupt
+from search.run.driver import Driver
+from search.run.own_reference import OwnReference
+from search.run.pools import Job, Pool, RayPool
+from search.run.ray_cluster import connect
+from search.run.settings import SearchPlan
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -219,7 +219,7 @@ def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
 
 
 def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], factory: MeasurerSpec, settings: dict[str, Any]) -> Driver:
-    from search.tune import TuneDriver  # Ray Tune takes seconds to import
+    from search.run.tune import TuneDriver  # Ray Tune takes seconds to import
 
     cluster = config.raw["cluster"]
     return TuneDriver(
@@ -253,7 +253,7 @@ def make_tracker(config: SearchConfig) -> Any:
     """The tracker that a configuration asks for, or None."""
     if not config.raw["mlflow"]["enabled"]:
         return None
-    from search.tracking import Tracker  # MLflow takes seconds to import
+    from search.publish.mlflow_runs import Tracker  # MLflow takes seconds to import
 
     settings = config.raw["mlflow"]
     return Tracker(
@@ -285,7 +285,7 @@ def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sea
     report = write_report(record, config.folder / "report.html", samples)
     name, versions, stayed = config.raw["registry"]["name"], dict[str, str](), dict[str, str]()
     if tracker:
-        from search.registry import RegistryError, register
+        from search.publish.registry import RegistryError, register
 
         tracker.finished(record, {"": report})
         if tracker.trouble or tracker.run_id is None:

@@ -12,7 +12,7 @@ from dato.costs import CostModel
 from dato.schedule import works
 from dato.strategy import FULL, Strategy
 from launch.arguments import choice, parse
-from search.geometry import geometry
+from search.evaluate.geometry import geometry
 
 TAKES = {"geometry": "sd15|sd2|sd2-768|sdxl|embedded", "calls": "50|51"}
 

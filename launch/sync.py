@@ -10,10 +10,10 @@ from dato.sources import without_credentials
 from launch.arguments import parse, read_search, search_folder, tracking_uri
 from launch.config import build
 from launch.search import make_tracker
-from search.handover import read_facts, winner_strategies
+from search.publish.mlflow_runs import Tracker, TrackingError
+from search.publish.registry import RegistryError, register
+from search.publish.strategies import read_facts, winner_strategies
 from search.records import SearchRecord
-from search.registry import RegistryError, register
-from search.tracking import Tracker, TrackingError
 
 TAKES = {"folder": "<search folder>", "uri": "<MLflow tracking URI> (the search's own, or MLFLOW_TRACKING_URI)"}
 

@@ -15,8 +15,8 @@ from dato.baselines import plain
 from dato.strategy import Strategy
 from launch.config import CONF, ConfigError
 from launch.evaluation import Evaluation, build_evaluation, evaluate, listed, say
-from search.entries import Entry
-from search.sources import read_sources
+from search.evaluate.sources import read_sources
+from search.evaluate.variants import Entry
 
 
 def run(arguments: Sequence[str]) -> int:

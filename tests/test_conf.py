@@ -11,7 +11,7 @@ from dato.strategy import Step, Strategy
 from launch.__main__ import main
 from launch.config import CONF, ConfigError, SearchConfig, build, compose_config
 from launch.keys import KEYS, KeyValueError, check_keys
-from search.steady import SteadyNsga2
+from search.optimize.asynchronous import SteadyNsga2
 
 GIVEN = {
     "folder": ["data.prompts=p.txt", "data.images=photos"],

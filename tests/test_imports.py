@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,32 @@ FILES = sorted(p for package in ("analysis", "dato", "launch", "search") for p i
 ONLY_IN = {
     "hydra": ("launch/",),
     "omegaconf": ("launch/",),
-    "ray": ("search/cluster.py", "search/leftovers.py", "search/workers.py", "search/tune.py", "launch/"),
-    "pymoo": ("search/nsga2.py", "search/steady.py", "launch/bench/rivals.py"),
+    "ray": ("search/run/ray_cluster.py", "search/run/leftovers.py", "search/run/pools.py", "search/run/tune.py", "launch/"),
+    "pymoo": ("search/optimize/nsga2.py", "search/optimize/asynchronous.py", "launch/bench/rivals.py"),
     "optuna": ("launch/bench/",),
-    "mlflow": ("search/tracking.py", "search/registry.py", "search/served.py", "analysis/load.py", "launch/search.py", "launch/bench/tracking.py", "dato/sources.py"),
+    "mlflow": ("search/publish/mlflow_runs.py", "search/publish/registry.py", "search/publish/pyfunc.py", "analysis/load.py", "launch/search.py", "launch/bench/tracking.py", "dato/sources.py"),
     "torchvision": (),
 }
 ALLOWED = {
     "dato": {"dato"},
     "search": {"search", "dato"},
-    "analysis": {"analysis", "dato.strategy", "search.records", "search.ledger", "search.winners", "search.importance", "search.similarity"},  # what reads records
+    "analysis": {"analysis", "dato.strategy", "search.records", "search.ledger", "search.optimize.winners", "search.optimize.importance", "search.metrics.similarity"},  # what reads records
     "launch": set(OURS),
 }
+
+FLOORS = {
+    "records": set(),
+    "ledger": {"records"},
+    "embedded": set(),
+    "data": {"embedded"},
+    "metrics": {"data", "embedded", "records"},
+    "evaluate": {"data", "metrics", "records", "ledger"},
+    "optimize": {"records", "ledger"},
+    "run": {"data", "evaluate", "metrics", "optimize", "records", "ledger"},
+    "publish": {"data", "evaluate", "metrics", "optimize", "records", "ledger"},
+}
+"""What each room of `search` may stand on; the scripts that made the embedded model stand on everything."""
+SCRIPTS = ("search/embedded/check.py", "search/embedded/train.py")
 
 
 def imported(tree: ast.AST) -> list[tuple[str, bool]]:
@@ -56,6 +71,24 @@ def test_imports_follow_the_design(path: Path) -> None:
             assert name.startswith(ONLY_IN[top]) if ONLY_IN[top] else False, f"{name} imports {top}, allowed only in {ONLY_IN[top]}"
         if top == "mlflow" and name in ("dato/sources.py", "launch/search.py"):
             assert lazy, f"{name} must import mlflow only where it is asked for"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "search")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_room_stands_on_a_higher_one(path: Path) -> None:
+    parts = path.relative_to(ROOT / "search").with_suffix("").parts
+    if parts == ("__init__",) or str(path.relative_to(ROOT)) in SCRIPTS:
+        return
+    for module, _ in imported(ast.parse(path.read_text())):
+        if module.startswith("search."):
+            room = module.split(".")[1]
+            assert room == parts[0] or room in FLOORS[parts[0]], f"{path.name} of {parts[0]} imports {module}; {parts[0]} stands on {sorted(FLOORS[parts[0]])}"
+
+
+def test_no_imports_in_a_circle() -> None:
+    files = [p for p in FILES if p.relative_to(ROOT).parts[0] != "dato"]
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in files if p.name != "__init__.py"}
+    arrows = {name: {m for m, _ in imported(ast.parse(p.read_text())) if m in names} for name, p in names.items()}
+    list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -15,10 +15,10 @@ import torch
 from dato.strategy import Step, Strategy
 from launch.bench.timing import interleave, parse, print_table, write_result
 from launch.config import build, compose_config
-from search.data import Data
-from search.evaluate import device_name
-from search.latency import Timings, calibration
-from search.models import load_pipeline
+from search.data.datasets import Data
+from search.evaluate.evaluator import device_name
+from search.evaluate.latency import Timings, calibration
+from search.evaluate.pipelines import load_pipeline
 
 DEFAULTS = {"model": "embedded", "data": "digits", "batch": "20", "rounds": "4", "strategies": "20", "seed": "0", "threads": "1", "output": "analysis/results"}
 

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from launch.bench.landscape import recorded_strategies
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError, build, compose_config
-from search.evaluate import PipelineEvaluator, reference
+from search.evaluate.evaluator import PipelineEvaluator, reference
 
 DEFAULTS = {
     "model": "embedded", "data": "digits", "evaluations": "analysis/results/evaluations_embedded.json", "strategies": "24",

@@ -21,10 +21,10 @@ from scipy.special import stdtrit
 from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError, build, compose_config
-from search.data import Data
-from search.evaluate import PipelineEvaluator, reference
-from search.intervals import Groups, Value
-from search.quality import Fid
+from search.data.datasets import Data
+from search.evaluate.evaluator import PipelineEvaluator, reference
+from search.metrics.intervals import Groups, Value
+from search.metrics.quality import Fid
 from search.records import UNACCELERATED
 
 DEFAULTS = {

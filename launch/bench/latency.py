@@ -21,11 +21,11 @@ from scipy.stats import kendalltau
 from dato.strategy import Step, Strategy
 from launch.bench.timing import interleave, parse, print_table, write_result
 from launch.config import build, compose_config
-from search.data import Data
-from search.evaluate import device_name
-from search.generate import generate
-from search.latency import CostTable, Timings, calibration, measure_costs
-from search.models import load_pipeline
+from search.data.datasets import Data
+from search.evaluate.evaluator import device_name
+from search.evaluate.generate import generate
+from search.evaluate.latency import CostTable, Timings, calibration, measure_costs
+from search.evaluate.pipelines import load_pipeline
 
 DEFAULTS = {
     "model": "embedded", "data": "digits", "batch": "10", "batches": "5", "rounds": "5", "strategies": "16", "load": "2", "seed": "0", "threads": "1",

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler
 
 from dato import FULL, Step, Strategy, accelerate
 from launch.bench.timing import chosen_device, chosen_dtype, parse, print_table, write_result
-from search.geometry import geometry
+from search.evaluate.geometry import geometry
 
 DEFAULTS = {"geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "output": "analysis/results"}
 STRATEGIES = {

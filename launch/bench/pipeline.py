@@ -14,9 +14,9 @@ from dato import Strategy, baselines
 from dato.baselines import Baseline
 from launch.bench.timing import interleave, parse, print_table, summary, write_result
 from launch.config import ConfigError, build, compose_config
-from search.data import Data
-from search.generate import Batch, generate
-from search.models import load_pipeline
+from search.data.datasets import Data
+from search.evaluate.generate import Batch, generate
+from search.evaluate.pipelines import load_pipeline
 
 DEFAULTS = {
     "model": "embedded", "data": "digits", "batch": "20", "rounds": "5", "threads": "0",

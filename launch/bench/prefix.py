@@ -15,7 +15,7 @@ from dato.costs import CostModel
 from dato.strategy import FULL, Step, Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from search.geometry import geometry
+from search.evaluate.geometry import geometry
 from search.ledger import read_ledger
 
 DEFAULTS = {"folders": "", "geometry": "embedded", "output": "analysis/results"}

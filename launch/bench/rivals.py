@@ -1,4 +1,4 @@
-"""Searches that ours is compared with, each asked and told a generation at a time like `search.nsga2.Nsga2`."""
+"""Searches that ours is compared with, each asked and told a generation at a time like `search.optimize.nsga2.Nsga2`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.problems.static import StaticProblem
 
 from dato.strategy import Strategy
-from search.nsga2 import InitialMix, Nsga2
-from search.space import SearchSpace
-from search.steady import SteadyNsga2
+from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.nsga2 import InitialMix, Nsga2
+from search.optimize.space import SearchSpace
 
 
 class Rival:
@@ -61,7 +61,7 @@ class RandomSearch(Rival):
 
 
 class MixSearch(RandomSearch):
-    """One large first generation of a search without a surrogate: `search.nsga2.InitialMix` of 60, then more of its random part."""
+    """One large first generation of a search without a surrogate: `search.optimize.nsga2.InitialMix` of 60, then more of its random part."""
 
     def __init__(self, space: SearchSpace, population: int, seed: int, given: Sequence[Strategy] = ()) -> None:
         super().__init__(space, population, seed)

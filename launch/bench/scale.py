@@ -27,19 +27,19 @@ from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
 from launch.view import SearchView
-from search.cluster import connect
-from search.driver import Driver, Watcher
-from search.evaluate import Protocol, Shard
-from search.kept import KeptShards
+from search.evaluate.evaluator import Protocol, Shard
+from search.evaluate.shard_store import KeptShards
 from search.ledger import Ledger
-from search.nsga2 import Nsga2
-from search.plan import SearchPlan
+from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.nsga2 import Nsga2
+from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
-from search.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
-from search.space import SearchSpace
-from search.steady import SteadyNsga2
-from search.tune import NSGA2Search
-from search.workers import Job, RayPool
+from search.run.driver import Driver, Watcher
+from search.run.pools import Job, RayPool
+from search.run.ray_cluster import connect
+from search.run.settings import SearchPlan
+from search.run.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
+from search.run.tune import NSGA2Search
 
 DEFAULTS = {
     "workers": "1,8,64", "seconds": "20,60,120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "8",

@@ -33,18 +33,18 @@ from launch.bench.ledgers import print_ledgers
 from launch.bench.rivals import MixSearch, OneByOne, OptunaSearch, RandomSearch, StockNsga2, TwoStages
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from search.driver import Driver
-from search.evaluate import Protocol, Shard
-from search.geometry import geometry
-from search.kept import KeptShards
+from search.evaluate.evaluator import Protocol, Shard
+from search.evaluate.geometry import geometry
+from search.evaluate.shard_store import KeptShards
 from search.ledger import Ledger, read_ledger
-from search.nsga2 import Nsga2, hypervolume
-from search.plan import SearchPlan
+from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.nsga2 import Nsga2, hypervolume
+from search.optimize.space import SearchSpace
+from search.optimize.surrogate import Surrogate
 from search.records import UNACCELERATED, Measurement, SearchRecord
-from search.space import SearchSpace
-from search.steady import SteadyNsga2
-from search.surrogate import Surrogate
-from search.workers import InProcessPool
+from search.run.driver import Driver
+from search.run.pools import InProcessPool
+from search.run.settings import SearchPlan
 
 DEFAULTS = {
     "evaluations": "analysis/results/evaluations_embedded.json",

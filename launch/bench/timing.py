@@ -18,7 +18,7 @@ from rich.table import Table
 
 from launch.config import ConfigError
 from launch.environment import environment
-from search.evaluate import device_name
+from search.evaluate.evaluator import device_name
 
 
 def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:

@@ -15,8 +15,8 @@ from mlflow.tracking import MlflowClient
 from dato.strategy import Step, Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
+from search.publish.mlflow_runs import Tracker
 from search.records import Candidate, Measurement, SearchRecord
-from search.tracking import Tracker
 
 DEFAULTS = {"candidates": "2000", "steps": "50", "output": "analysis/results"}
 

@@ -27,7 +27,7 @@ from dato.scoring import align, base_tokens, diff_score, pool_score
 from dato.units import Layout
 from launch.bench.timing import chosen_device, chosen_dtype, interleave, parse, print_table, summary, timed, write_result
 from launch.config import ConfigError
-from search.geometry import geometry
+from search.evaluate.geometry import geometry
 
 DEFAULTS = {
     "geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "threads": "0", "rounds": "4", "schedules": "1",

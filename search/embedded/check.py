@@ -16,13 +16,13 @@ from dataclasses import replace
 import torch
 from sklearn.svm import SVC
 
-from search.data import Data, DataSpec
+from search.data.datasets import Data, DataSpec
 from search.embedded.digits import load_split, scan
-from search.evaluate import EvaluatorSpec, Protocol, reference
-from search.generate import generate
-from search.intervals import Groups
-from search.models import ModelSpec, load_pipeline
-from search.quality import extract, load_features
+from search.evaluate.evaluator import EvaluatorSpec, Protocol, reference
+from search.evaluate.generate import generate
+from search.evaluate.pipelines import ModelSpec, load_pipeline
+from search.metrics.intervals import Groups
+from search.metrics.quality import extract, load_features
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=20, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from analysis.report import front_page
 from search.ledger import read_ledger
-from search.tracking import Tracker
+from search.publish.mlflow_runs import Tracker
 
 pytestmark = pytest.mark.slow
 

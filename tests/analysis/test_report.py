@@ -14,7 +14,7 @@ from analysis.report import write_report
 from analysis.rivals import rivals_figure
 from analysis.steps import statistics_figure
 from dato.strategy import Strategy
-from search.importance import Gene, Importance
+from search.optimize.importance import Gene, Importance
 from search.records import Candidate, Measurement, SearchRecord, Winner
 
 

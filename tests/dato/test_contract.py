@@ -88,7 +88,7 @@ def test_full_size(name: str) -> None:
     from diffusers import DDIMScheduler
 
     from dato.costs import CostModel
-    from search.geometry import geometry
+    from search.evaluate.geometry import geometry
 
     shape = geometry(name)
     costs = CostModel(shape.meta(), shape.latent, shape.latent)

@@ -8,7 +8,7 @@ from torch import nn
 
 from dato import FULL, Options, Step, Strategy
 from dato.costs import CostModel
-from search.geometry import geometry
+from search.evaluate.geometry import geometry
 
 
 @pytest.fixture(scope="module")

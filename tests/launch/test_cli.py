@@ -14,7 +14,7 @@ import pytest
 
 from launch.search import waiting_workers
 from search.ledger import read_ledger
-from search.plan import SearchPlan
+from search.run.settings import SearchPlan
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["protocol.images=6", "protocol.batch=3", "protocol.interval_groups=5", "model.steps=5", "search.population=4", "search.generations=2", "search.min_speedup=null", "search.latency=measured", "search.tolerance=1000", "search.winner_speedups=[]"]
@@ -95,7 +95,7 @@ def test_a_winner_is_used_in_a_fresh_process(finished: tuple[Path, str]) -> None
     code = """
 import dato
 from diffusers import StableDiffusionPipeline
-from search.models import EMBEDDED
+from search.evaluate.pipelines import EMBEDDED
 pipe = StableDiffusionPipeline.from_pretrained(EMBEDDED)
 strategy = dato.Strategy.load("models:/dato-embedded@fastest")
 with dato.accelerate(pipe, strategy):

@@ -21,7 +21,7 @@ from launch.__main__ import main
 from launch.config import SearchConfig, build, compose_config
 from launch.doctor import check_here, check_mlflow
 from launch.preflight import LEAST_GB, check_room, compare, look_here, places
-from search.models import EMBEDDED
+from search.evaluate.pipelines import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 

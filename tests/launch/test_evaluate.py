@@ -109,7 +109,7 @@ def test_every_ablation_runs(dato, tmp_path: Path, table: str) -> None:  # type:
 
 
 def test_a_transfer_is_a_matrix(dato, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from search.models import EMBEDDED
+    from search.evaluate.pipelines import EMBEDDED
 
     other = tmp_path / "second"
     other.symlink_to(EMBEDDED)

@@ -16,8 +16,8 @@ import pytest
 
 from dato.strategy import Strategy
 from launch.__main__ import main
-from search.handover import command
 from search.ledger import read_ledger
+from search.publish.strategies import command
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,7 +159,7 @@ for heavy in ("ray", "pymoo", "mlflow", "hydra", "omegaconf", "plotly", "torchme
     assert importlib.util.find_spec(heavy) is None, heavy
 import dato, torch
 from diffusers import StableDiffusionPipeline
-from search.models import EMBEDDED
+from search.evaluate.pipelines import EMBEDDED
 pipe = StableDiffusionPipeline.from_pretrained(EMBEDDED)
 pipe.set_progress_bar_config(disable=True)
 strategy = dato.Strategy.load("toy/export/fastest/card.md")

@@ -18,8 +18,8 @@ from dato.card import card_json, card_markdown
 from dato.strategy import Strategy
 from launch.__main__ import main
 from launch.config import ConfigError, build, compose_config
-from search.handover import command, hydra_text
-from search.sources import read_given
+from search.evaluate.sources import read_given
+from search.publish.strategies import command, hydra_text
 
 
 def tries(count: int) -> settings:

@@ -18,10 +18,10 @@ from launch.estimate import Workload, search_workload
 from launch.preflight import needed_paths
 from launch.view import SearchView
 from search.embedded.digits import prompt
-from search.handover import winner_strategies
+from search.evaluate.pipelines import EMBEDDED
 from search.ledger import Ledger, read_ledger
-from search.models import EMBEDDED
-from search.own_reference import FILE
+from search.publish.strategies import winner_strategies
+from search.run.own_reference import FILE
 
 DIGITS = "\n".join(prompt(i % 10, i // 10) for i in range(40))
 SHORT = ["data.references=40", "model.steps=4", "protocol.batch=10", "protocol.interval_groups=4"]

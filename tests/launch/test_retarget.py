@@ -13,7 +13,7 @@ from dato import Step, Strategy
 from dato.schedule import Work
 from launch.__main__ import main
 from launch.retarget import comparable_images, priced_record
-from search.latency import CostTable
+from search.evaluate.latency import CostTable
 from search.ledger import Ledger, read_ledger
 from search.records import UNACCELERATED
 

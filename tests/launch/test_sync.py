@@ -15,16 +15,16 @@ from mlflow.tracking import MlflowClient
 
 from dato.strategy import Strategy
 from launch.__main__ import main
-from search.driver import Driver
-from search.evaluate import Protocol
+from search.evaluate.evaluator import Protocol
 from search.ledger import Ledger, read_ledger
-from search.nsga2 import Nsga2
-from search.plan import SearchPlan
+from search.optimize.nsga2 import Nsga2
+from search.optimize.space import SearchSpace
+from search.publish.mlflow_runs import Tracker
 from search.records import UNACCELERATED
-from search.simulate import ToyEvaluator
-from search.space import SearchSpace
-from search.tracking import Tracker
-from search.workers import InProcessPool
+from search.run.driver import Driver
+from search.run.pools import InProcessPool
+from search.run.settings import SearchPlan
+from search.run.simulate import ToyEvaluator
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_server_that_is_away_stops_no_search_and_sync_says_what_to_do(
     before = mlflow.get_tracking_uri()
     ledger = Ledger(tmp_path / "ledger.jsonl", "away", {}, {})
     try:
-        with caplog.at_level(logging.WARNING, "search.tracking"):
+        with caplog.at_level(logging.WARNING, "search.publish.mlflow_runs"):
             record = Driver(
                 ledger=ledger,
                 algorithm=Nsga2(space=SearchSpace(steps=8), population=4, seed=0),

@@ -7,7 +7,7 @@ from dato import Strategy
 from search.embedded import digits
 from search.embedded.check import DIGITS, MODEL, fit_judge, judge, make_images
 from search.embedded.features import load_digit_features
-from search.evaluate import EvaluatorSpec, Protocol, groups_of, reference
+from search.evaluate.evaluator import EvaluatorSpec, Protocol, groups_of, reference
 
 PACKAGE = Path(digits.__file__).parent
 

@@ -1,0 +1,1 @@
+"""One strategy on one device: pipelines, images, shards of measurements, latency."""

@@ -1,0 +1,1 @@
+"""What to try next: space, objectives, NSGA-II and its helpers, and which candidates win."""

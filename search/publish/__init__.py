@@ -1,0 +1,1 @@
+"""What others see: MLflow runs, registered models, strategies with their provenance."""

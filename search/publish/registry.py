@@ -1,0 +1,204 @@
+"""Strategies into the MLflow model registry: one registered model, a version a strategy, aliases that move to winners."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ParamSchema, ParamSpec
+
+from dato.card import card_markdown, write_card
+from dato.sources import without_credentials
+from dato.strategy import Strategy
+from search.publish.aliases import Standing, why_not
+from search.publish.strategies import check_names
+
+PYFUNC = Path(__file__).with_name("pyfunc.py")
+# No input schema: MLflow would make one row of {"prompt": [...]}, and one image.
+_SIGNATURE = ModelSignature(params=ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("output", "string", "pil")]))
+_MODEL_CONFIG = {"path": None, "device": None, "dtype": None, "batch": 8}  # what load_model(model_config=...) may change
+_REQUIREMENTS = ["dato-search", "mlflow"]
+
+
+_CONTENT = "dato.sha256"
+
+
+class RegistryError(RuntimeError):
+    """A registry that does not take a strategy: the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What came of it.
+
+    Attributes:
+        versions: Alias or name to version number, of every strategy.
+        stayed: For each alias that was not moved to its strategy, what stands there and why.
+    """
+
+    versions: dict[str, str]
+    stayed: dict[str, str]
+
+
+def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None, replace: bool = False) -> Registered:
+    """Make a version of model `name` of each strategy, then move the aliases to those that are better than what stands there.
+
+    What is there already, the same strategy with the same provenance under the same alias, gets no second version. A version
+    is an MLflow pyfunc whose code is `search.publish.pyfunc`, next to ``strategy.json`` and its card. An alias moves by the rule of
+    `search.aliases.why_not`: a strategy that was measured on no fresh images gets a version, and no alias. Either all aliases
+    that may move do, or none does.
+
+    Args:
+        name: Registered model; made if missing.
+        strategies: By alias: "quality", "balanced", "fastest", or another name of letters, digits, - and _.
+        run_id: The run that the versions belong to.
+        uri: Tracking URI; None for the one that is set.
+        replace: Move the aliases of all that were measured on fresh images, whatever stands there.
+
+    Raises:
+        RegistryNameError: A name that MLflow does not take.
+        RegistryError: The registry refuses; the aliases point to where they did before.
+    """
+    for alias in strategies:
+        check_names(name, alias)
+    client = MlflowClient(uri)
+    try:
+        _ensure_model(client, name)
+        there = {v.tags.get(_CONTENT): str(v.version) for v in client.search_model_versions(f"name = '{name}'") if v.status == "READY"}
+        versions = {a: there.get(_content(a, s)) or _make_version(client, name, a, s, run_id) for a, s in strategies.items()}
+        stayed = {a: why for a, v in versions.items() if (why := _why_not(client, name, a, strategies[a], v, replace))}
+        _move_aliases(client, name, {a: v for a, v in versions.items() if a not in stayed})
+    except (MlflowException, OSError) as error:
+        where = without_credentials(str(uri or mlflow.get_registry_uri()))
+        raise RegistryError(
+            f"the registry at {where} does not take {name!r}: {without_credentials(str(error))}. Nothing of it was changed that anybody "
+            "uses: the aliases are where they were. Check that you may write there (MLFLOW_TRACKING_URI and its credentials), or export to=folder"
+        ) from None
+    return Registered(versions, stayed)
+
+
+def _why_not(client: MlflowClient, name: str, alias: str, strategy: Strategy, version: str, replace: bool) -> str | None:
+    """Why the alias stays where it is, or None where it moves, or is there."""
+    new, there = Standing.of(strategy), client.get_registered_model(name).aliases.get(alias)
+    if there is None or str(there) == version or (replace and new.images):
+        return None if new.images or str(there) == version else why_not(alias, new, Standing(what="nothing"))
+    old = Standing.of_tags(f"version {there}", client.get_model_version(name, str(there)).tags)
+    return why_not(alias, new, old)
+
+
+def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind: str = "search") -> str:
+    """The parent run of a search, which is made where MLflow does not have it; of kind "import" for a strategy handed over. Raises `RegistryError`."""
+    client = MlflowClient(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        runs = client.search_runs([experiment_id], f"tags.`dato.search_id` = '{search_id}' and tags.`dato.kind` = '{kind}'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
+        run = client.create_run(experiment_id, run_name=search_id, tags={"dato.search_id": search_id, "dato.kind": kind})
+        client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"MLflow at {without_credentials(str(uri or mlflow.get_tracking_uri()))} cannot be used: {without_credentials(str(error))}. "
+            "Set MLFLOW_TRACKING_URI to a server that you may write to, or export to=folder"
+        ) from None
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name, description="DaTo strategies: dato.Strategy.load(\"models:/<name>@<alias>\"), or mlflow.pyfunc.load_model")
+
+
+def _make_version(client: MlflowClient, name: str, alias: str, strategy: Strategy, run_id: str) -> str:
+    path = f"winners/{alias}-{strategy.digest}"
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        _save_model(strategy, write_card(strategy, Path(folder) / "card"), model)
+        client.log_artifacts(run_id, str(model), path)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
+    version = client.create_model_version(name, source, run_id=run_id, tags=_tags(alias, strategy), description=card_markdown(strategy)[:5000])
+    return str(version.version)
+
+
+def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
+    # Recorded, not filtered: MLflow sets filters of its own around the first of these.
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        mlflow.pyfunc.save_model(
+            target,
+            python_model=str(PYFUNC),
+            artifacts={"strategy": str(card / "strategy.json")},
+            model_config=_MODEL_CONFIG,
+            signature=_SIGNATURE,
+            pip_requirements=_REQUIREMENTS,
+            metadata={"dato.digest": strategy.digest},
+        )
+    for warning in said:
+        # The signature stands for type hints, and to try an example would load the whole pipeline.
+        if not any(known in str(warning.message) for known in ("Add type hints to the `predict` method", "An input example was not provided")):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    write_card(strategy, target)
+
+
+def _content(alias: str, strategy: Strategy) -> str:
+    """Identity of all that a version holds."""
+    return hashlib.sha256(f"{alias} {strategy.to_json()}".encode()).hexdigest()
+
+
+def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
+    quality, latency = _mapping(strategy, "quality"), _mapping(strategy, "latency")
+    interval = quality.get("difference_interval")
+    tags = {
+        "dato.digest": strategy.digest,
+        _CONTENT: _content(alias, strategy),
+        "dato.alias": alias,
+        "dato.validated": str(strategy.provenance.get("validated") is True).lower(),
+        "dato.search_id": strategy.provenance.get("search_id"),
+        "dato.speedup": _number(latency.get("speedup")),
+        "dato.fid_difference": _number(quality.get("difference")),
+        "dato.fid_difference_interval": " .. ".join(f"{e:.3f}" for e in interval) if interval else None,
+        "dato.device": latency.get("device"),
+        "dato.reference": quality.get("reference"),
+        "dato.in_words": quality.get("in_words"),
+        **Standing.of(strategy).to_tags(),
+    }
+    return {k: str(v)[:5000] for k, v in tags.items() if v}
+
+
+def _move_aliases(client: MlflowClient, name: str, versions: Mapping[str, str]) -> None:
+    before = {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    moved: list[str] = []
+    try:
+        for alias, version in versions.items():
+            client.set_registered_model_alias(name, alias, version)
+            moved.append(alias)
+    except (MlflowException, OSError):
+        for alias in moved:
+            if alias in before:
+                client.set_registered_model_alias(name, alias, before[alias])
+            else:
+                client.delete_registered_model_alias(name, alias)
+        raise
+
+
+def _mapping(strategy: Strategy, key: str) -> Mapping[str, Any]:
+    found = strategy.provenance.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:.4f}" if isinstance(value, int | float) else None

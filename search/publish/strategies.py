@@ -1,0 +1,171 @@
+"""The winners of a search as strategies that carry everything another team needs to know about them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dato.files import FileError, read_json
+from dato.strategy import Strategy
+from search.evaluate.pipelines import ModelError, ModelSpec, weights_digest
+from search.optimize.winners import in_words, passed, tolerance_of
+from search.records import SearchRecord, Winner, fid_difference, speedup
+
+MODEL_FILE = "model.json"
+
+
+MAX_FACTS = 1 << 24
+
+
+class FactsError(ValueError):
+    """A search's note about its pipeline that cannot be read."""
+
+
+class RegistryNameError(ValueError):
+    """A name that MLflow's model registry does not take."""
+
+
+def check_names(name: str, alias: str | None = None, key: str = "the registered model's name") -> None:
+    """Refuse what MLflow would refuse once the versions are made. Raises `RegistryNameError`.
+
+    Args:
+        name: Of a registered model.
+        alias: Of a version of it, or None.
+        key: What the name is called where it was given.
+    """
+    if not name.strip() or set(name) & set("/:'"):
+        raise RegistryNameError(f"{key} is {name!r}; give one without /, : and ', such as dato-embedded")
+    if alias is not None and (not re.fullmatch(r"[\w-]{1,255}", alias) or alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)):
+        raise RegistryNameError(f"alias is {alias!r}; allowed are letters, digits, - and _, but not latest, v1, v2, ..., which MLflow keeps for itself")
+
+
+def winner_strategies(record: SearchRecord, facts: Mapping[str, Any] | None = None) -> dict[str, Strategy]:
+    """The winners by alias, each with its provenance.
+
+    Args:
+        record: Of a search, finished or not.
+        facts: What `dato.provenance.describe` says of the pipeline that was measured; None where nobody noted it.
+    """
+    return {alias: w.candidate.strategy.with_provenance(**provenance(record, w, facts)) for alias, w in record.winners.items()}
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """What the search noted about its pipeline, or None for a search of before it did."""
+    if not (folder / MODEL_FILE).exists():
+        return None
+    try:
+        found = read_json(folder / MODEL_FILE, MAX_FACTS)
+    except FileError as error:
+        raise FactsError(f"{folder / MODEL_FILE} cannot be read ({error}); restore it, or remove it to do without what it notes of the pipeline") from None
+    return found if isinstance(found, dict) else None
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Note what the pipeline is, for its winners' provenance."""
+    (folder / MODEL_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Where a winner comes from, for which model, and what it gave."""
+    model, sampler = record.config["model"], (facts or {}).get("scheduler", {})
+    fresh, plain, tolerance = winner.fresh, winner.fresh_baseline, tolerance_of(record.config)
+    difference, low, high = fid_difference(fresh, plain)
+    faster, slowest, fastest = speedup(fresh, plain)
+    return {
+        "search_id": record.search_id,
+        "alias": winner.alias,
+        "validated": passed(winner, tolerance),
+        "model": {
+            "name": model["name"],
+            "path": model["path"],
+            "dtype": model["dtype"],
+            "unet_sha256": _files_digest(model),
+            **{k: v for k, v in (facts or {}).items() if k != "scheduler"},
+        },
+        "sampler": {
+            "scheduler": sampler.get("class") or model["scheduler"] or "the model's own",
+            "steps": model["steps"],
+            "guidance": model["guidance"],
+            "settings": dict(sampler),
+        },
+        "size": [model["height"], model["width"]] if model["height"] and model["width"] else "the model's own",
+        "quality": {
+            "metric": f"FID, {record.config['protocol']['features']} features",
+            "value": fresh.fid,
+            "interval": _ends(fresh.fid_low, fresh.fid_high),
+            "baseline": plain.fid,
+            "baseline_interval": _ends(plain.fid_low, plain.fid_high),
+            "difference": difference,
+            "difference_interval": _ends(low, high),
+            "in_search": winner.searched.fid,
+            "images": fresh.images,
+            "fresh": True,
+            "tolerance": tolerance,
+            "in_words": in_words(winner, tolerance),
+            "reference": record.reference,
+        },
+        "latency": {
+            "value": fresh.latency_ms,
+            "baseline": plain.latency_ms,
+            "unit": "ms per image",
+            "speedup": faster,
+            "speedup_range": _ends(slowest, fastest) if slowest < fastest else None,  # of one batch, none
+            "device": fresh.device,
+            "batch": fresh.batch,
+        },
+        "environment": record.environment,
+        "reproduce": command(record.config),
+    }
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """The `dato search` command that makes the same search: every resolved value, so that no default can change it."""
+    rows = _flatten({k: v for k, v in config.items() if k not in _LOCAL})
+    # A model's or data set's keys are not those of the default ones: ++ adds what is not there.
+    words = ["dato", "search", *(f"{'++' if k.startswith(('model.', 'data.')) else ''}{k}={_value(v)}" for k, v in rows)]
+    return " \\\n  ".join([" ".join(words[:2]), *map(shlex.quote, words[2:])])
+
+
+_LOCAL = ("output", "restart", "cluster", "mlflow", "registry", "replay_latency")  # where it ran, not what it found
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_value(v) for v in value) + "]"
+    text = str(value)
+    plain = all(c.isalnum() or c in "-_./:" for c in text)
+    return text if plain or not isinstance(value, str) else hydra_text(text)
+
+
+def hydra_text(text: str, mark: str = "'") -> str:
+    """A text in Hydra's quotes. A backslash stands for itself but before a quote, where each is written twice."""
+    escaped = re.sub(rf"(\\*){mark}", lambda found: found[1] * 2 + "\\" + mark, text)
+    ending = len(escaped) - len(escaped.rstrip("\\"))
+    return mark + escaped + "\\" * ending + mark
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return rows
+
+
+def _files_digest(model: Mapping[str, Any]) -> str | None:
+    try:
+        return weights_digest(ModelSpec(**model))
+    except (ModelError, TypeError):
+        return None  # the model's folder is on another machine, or its keys are of another version
+
+
+def _ends(low: float, high: float) -> list[float] | None:
+    return [low, high] if math.isfinite(low) and math.isfinite(high) else None

@@ -1,0 +1,176 @@
+"""Joining Ray: a cluster of this machine alone or a running one, and whose code its workers run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from search.run import interrupt
+from search.run.leftovers import end_left_behind, noted
+
+CONNECT_S = 10
+"""Seconds to reach an address."""
+CODE = ("installed", "ship")
+_PACKAGES = ("dato", "search")
+"""What a worker imports."""
+_ROOT = Path(__file__).parents[2]
+
+
+class ClusterError(RuntimeError):
+    """A cluster that cannot be joined: the message says why and what to do."""
+
+
+def connect(address: str | None, *, cpus: float = 1, code: str = "installed") -> None:
+    """Join the cluster at `address`, or start Ray on this machine alone with `cpus` CPUs where it is None.
+
+    With `code` "ship", this process's packages are sent to every worker of the job.
+
+    Raises:
+        ClusterError: Within seconds, where nothing answers there, its Ray or Python is another version, or Ray does not start.
+    """
+    shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "ship" else {}
+    try:
+        if address is None:
+            _check_temporary_folder()
+            end_left_behind()
+            with interrupt.kept(), noted() as started:
+                context = ray.init(
+                    **shipped,
+                    address="local",  # without it, Ray would join whatever cluster was last started on this machine
+                    num_cpus=max(1, round(cpus)),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=200 * 2**20,
+                    _node_ip_address="127.0.0.1",
+                )
+                started.session = context.address_info["session_dir"]
+        else:
+            check_address(address)
+            if (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_TOKEN" in os.environ:
+                # `ray start` asks for the token unless told not to; `ray.init` sends it only when told to.
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+            with interrupt.kept():
+                ray.init(**shipped, address=address, log_to_driver=False, logging_level="ERROR")
+        interrupt.check()
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        if isinstance(error, ClusterError):
+            raise
+        where = f"cluster.address is {address!r}, where" if address else "on this machine"
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ClusterError(
+            f"{where} Ray cannot be joined: {' '.join(lines[:3]) or type(error).__name__}; "
+            + ("check cluster.address and that every node runs the same Python and Ray" if address else "stop what is in the way, or set cluster.address")
+        ) from None
+
+
+_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a Unix socket (man 7 unix)
+
+
+def _check_temporary_folder() -> None:
+    """Refuse a temporary folder whose sockets would have too long a path, which Ray only says in passing. Raises `ClusterError`."""
+    key = next((k for k in ("RAY_TMPDIR", "TMPDIR") if k in os.environ), None)
+    if key is None:
+        return
+    folder = os.environ[key]
+    # As ray/_private/node.py names them; the date is always as long.
+    socket_name = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    most = _SOCKET_BYTES - len(socket_name)
+    if len(os.fsencode(os.path.realpath(folder))) > most:
+        raise ClusterError(
+            f"{key} is {folder!r}, and Ray makes sockets in it, whose paths may have {_SOCKET_BYTES} bytes; give Ray a folder of at most {most} characters: "
+            "export RAY_TMPDIR=/tmp (TMPDIR may stay as it is)"
+        )
+
+
+def check_address(address: str) -> None:
+    """Refuse an address that is no Ray address, or where no Ray answers. Raises `ClusterError` within twice `CONNECT_S` seconds."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        raise ClusterError(
+            f"cluster.address is {address!r}; give auto on a node of the cluster, or host:6379 of its head. From outside (ray://), run dato as a job: ray job submit"
+        )
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as there:
+            speaks = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(there)
+    except OSError as error:
+        raise ClusterError(
+            f"cluster.address is {address!r}, where nothing answers ({error}); start Ray there (ray start --head --port={port}), or correct the address"
+        ) from None
+    if not speaks:
+        raise ClusterError(f"cluster.address is {address!r}, where something answers that is not Ray; give the address that `ray start --head` printed on the head")
+
+
+def _speaks_http2(there: socket.socket) -> bool:
+    """Whether the other end answers as gRPC does: `ray.init` would wait minutes for what does not."""
+    settings = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of that type: RFC 9113, sections 3.4 and 6.5
+    try:
+        there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+        answer = b""
+        while len(answer) < len(settings) and (more := there.recv(len(settings) - len(answer))):
+            answer += more
+    except OSError:
+        return False
+    return answer[3:4] == settings[3:4]
+
+
+def own_packages(code: str) -> Callable[[], None]:
+    """What a worker calls before it imports anything of ours.
+
+    Ray puts the driver's script folder and working folder first on a worker's path, where a folder that happens to be called
+    `search` would win over ours: a worker moves these to the end, unless our packages are what is in them.
+    """
+    if code not in CODE:
+        raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'ship' (this machine's packages are sent)")
+    injected = {os.path.abspath(os.path.curdir), os.path.dirname(os.path.realpath(sys.argv[0]))} - {str(_ROOT)}
+    root = str(_ROOT) if code == "installed" else None
+
+    def arrange() -> None:  # a local function, so that Ray sends it by value
+        import os
+        import sys
+
+        sent = [p for p in sys.path if "py_modules_files" in p]  # where Ray puts what is shipped
+        last = [p for p in sys.path if p in injected]
+        sys.path[:] = sent + [p for p in sys.path if p not in injected and p not in sent] + last
+        if root and root not in sys.path and os.path.isfile(os.path.join(root, "search", "run", "ray_cluster.py")):
+            sys.path.insert(0, root)
+
+    return arrange
+
+
+def worker_class() -> type:
+    """The actor around an evaluator, which Ray sends by value: it must work before any of our packages is imported."""
+
+    class Worker:
+        def __init__(self, arrange: Any, factory: bytes) -> None:
+            import pickle
+
+            arrange()
+            self.error, self.evaluator = "", None
+            try:
+                self.evaluator = pickle.loads(factory).build()
+            except Exception as error:
+                lines = str(error).strip().splitlines()
+                self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+        def ready(self) -> dict[str, str]:
+            import socket
+
+            import ray
+
+            node = ray.get_runtime_context().get_node_id()
+            host = f"{socket.gethostname()} at {ray.util.get_node_ip_address()}"
+            return {"device": getattr(self.evaluator, "device", "unnamed"), "node": node, "host": host, "error": self.error}
+
+        def do(self, method: str, strategies: Any, batches: Any) -> Any:
+            return getattr(self.evaluator, method)(strategies, batches)
+
+    return Worker

@@ -1,0 +1,148 @@
+"""Winners are measured on fresh images, and `fastest` must be no worse there too: the next one is tried where one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dato.strategy import Strategy
+from search.evaluate.evaluator import Protocol, Shard, paired
+from search.ledger import Ledger
+from search.metrics.similarity import PlainFeatures, with_distance
+from search.optimize.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
+from search.run.settings import SearchPlan
+
+AT_ONCE = 4
+"""Candidates for `fastest` that are checked beside one run of the unaccelerated pipeline, which costs more than all of them."""
+Compare = Callable[[Mapping[str, Strategy], Sequence[Sequence[int]]], tuple[dict[str, list[Shard]], dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A candidate's shards of the first fresh images, and the unaccelerated pipeline's that ran in turn with them."""
+
+    images: int
+    own: list[Shard]
+    plain: list[Shard]
+
+
+class Validation:
+    """Chooses winners and checks them on images that chose nothing; what the ledger holds is not measured again.
+
+    Args:
+        ledger: Open for writing.
+        plan: Tolerance, speedups and the limit of fresh images.
+        protocol: How a candidate is measured.
+        unaccelerated: The strategy that everything is compared with.
+        compare: Runs named strategies in turn on the same batches: shards by name, and errors by name of those that fail.
+        measure: Shards of one strategy to its measurement.
+        say: Told what is being checked.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        plan: SearchPlan,
+        protocol: Protocol,
+        unaccelerated: Strategy,
+        compare: Compare,
+        measure: Callable[[Sequence[Shard]], Measurement],
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self._ledger, self._plan, self._protocol, self._plain_strategy = ledger, plan, protocol, unaccelerated
+        self._compare, self._measure, self._say = compare, measure, say
+        self._made: dict[int, _Made] = {}
+        """What this process has of each candidate: more images are added to it."""
+
+    @property
+    def _record(self) -> SearchRecord:
+        return self._ledger.record
+
+    def run(self) -> None:
+        """Choose, check and write down the winners. Raises `SearchFailed` where nothing could be measured or fresh images fail."""
+        plan = self._plan
+        chosen = choose_winners(self._record, plan.winner_speedup, plan.objectives, speedups=plan.winner_speedups, tolerance=plan.tolerance)
+        waiting = in_order_of_speed(self._record, plan.tolerance, plan.objectives)
+        self._check([*chosen.values(), *waiting[:AT_ONCE]])
+        fastest = self._first_that_passes(waiting)
+        for alias in ("quality", "balanced", "fastest", *chosen):
+            candidate = fastest if alias == "fastest" else chosen[alias]
+            if candidate and alias not in self._record.winners and any(m.ok for m in self._record.fresh[candidate.number].values()):
+                self._write(alias, candidate)
+
+    def _first_that_passes(self, waiting: Sequence[Candidate]) -> Candidate | None:
+        for place, candidate in enumerate(waiting):
+            if place % AT_ONCE == 0:
+                self._check(waiting[place : place + AT_ONCE])
+            images = self._protocol.images
+            while True:
+                m, plain = self._fresh(candidate.number, images), self._fresh(-1, images)
+                found = compare_to_tolerance(m, plain, self._plan.tolerance) if m.ok else "fails"
+                if found != "undecided" or images >= self._most():
+                    break
+                images = min(2 * images, self._most())
+                self._say(f"candidate {candidate.number} is not decided yet: {images} fresh images")
+                self._measure_on(images, [candidate])
+            if found == "passes":
+                return candidate
+            self._say(f"candidate {candidate.number} is not shown to be within the tolerance on {images} fresh images; the next is tried")
+        return None
+
+    def _most(self) -> int:
+        return max(self._protocol.images, self._plan.max_fresh_images or 4 * self._protocol.images)
+
+    def _fresh(self, number: int, images: int) -> Measurement:
+        return self._record.fresh[number][images]
+
+    def _check(self, candidates: Iterable[Candidate]) -> None:
+        self._measure_on(self._protocol.images, candidates)
+
+    def _measure_on(self, images: int, candidates: Iterable[Candidate]) -> None:
+        """Measure candidates on the first `images` fresh images in turn with the unaccelerated pipeline, paying for what is new only.
+
+        The unaccelerated pipeline runs again beside each group of candidates, even where its images are known: latencies that were
+        measured minutes apart do not compare.
+        """
+        due = {c.number: c.strategy for c in candidates if images not in self._record.fresh.get(c.number, {})}
+        if not due:
+            return
+        have = {self._made[n].images if n in self._made else 0 for n in due}
+        begin = have.pop() if len(have) == 1 else 0
+        self._say(f"checking {len(due)} candidate{'s' if len(due) > 1 else ''} on fresh images {begin + 1} to {images}")
+        named = {UNACCELERATED: self._plain_strategy, **{str(n): s for n, s in due.items()}}
+        shards, errors = self._compare(named, self._protocol.batches(fresh=True, first=begin, last=images))
+        if UNACCELERATED in errors:
+            raise SearchFailed(f"the unaccelerated pipeline itself fails on fresh images: {errors[UNACCELERATED]}; run the same command again")
+        beside: Measurement | None = None
+        features: PlainFeatures | None = None
+        for number in due:
+            if str(number) in errors:
+                self._ledger.fresh(number, images, Measurement(error=errors[str(number)], images=images))
+                continue
+            before = self._made[number] if begin else _Made(0, [], [])
+            made = _Made(images, [*before.own, *shards[str(number)]], [*before.plain, *shards[UNACCELERATED]])
+            self._made[number] = made
+            if beside is None:
+                beside, features = self._measure_plain(made.plain), PlainFeatures.of_shards(made.plain)
+            if images not in self._record.fresh.get(-1, {}):
+                self._ledger.fresh(-1, images, beside)
+            try:
+                m = paired(with_distance(self._measure(made.own), made.own, features), self._fresh(-1, images))
+            except ValueError as problem:  # features that are not finite
+                m = Measurement(error=str(problem), images=images)
+            self._ledger.fresh(number, images, m, (beside.latency_ms, beside.latency_low_ms, beside.latency_high_ms))
+
+    def _measure_plain(self, shards: Sequence[Shard]) -> Measurement:
+        try:
+            return self._measure(shards)
+        except ValueError as problem:
+            raise SearchFailed(f"the unaccelerated pipeline itself fails on fresh images: {problem}") from None
+
+    def _write(self, alias: str, candidate: Candidate) -> None:
+        images = max(n for n, m in self._record.fresh[candidate.number].items() if m.ok)
+        latency, low, high = self._record.fresh_plain_ms[candidate.number, images]
+        plain = replace(self._fresh(-1, images), fid_left_out=(), latency_ms=latency, latency_low_ms=low, latency_high_ms=high)
+        searched = {c.number: m for c, m in self._record.evaluated(self._record.images)}[candidate.number]
+        self._ledger.winner(Winner(alias=alias, candidate=candidate, searched=searched, fresh=self._fresh(candidate.number, images), fresh_baseline=plain))

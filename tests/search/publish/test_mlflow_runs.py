@@ -1,0 +1,263 @@
+"""A real sqlite MLflow: what a search looks like in it, and how to find things."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from dato.strategy import Strategy
+from launch.__main__ import main
+from launch.config import compose_config
+from search.evaluate.evaluator import Protocol
+from search.ledger import Ledger, read_ledger
+from search.optimize.importance import importance, importance_metrics
+from search.optimize.nsga2 import Nsga2
+from search.optimize.space import SearchSpace
+from search.publish.mlflow_runs import Tracker, _made_with
+from search.records import UNACCELERATED, Candidate, SearchRecord
+from search.run.driver import Driver
+from search.run.pools import InProcessPool
+from search.run.settings import SearchPlan
+from search.run.simulate import ToyEvaluator
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
+    address = f"sqlite:///{folder / 'mlflow.db'}"
+    mlflow.set_tracking_uri(address)
+    MlflowClient(address).create_experiment("toy", artifact_location=(folder / "artifacts").as_uri())
+    yield address
+    mlflow.set_tracking_uri(before)
+
+
+def track(record: SearchRecord, uri: str, children: str) -> None:
+    tracker = Tracker(experiment="toy", uri=uri, children=children, front_page=lambda r: f"<p>{len(r.front())}</p>", summary=lambda r: {"evaluations": len(r.results), "speedup": float("nan")})
+    tracker.started(SearchRecord(search_id=record.search_id, config=record.config, environment=record.environment))
+    for number in record.results:
+        tracker.measured(record, record.candidates[number])
+    for generation in range(len(record.hypervolumes)):
+        tracker.generation_done(record, generation)
+    tracker.finished(record, {})
+
+
+@pytest.fixture(scope="module")
+def searches(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SearchRecord]:
+    return {}
+
+
+@pytest.fixture
+def tracked(uri: str, searches: dict[str, SearchRecord], make_search: Callable[..., Path], tmp_path: Path) -> dict[str, SearchRecord]:
+    for seed, children in enumerate(("all", "front", "none") if not searches else ()):
+        searches[children] = read_ledger(make_search(tmp_path / children, seed=seed) / "ledger.jsonl")
+        track(searches[children], uri, children)
+    return searches
+
+
+def find(query: str, **more: object) -> list[mlflow.entities.Run]:
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], query, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("children", ["all", "front", "none"])
+def test_which_candidates_have_runs(tracked: dict[str, SearchRecord], children: str) -> None:
+    record = tracked[children]
+    found = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'candidate'")
+    front = {str(c.number) for c, _ in record.front()}
+    expected = {"all": {str(n) for n in record.results}, "front": front, "none": set()}[children]
+    assert {r.data.tags["dato.candidate"] for r in found} == expected
+    assert {r.data.tags["dato.candidate"] for r in found if r.data.tags.get("dato.front") == "true"} == front & expected
+
+
+def test_a_child_holds_its_strategy_and_figures(tracked: dict[str, SearchRecord]) -> None:
+    record = tracked["all"]
+    (failed,) = find(f"tags.`dato.search_id` = '{record.search_id}' and attributes.status = 'FAILED'")
+    assert failed.data.tags["dato.error"] == "RuntimeError: out of memory"
+    candidate, m = record.front()[0]
+    (run,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.candidate` = '{candidate.number}'")
+    plain = record.baselines["unaccelerated"][1]
+    assert run.data.metrics["fid"] == m.fid
+    assert run.data.metrics["speedup"] == pytest.approx(plain.latency_ms / m.latency_ms)
+    assert run.data.metrics["with/calls_depth_12"] == m.calls_by_depth["12"]
+    assert run.data.params["strategy"] == str(candidate.strategy)
+    text = Path(run.info.artifact_uri.removeprefix("file://"), "strategy.json").read_text()
+    assert text == candidate.strategy.to_json()
+    assert run.data.metrics["with/feature_distance"] == m.feature_distance
+    # What a person sorts by comes first in MLflow's columns, which are in the order of their names.
+    assert sorted(run.data.metrics)[:4] == ["fid", "fid_difference", "latency_ms", "speedup"]
+
+
+def test_the_parent_says_what_it_was_made_with(tracked: dict[str, SearchRecord]) -> None:
+    record = tracked["all"]
+    (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
+    assert parent.data.tags["dato.version.torch"] == record.environment["versions"]["torch"]
+    assert parent.data.tags["dato.machine.cpus"] == "2"
+    assert _made_with({"git": {"commit": "abc", "changed": True}}) == {
+        "mlflow.source.name": "dato search", "mlflow.source.git.commit": "abc", "dato.changed": "True"
+    }  # fmt: skip
+
+
+def test_the_parent_is_renewed_every_generation(tracked: dict[str, SearchRecord]) -> None:
+    record = tracked["none"]
+    (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
+    client = MlflowClient()
+    assert [m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")] == record.hypervolumes
+    assert "speedup" not in parent.data.metrics  # no number where there is none
+    assert parent.data.metrics["fastest_fid_difference_low"] < parent.data.metrics["fastest_fid_difference"]
+    assert parent.data.metrics["fastest_feature_distance"] == record.winners["fastest"].fresh.feature_distance
+    assert parent.data.metrics["fastest_psnr"] == 20
+    known = {k: v for k, v in importance_metrics(importance(record)).items() if math.isfinite(v)}
+    assert known.keys() >= {"importance_fid/r2", "importance_latency/r2"}
+    assert {k: v for k, v in parent.data.metrics.items() if k.startswith("importance_")} == known
+    folder = Path(parent.info.artifact_uri.removeprefix("file://"))
+    assert {"front.html", "importance.csv", "search.json"} <= {p.name for p in folder.iterdir()}
+    assert len(list((folder / "fronts").glob("*.csv"))) == 3
+    rows = list(csv.DictReader(io.StringIO((folder / "fronts" / "generation_002.csv").read_text())))
+    assert [r["strategy"] for r in rows] == [str(c.strategy) for c, _ in record.front()]
+    assert [float(r["feature_distance"]) for r in rows] == pytest.approx([m.feature_distance for _, m in record.front()], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("query", "order"),
+    [
+        ("tags.`dato.kind` = 'search' and tags.`dato.model` = 'embedded'", "attributes.start_time DESC"),
+        ("tags.`dato.search_id` = '{id}' and tags.`dato.front` = 'true'", "metrics.latency_ms ASC"),
+        ("tags.`dato.search_id` = '{id}' and metrics.fid_difference <= 60 and metrics.speedup > 1", "metrics.speedup DESC"),
+        ("tags.`dato.model` = 'embedded' and tags.`dato.winner` LIKE '%fastest%'", "metrics.speedup DESC"),
+        ("tags.`mlflow.source.git.commit` = 'abc' and tags.`dato.kind` = 'search'", "attributes.start_time DESC"),
+        ("tags.`dato.kind` = 'candidate' and attributes.status = 'FAILED'", "attributes.start_time ASC"),
+    ],
+)
+def test_the_queries_of_the_readme(tracked: dict[str, SearchRecord], query: str, order: str) -> None:
+    assert find(query.format(id=tracked["all"].search_id), order_by=[order])
+
+
+def test_a_search_that_goes_on_logs_nothing_twice(tracked: dict[str, SearchRecord], uri: str) -> None:
+    before = len(find("tags.`dato.kind` = 'candidate'"))
+    track(tracked["all"], uri, "all")
+    assert len(find("tags.`dato.kind` = 'candidate'")) == before
+
+
+def test_a_server_that_fails_does_not_stop_the_search(
+    tracked: dict[str, SearchRecord], uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    try:
+        track(tracked["all"], "http://someone:secret@127.0.0.1:1", "all")
+    finally:
+        mlflow.set_tracking_uri(uri)
+    (said,) = [r.message for r in caplog.records if "MLflow does not take the log" in r.message]
+    assert "secret" not in said
+
+
+def test_unknown_children() -> None:
+    with pytest.raises(ValueError, match="children is 'some'; allowed are all, front, none"):
+        Tracker(experiment="toy", children="some")
+
+
+HOLDER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], timeout=100, isolation_level=None)
+database.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.readline()
+database.execute("ROLLBACK")
+"""
+
+
+class Locked:
+    """Another process holds a sqlite database from one candidate's result until another's; None for until it is released."""
+
+    def __init__(self, uri: str, path: Path, first: int = 0, last: int | None = None) -> None:
+        self._uri, self._path, self._first, self._last = uri, path, first, last
+        self._process: subprocess.Popen[str] | None = None
+        self.over = False
+
+    def hold(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", HOLDER, str(self._path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "locked\n"
+
+    def release(self) -> None:
+        assert self._process
+        assert self._process.poll() is None, "it was held until now"
+        self._process.communicate("\n", timeout=60)
+        self.over = True
+
+    def started(self, record: SearchRecord) -> None:
+        """Nothing yet."""
+
+    def measured(self, record: SearchRecord, candidate: Candidate) -> None:
+        if candidate.number >= 0 and len(record.results) == self._first and not self._process:
+            self.hold()
+        if candidate.number >= 0 and len(record.results) == self._last and not self.over:
+            self.release()
+
+    def generation_done(self, record: SearchRecord, generation: int) -> None:
+        """No end of its own."""
+
+
+def drive(folder: Path, uri: str, *others: Any, flush_s: float) -> tuple[SearchRecord, Tracker]:
+    config = compose_config("search", ["model.steps=8", "search.population=8", "search.generations=3", "mlflow.experiment=toy", f"mlflow.uri={uri}"])
+    tracker = Tracker(experiment="toy", uri=uri, flush_s=flush_s)
+    ledger = Ledger(folder / "ledger.jsonl", folder.name, config, {})
+    try:
+        driver = Driver(
+            ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=SearchPlan(generations=3, population=8), protocol=Protocol(images=4, batch=4),
+            pool=InProcessPool(ToyEvaluator()), measure=lambda shards: shards[0], baselines={UNACCELERATED: Strategy.full(8)}, watchers=[*others, tracker],  # type: ignore[arg-type,return-value]
+        )  # fmt: skip
+        record = driver.run()
+        tracker.finished(record, {})
+        return record, tracker
+    finally:
+        ledger.close()
+
+
+def is_whole(record: SearchRecord) -> bool:
+    found = find(f"tags.`dato.search_id` = '{record.search_id}'")
+    (parent,) = [r for r in found if r.data.tags["dato.kind"] == "search"]
+    children = [r for r in found if r.data.tags["dato.kind"] == "candidate"]
+    assert sorted(int(r.data.tags["dato.candidate"]) for r in children) == sorted(record.results), "each once"
+    assert {int(r.data.tags["dato.candidate"]): r.data.metrics["fid"] for r in children} == {n: m.fid for n, m in record.results.items()}
+    history = MlflowClient().get_metric_history(parent.info.run_id, "hypervolume")
+    assert [m.value for m in sorted(history, key=lambda m: m.step)] == record.hypervolumes
+    return {r.info.status for r in found} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_while_another_process_holds_the_database(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locked = Locked(uri, Path(uri.removeprefix("sqlite:///")))
+    locked.hold()
+    before = set(threading.enumerate())
+    record, tracker = drive(tmp_path / "locked-throughout", uri, flush_s=2)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(120)  # with a search's process its last try ends too
+    assert record.finished
+    assert len(read_ledger(tmp_path / "locked-throughout" / "ledger.jsonl").results) == 24
+    assert tracker.trouble
+    assert "locked" in tracker.trouble
+    locked.release()  # which says that it was held all the time
+    assert main(["sync", f"folder={tmp_path / 'locked-throughout'}"]) == 0, capsys.readouterr().err
+    assert is_whole(record)
+
+
+def test_what_a_locked_database_did_not_take_is_caught_up_with(uri: str, tmp_path: Path) -> None:
+    record, tracker = drive(tmp_path / "locked-between", uri, Locked(uri, Path(uri.removeprefix("sqlite:///")), first=5, last=19), flush_s=120)
+    assert record.finished
+    assert tracker.trouble is None
+    assert is_whole(record)
