@@ -345,9 +345,9 @@ def _script(name: str) -> str:
 def _note_model(pool: Pool, folder: Path) -> None:
     """Write down which pipeline the workers hold; its winners' provenance tells it to whoever uses them."""
     if not (folder / MODEL_FILE).exists():
-        for _, facts in pool.map([Job("facts", [], [], method="facts")]):
-            if facts is not None:
-                write_facts(folder, facts)
+        for _, info in pool.map([Job("model info", [], [], method="model_info")]):
+            if info is not None:
+                write_facts(folder, info)
 
 
 def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:

@@ -152,7 +152,7 @@ class ComparisonEvaluator:
         """`run_alone` of one entry under a name of its own, as the evaluator of a search has it."""
         return self.run_alone(entries, batches)[0]
 
-    def facts(self, entries: Sequence[Entry], indices: Sequence[int]) -> dict[str, Any]:
+    def model_info(self, entries: Sequence[Entry], indices: Sequence[int]) -> dict[str, Any]:
         """What this pipeline is and what it ran without."""
         return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 

@@ -189,7 +189,7 @@ class PipelineEvaluator:
         """This device's cost table, from so many runs of each calibration strategy on the first batch."""
         return measure_costs(self.pipe, self.spec.model, self.data, batches[0], strategies, self.device, rounds).to_dict()
 
-    def facts(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> dict[str, Any]:
+    def model_info(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> dict[str, Any]:
         """What this pipeline is and what it ran without, for the provenance of what is measured on it."""
         return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 

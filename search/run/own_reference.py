@@ -29,7 +29,7 @@ class OwnReferenceError(RuntimeError):
 
 
 class Pool(Protocol):
-    """Where batches are drawn: `RayPool` or `InProcessPool`, of evaluators with the methods `reference` and `facts`."""
+    """Where batches are drawn: `RayPool` or `InProcessPool`, of evaluators with the methods `reference` and `model_info`."""
 
     def map(self, jobs: Any) -> Iterator[tuple[Job, Any]]:
         """Each job with its result, or with None and its errors."""
@@ -141,10 +141,10 @@ class OwnReference:
 
     def _key(self, pool: Pool) -> str:
         """Digest of the settings and of the weights that a worker has loaded: a hub id or a folder may be given other ones."""
-        ((job, facts),) = pool.map([Job("facts", [], [], method="facts")])
-        if facts is None:
+        ((job, info),) = pool.map([Job("model info", [], [], method="model_info")])
+        if info is None:
             raise OwnReferenceError(f"a worker does not tell what its model is: {job.errors[0]}; run the same command again")
-        return hashlib.sha256(f"{self._settings()}|{json.dumps(facts, sort_keys=True)}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._settings()}|{json.dumps(info, sort_keys=True)}".encode()).hexdigest()
 
     def _write(self, path: Path, features: torch.Tensor, key: str) -> bool:
         torn = path.with_name(f".{path.name}.part")
