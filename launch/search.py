@@ -32,6 +32,7 @@ from search.evaluate.pipelines import check_model
 from search.evaluate.shard_store import KeptShards
 from search.evaluate.shards import make_join
 from search.ledger import Ledger, read_ledger, set_aside
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.winners import SearchFailed
 from search.publish.strategies import MODEL_FILE, read_facts, winner_strategies, write_facts
@@ -64,7 +65,7 @@ def run(overrides: Sequence[str]) -> int:
         ledger.close()
 
 
-def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: dict[tuple[str, int], float], view: SearchView) -> int:
+def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | AsynchronousNsga2, latencies: dict[tuple[str, int], float], view: SearchView) -> int:
     began = time.monotonic()
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
