@@ -34,9 +34,11 @@ from search.metrics.quality import Fid, Kid
 from search.metrics.reference import reference_features, reference_moments
 from search.metrics.similarity import check_similarity, load_similarity
 from search.run.compared_shards import ShardStore, compare
+from search.run.jobs import Job, Task
 from search.run.own_reference import OwnReference
-from search.run.pools import InProcessPool, Job, RayPool
+from search.run.pools import InProcessPool
 from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
 
 
 class EvaluationError(RuntimeError):
@@ -271,7 +273,7 @@ def _draw_samples(pool: RayPool | InProcessPool, evaluation: Evaluation, entries
     if not indices or not wanted:
         return
     size = evaluation.spec.protocol.batch
-    for job, made in pool.map([Job(d, [e], indices[:size], method="samples") for d, e in wanted.items()]):
+    for job, made in pool.map([Job(d, [e], indices[:size], Task.SAMPLES) for d, e in wanted.items()]):
         if made is not None:
             write_row(folder / f"{job.key}.png", made[0])
 

@@ -39,9 +39,11 @@ from search.publish.strategies import MODEL_FILE, read_facts, winner_strategies,
 from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_error
 from search.run import interrupt
 from search.run.driver import Driver
+from search.run.jobs import Job, Task
 from search.run.own_reference import OwnReference
-from search.run.pools import Job, Pool, RayPool
+from search.run.pools import Pool
 from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
 from search.run.settings import SearchPlan
 
 
@@ -213,7 +215,7 @@ def say_how_long(
 
 def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
     """Seconds per image, features included, of one batch of the unaccelerated pipeline on a worker. Raises `SearchFailed` where it fails."""
-    ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], method="reference")])
+    ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], Task.REFERENCE)])
     if shard is None:
         raise SearchFailed(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
     return float(shard.seconds / len(indices))
@@ -346,7 +348,7 @@ def _script(name: str) -> str:
 def _note_model(pool: Pool, folder: Path) -> None:
     """Write down which pipeline the workers hold; its winners' provenance tells it to whoever uses them."""
     if not (folder / MODEL_FILE).exists():
-        for _, info in pool.map([Job("model info", [], [], method="model_info")]):
+        for _, info in pool.map([Job("model info", [], [], Task.MODEL_INFO)]):
             if info is not None:
                 write_facts(folder, info)
 
@@ -364,7 +366,7 @@ def _samples(pool: Pool, record: SearchRecord, steps: int) -> dict[str, torch.Te
     """Ten images of the unaccelerated pipeline and of each winner, same prompts and seeds."""
     strategies = {UNACCELERATED: Strategy.full(steps), **{alias: w.candidate.strategy for alias, w in record.winners.items()}}
     indices = list(range(FRESH_OFFSET, FRESH_OFFSET + 10))
-    jobs = [Job(label, [s], indices, method="samples") for label, s in strategies.items()]
+    jobs = [Job(label, [s], indices, Task.SAMPLES) for label, s in strategies.items()]
     made = {job.key: pictures[0] for job, pictures in pool.map(jobs) if pictures is not None}
     return {label: made[label] for label in strategies if label in made}
 

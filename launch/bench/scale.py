@@ -33,12 +33,14 @@ from search.ledger import Ledger
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
-from search.run.driver import Driver, Watcher
-from search.run.pools import Job, RayPool
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
+from search.run.driver import Driver
+from search.run.jobs import Job
 from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
 from search.run.settings import SearchPlan
-from search.run.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
+from search.run.simulate import duration, sleeper, toy_measurement
+from search.run.simulated_pool import SimulatedPool, Weather
 from search.run.tune import NSGA2Search
 
 DEFAULTS = {

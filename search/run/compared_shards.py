@@ -14,7 +14,7 @@ import torch
 
 from search.evaluate.compare import EntryShard
 from search.evaluate.variants import Entry
-from search.run.pools import Job
+from search.run.jobs import Job, Task
 
 
 class Pool(Protocol):
@@ -94,7 +94,7 @@ def compare(
                 store.save(entry, job.key, shard)
         say(f"shard {done} of {len(shards)}")
     errors: dict[str, str] = {}
-    again = [Job((k, entry.digest), [entry], list(shards[k]), method="run_alone") for k, entry in failed]
+    again = [Job((k, entry.digest), [entry], list(shards[k]), Task.EVALUATE_ALONE) for k, entry in failed]
     for job, made in pool.map(again) if again else ():
         (entry,) = job.strategies
         if made is None:

@@ -23,7 +23,8 @@ from search.optimize.pareto import first_ranks, hypervolume
 from search.optimize.winners import SearchFailed, reference_point
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
 from search.run.baselines import Baselines
-from search.run.pools import Job, Pool
+from search.run.jobs import Job, Task
+from search.run.pools import Pool
 from search.run.settings import SearchPlan, has_stalled
 from search.run.validation import Validation
 
@@ -151,7 +152,7 @@ class Driver(Baselines):
         """Measure the cost table once, where latencies are predicted."""
         if self.plan.latency != "predicted" or self.record.costs is not None:
             return
-        for job, table in self.pool.map([Job("costs", self._calibration, self.protocol.batches()[:1], method="costs")]):
+        for job, table in self.pool.map([Job("costs", self._calibration, self.protocol.batches()[:1], Task.COSTS)]):
             if table is None:
                 raise SearchFailed(f"the cost table cannot be measured: {job.errors[0]}")
             self.ledger.append("costs", table=table)

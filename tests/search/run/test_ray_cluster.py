@@ -57,7 +57,8 @@ def test_unknown_code_is_refused() -> None:
 SCRIPT = """
 import sys
 import ray
-from search.run.pools import Job, RayPool
+from search.run.jobs import Job
+from search.run.ray_pool import RayPool
 from search.run.ray_cluster import connect
 
 class Probe:
