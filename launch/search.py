@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_
 from search.run import interrupt
 from search.run.driver import Driver
 from search.run.jobs import Job, Task
+from search.run.loops import Loop, make_loop
 from search.run.own_reference import OwnReference
 from search.run.pools import Pool
 from search.run.ray_cluster import connect
 from search.run.ray_pool import RayPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
 
@@ -106,28 +109,25 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             fid, kid = known[0]
             return measure(shards, fid, groups, kid)
 
-        settings: dict[str, Any] = {
-            "ledger": ledger,
-            "algorithm": algorithm,
-            "plan": config.plan,
-            "protocol": spec.protocol,
-            "measure": judge,
-            "baselines": _baselines(config),
-            "watchers": [view, tracker] if tracker else [view],
-            "latencies": latencies,
-            "retry_failed": config.raw["search"].get("retry_failed", False),
-            "kept": KeptShards(config.folder / "kept"),
-            "calibration": calibration_of(config),
-            "before": before,
-            "after": after,
-            "say": view.say,
-        }
+        recorder = Recorder(
+            ledger, config.plan, judge, watchers=[view, tracker] if tracker else [view], latencies=latencies,
+            retry_failed=config.raw["search"].get("retry_failed", False),
+        )  # fmt: skip
+        tune = config.raw["search"]["engine"] == "tune"
+        loop = _tune_loop(config, workers, factory, algorithm) if tune else make_loop(algorithm)
+        driver = Driver(
+            recorder, spec.protocol, loop, _baselines(config), kept=KeptShards(config.folder / "kept"), calibration=calibration_of(config), before=before, after=after,
+            say=view.say,
+        )  # fmt: skip
         try:
-            if config.raw["search"]["engine"] == "tune":
-                _tune_driver(config, workers, view.say, factory, settings).run()
-            else:
+            pool = start_workers(config, workers, view.say)
+            driver.prepare(pool)
+            if tune:  # which has the machines meanwhile
+                pool.close()
+            driver.search(pool)
+            if tune:
                 pool = start_workers(config, workers, view.say)
-                Driver(pool=pool, **settings).run()
+            driver.finish(pool)
         except KeyboardInterrupt:
             view.stop()
             if tracker:
@@ -221,19 +221,19 @@ def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
     return float(shard.seconds / len(indices))
 
 
-def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], factory: MeasurerSpec, settings: dict[str, Any]) -> Driver:
-    from search.run.tune import TuneDriver  # Ray Tune takes seconds to import
+def _tune_loop(config: SearchConfig, workers: int, factory: MeasurerSpec, algorithm: Nsga2 | AsynchronousNsga2) -> Loop:
+    from search.run.tune import NSGA2Search  # Ray Tune takes seconds to import
+    from search.run.tune_loop import TuneLoop
 
     cluster = config.raw["cluster"]
-    return TuneDriver(
-        make_pool=lambda: start_workers(config, workers, say),
-        factory=factory,
+    return TuneLoop(
+        NSGA2Search(**algorithm.settings),
+        lambda plain: replace(factory, plain=plain),
         workers=workers,
         resources={"cpu": cluster["cpus"], "gpu": cluster["gpus"]},
         storage=config.folder / "tune",
         tries=cluster["tries"],
         deadline_s=cluster["deadline_s"],
-        **settings,
     )
 
 

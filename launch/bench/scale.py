@@ -36,8 +36,10 @@ from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
 from search.run.driver import Driver
 from search.run.jobs import Job
+from search.run.loops import make_loop
 from search.run.ray_cluster import connect
 from search.run.ray_pool import RayPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.simulate import duration, sleeper, toy_measurement
 from search.run.simulated_pool import SimulatedPool, Weather
@@ -296,18 +298,15 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
         config = {"search": {"generations": plan.generations, "population": population}, "cluster": {"workers": pool.size}}
         ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", config, {})
         view = SearchView(candidates, plan.generations, Console(file=nowhere, force_terminal=True, width=160)) if whole else None
+        measure = _measure_toys if whole else lambda shards: shards[0]
         driver = Driver(
-            ledger=ledger,
-            algorithm=algorithm,
-            plan=plan,
-            protocol=Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else Protocol(images=2 * batches, batch=2),
-            pool=pool,
-            measure=_measure_toys if whole else lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-            baselines={UNACCELERATED: Strategy.full(STEPS)},
+            Recorder(ledger, plan, measure, watchers=[view] if view else watchers),
+            Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else Protocol(images=2 * batches, batch=2),
+            make_loop(algorithm),
+            {UNACCELERATED: Strategy.full(STEPS)},
             kept=KeptShards(Path(folder) / "kept") if whole else None,
-            watchers=[view] if view else watchers,
         )
-        record = driver.run()
+        record = driver.run(pool)
         ledger.close()
         if view:
             view.stop()

@@ -1,27 +1,11 @@
-"""What a search runs, what it is after, and when it ends."""
+"""What a search runs, what it is after, and its limits."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from search.optimize.objectives import Objectives
-
-STALLED = 1e-3
-"""A hypervolume that grew by less than this share of itself has stalled."""
-
-
-def has_stalled(hypervolumes: Sequence[float], patience: int | None) -> bool:
-    """Whether the mean over the last `patience` generations grew by less than `STALLED` over the mean of as many before; never for None.
-
-    Means, because one generation may find nothing, or a lucky measurement, in a search that still goes on.
-    """
-    if patience is None or len(hypervolumes) < 2 * patience:
-        return False
-    before, now = hypervolumes[-2 * patience : -patience], hypervolumes[-patience:]
-    return statistics.fmean(now) <= statistics.fmean(before) * (1 + STALLED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,9 @@ from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.run.driver import Driver
+from search.run.loops import GenerationalLoop
 from search.run.pools import InProcessPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
@@ -193,15 +195,12 @@ def search(folder: Path, evaluator: Pictures, **limits: float) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "pictures", {}, {})
     try:
         return Driver(
-            ledger=ledger,
-            algorithm=Nsga2(space=SearchSpace(steps=8, ratios=(0.0,)), population=8, seed=0),
-            plan=SearchPlan(generations=4, population=8, objectives=Objectives(**limits)),
-            protocol=Protocol(images=20, fidelities=[8], batch=4),
-            pool=InProcessPool(evaluator),
-            measure=of_shards,
-            baselines={UNACCELERATED: Strategy.full(8), "every 2": Strategy.uniform(8, 2)},
+            Recorder(ledger, SearchPlan(generations=4, population=8, objectives=Objectives(**limits)), of_shards),
+            Protocol(images=20, fidelities=[8], batch=4),
+            GenerationalLoop(Nsga2(space=SearchSpace(steps=8, ratios=(0.0,)), population=8, seed=0)),
+            {UNACCELERATED: Strategy.full(8), "every 2": Strategy.uniform(8, 2)},
             kept=KeptShards(folder / "kept"),
-        ).run()
+        ).run(InProcessPool(evaluator))
     finally:
         ledger.close()
 

@@ -30,8 +30,10 @@ from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.run.driver import Driver
+from search.run.loops import GenerationalLoop
 from search.run.pools import InProcessPool
 from search.run.ray_pool import RayPool, WorkerError
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.simulate import toy_measurement
 
@@ -87,16 +89,9 @@ class At:
 def search(folder: Path, pool: Any, *watchers: At) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "faults", {}, {})
     try:
-        return Driver(
-            ledger=ledger,
-            algorithm=Nsga2(space=SearchSpace(steps=8), population=6, seed=0),
-            plan=SearchPlan(generations=4, population=6),
-            protocol=Protocol(images=4, batch=4),
-            pool=pool,
-            measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-            baselines={UNACCELERATED: Strategy.full(8)},
-            watchers=watchers,
-        ).run()
+        recorder = Recorder(ledger, SearchPlan(generations=4, population=6), lambda shards: shards[0], watchers=watchers)  # type: ignore[arg-type,return-value]
+        loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=6, seed=0))
+        return Driver(recorder, Protocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(pool)
     finally:
         ledger.close()
 

@@ -19,14 +19,17 @@ from ray import tune
 from dato.strategy import Strategy
 from search.evaluate.evaluator import Protocol
 from search.ledger import Ledger, LedgerError, read_ledger
-from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.run.driver import Driver
+from search.run.limits import has_stalled
 from search.run.pools import InProcessPool
-from search.run.settings import SearchPlan, has_stalled
+from search.run.recorder import Recorder
+from search.run.settings import SearchPlan
 from search.run.simulate import toy_measurement
-from search.run.tune import STRATEGY, NSGA2Search, StrategyTrainable, TuneDriver
+from search.run.tune import STRATEGY, NSGA2Search, StrategyTrainable
+from search.run.tune_loop import TuneLoop
 
 SPACE = SearchSpace(steps=8)
 
@@ -131,21 +134,17 @@ def drive(
 ) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "tune", {}, {})
     try:
-        return TuneDriver(
-            make_pool=lambda: InProcessPool(Toy()),
-            factory=factory or Toy(fails, pause),
+        recorder = Recorder(ledger, SearchPlan(generations=generations, population=6, mode="steady", **plan), lambda shards: shards[0])  # type: ignore[arg-type,return-value]
+        loop = TuneLoop(
+            NSGA2Search(SPACE, population=6, seed=0),
+            lambda plain: factory or Toy(fails, pause),
             workers=2,
             resources={"cpu": 1},
             storage=folder / "tune",
             tries=tries,
             deadline_s=deadline_s,
-            ledger=ledger,
-            algorithm=AsynchronousNsga2(space=SPACE, population=6, seed=0, screen=None),
-            plan=SearchPlan(generations=generations, population=6, mode="steady", **plan),
-            protocol=Protocol(images=4, batch=4),
-            measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-            baselines={UNACCELERATED: Strategy.full(8)},
-        ).run()
+        )
+        return Driver(recorder, Protocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(Toy()))
     finally:
         ledger.close()
 

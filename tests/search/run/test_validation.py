@@ -15,8 +15,8 @@ from search.metrics.intervals import Groups
 from search.metrics.quality import Fid
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Candidate, SearchRecord
-from search.run.baselines import Baselines
 from search.run.pools import InProcessPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.validation import Validation
 
@@ -72,10 +72,8 @@ def validate(folder: Path, evaluator: Sets, strategies: Sequence[Strategy] = (FA
                 ledger.ask(Candidate(number=number, generation=0, strategy=s))
                 ledger.result(number, paired(judge(evaluator.run([s], PROTOCOL.batches())), plain))
         evaluator.made.clear()
-        beside = Baselines()
-        beside.pool = InProcessPool(evaluator)
         settings = {"generations": 1, "population": 4, "tolerance": 0.15, **plan}
-        Validation(ledger=ledger, plan=SearchPlan(**settings), protocol=PROTOCOL, unaccelerated=FULL, compare=beside._compare, measure=judge).run()  # type: ignore[arg-type]
+        Validation(Recorder(ledger, SearchPlan(**settings), judge), PROTOCOL, InProcessPool(evaluator)).run()  # type: ignore[arg-type]
         return ledger.record
     finally:
         ledger.close()
