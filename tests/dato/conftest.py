@@ -9,7 +9,12 @@ import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from dato.hooked_model import hook_of
+from dato.runs import Runs
+from dato.unet.hook import UNetHook
 
 STEPS = 6
 SAMPLERS = (
@@ -33,6 +38,19 @@ def run(pipe: Any, seeds: tuple[int, ...] = (0,), **changes: Any) -> torch.Tenso
     settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "height": 32, "width": 32, "output_type": "latent", **changes}
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     return pipe(["a handwritten seven"] * len(seeds), generator=generators, **settings).images
+
+
+def runs_of(unet: nn.Module) -> Runs:
+    """The runs of a UNet that a strategy is enabled on."""
+    hook = hook_of(unet)
+    assert isinstance(hook, UNetHook)
+    return hook.runs
+
+
+def precomputed(unet: nn.Module) -> list[int]:
+    """The depths of which something is precomputed for later calls of the last run."""
+    last = runs_of(unet).last
+    return sorted(last.kept.precomputed) if last is not None and last.kept is not None else []
 
 
 @pytest.fixture(scope="session")

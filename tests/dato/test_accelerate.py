@@ -13,8 +13,8 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 import dato
 from dato import FULL, Options, Step, Strategy, StrategyError
-from dato.schedule import entry_of_call
-from tests.dato.conftest import STEPS, run, use
+from dato.call_plan import entry_of_call
+from tests.dato.conftest import STEPS, run, runs_of, use
 
 
 def test_enabling_twice_is_enabling_once(pipe: Any) -> None:
@@ -56,13 +56,15 @@ def test_another_unet_in_the_block_leaves_no_hook_on_either(pipe: Any, make_pipe
 def test_nothing_is_held_after_a_finished_run(make_layout: Callable[[str], Any]) -> None:
     pipe = use(make_layout("sdxl"), "EulerDiscreteScheduler")
     with dato.accelerate(pipe, Strategy.uniform(STEPS, 3, prune_ratio=0.5)):
-        runtime = pipe.unet._diffusers_hook.get_hook("dato")
+        runs = runs_of(pipe.unet)
         for settings in ({}, {"denoising_end": 0.5}):
             run(pipe, **settings)
             report = dato.status(pipe)
             assert report is not None
             assert report.finished
-            assert (runtime.cached, runtime.shares, runtime.prediction, list(runtime.compared)) == ({}, {}, None, [])
+            assert runs.last is not None
+            assert runs.last in runs.open
+            assert all(state.kept is None for state in runs.open)
 
 
 def test_canonical_strategies_give_the_same_images(pipe: Any) -> None:

@@ -14,8 +14,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionUpscalePipeli
 import dato
 from dato import FULL, Options, Step, Strategy, StrategyError
 from dato.costs import CostModel
-from dato.options import chosen_layers
-from dato.units import Layout
+from dato.unet.attention import chosen_layers
+from dato.unet.units import Layout
 from tests.dato.conftest import STEPS, run, use
 
 HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)

@@ -23,7 +23,7 @@ from diffusers import (
 
 import dato
 from dato import FULL, Options, Step, Strategy
-from tests.dato.conftest import STEPS, run, use
+from tests.dato.conftest import STEPS, run, runs_of, use
 
 PRUNED = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
@@ -161,8 +161,7 @@ def test_a_run_that_fails_within_a_callback_leaves_the_outer_one_alone(fresh: An
             run(outer, callback_on_step_end=stop)
         assert torch.equal(generate(other, "img2img"), alone("img2img"))
         assert torch.equal(run(outer), alone("guided"))
-        runtime = outer.unet._diffusers_hook.get_hook("dato")
-        assert len(runtime.runs._runs) == 1  # nothing of the abandoned ones is held
+        assert len(runs_of(outer.unet).open) == 1  # nothing of the abandoned ones is held
 
 
 def test_two_threads_with_one_unet(fresh: Any, alone: Any) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 import dato
 from dato import FULL, Step, Strategy
 from tests.dato.conftest import STEPS, run
-from tests.dato.naive import Change, changing, close, naive
+from tests.dato.unet.naive import Change, changing, close, naive
 
 SHALLOW = Strategy((Step(FULL), *[Step(2)] * (STEPS - 1)))
 MIXED = Strategy((Step(FULL), Step(1), Step(1), Step(0), Step(1), Step(1)))

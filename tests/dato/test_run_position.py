@@ -14,8 +14,8 @@ from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeli
 
 import dato
 from dato import FULL, Step, Strategy, StrategyError
-from dato.position import Position, index_in
-from tests.dato.conftest import STEPS, run, use
+from dato.run_position import RunPosition, index_in
+from tests.dato.conftest import STEPS, run, runs_of, use
 
 CACHED = Strategy.uniform(STEPS, STEPS)  # the first call full, the others shallow
 
@@ -123,13 +123,15 @@ class TestOwnLoops:
     def test_asking_does_not_change_the_position(self, loop: Any) -> None:
         loop.scheduler.set_timesteps(3)
         with dato.accelerate(loop, Strategy((Step(FULL), Step(0), Step(1)))):
-            runtime = loop.unet._diffusers_hook.get_hook("dato")
+            runs = runs_of(loop.unet)
             first, second, third = loop.scheduler.timesteps
-            assert not runtime.replays(first)
+            assert runs.replaying(first, loop.x) is None
+            assert runs.last is None
             loop.unet(loop.x, first, loop.e)
-            assert runtime.replays(second)
-            assert not runtime.replays(third)
-            assert runtime.coming_step(second) == runtime.coming_step(second) == Step(0)
+            assert runs.replaying(second, loop.x) is runs.last is not None
+            assert runs.replaying(third, loop.x) is None
+            assert runs.replaying(second, loop.x) is runs.last
+            assert runs.replaying(second, loop.x.repeat(2, 1, 1, 1)) is None  # a batch that changes makes the call a full one
             with pytest.raises(ValueError, match=r"at timestep 1, but .* SimpleNamespace comes to 334 next \(call 2 of 3\)"):
                 loop.unet(loop.x, third, loop.e)
             loop.unet(loop.x, second, loop.e)
@@ -143,7 +145,7 @@ def test_an_element_is_told_by_where_it_lies() -> None:
     assert [index_in(x.expand(2), t) for x in t[2:]] == list(range(2, STEPS + 1))
     assert [index_in(x, t) for x in (t[0].clone(), float(t[0]), t[0].double())] == [None] * 3
     assert [index_in(x, t[::2]) for x in t[:3]] == [0, None, 1]
-    position = Position().begun(t, t[2])
+    position = RunPosition().begun(t, t[2])
     assert position is not None
     assert (position.first, position.own) == (2, True)
 
