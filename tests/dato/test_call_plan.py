@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import dato
 from dato import FULL, Step, Strategy, StrategyError
 from dato.call_plan import CallPlan, check_steps, plan_calls
-from tests.dato.conftest import SAMPLERS, STEPS, precomputed, run, use
+from tests.dato.conftest import SAMPLERS, STEPS, precomputed, report_of, run, use
 
 STEP = st.builds(Step, st.sampled_from([0, 1, 2, 5, FULL]), st.sampled_from([0.0, 0.5]))
 
@@ -49,10 +49,9 @@ def test_a_run_does_what_was_foreseen(pipe: Any) -> None:
     handle = pipe.unet.register_forward_hook(lambda m, _a, _o: seen.append(precomputed(m)))
     with dato.accelerate(pipe, strategy):
         run(pipe)
-        report = dato.status(pipe)
+        report = report_of(pipe)
     handle.remove()
     foreseen = plan_calls(strategy, STEPS + 1)
-    assert report is not None
     assert report.calls_by_depth == Counter(p.step.cache_depth for p in foreseen)
     for plan, kept in list(zip(foreseen, seen, strict=True))[:-1]:
         if 0 < plan.step.cache_depth < FULL:
