@@ -81,7 +81,7 @@ def figure_entries(evaluation: Evaluation) -> tuple[list[Entry], list[Entry]]:
     ratio = float((rivals.get("tomesd") or [0.5])[-1])
     shown = [
         Entry(name=b.name, baseline=b, family="tomesd")
-        for b in (baselines.tomesd(steps, ratio), baselines.naive(steps, int((rivals.get("deepcache") or [5])[-1]), ratio))
+        for b in (baselines.tomesd(steps, ratio), baselines.deepcache_tomesd(steps, int((rivals.get("deepcache") or [5])[-1]), ratio))
     ]
     return recorded, shown
 

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dato import baselines
-from dato.baselines import SAMPLERS, Baseline
+from dato.baselines import Baseline
 from dato.options import Options
+from dato.sampler import SAMPLERS
 from search.evaluate.sources import read_sources
 
 
@@ -84,7 +85,7 @@ def rival_entries(steps: int, rivals: Mapping[str, Any]) -> list[Entry]:
             found.append(_entry(baselines.fewer_steps(sampler, int(count)), "fewer"))
         found += [_entry(baselines.tomesd(steps, float(r)), "tomesd") for r in rivals.get("tomesd") or ()]
         found += [_entry(baselines.deepcache(steps, int(n)), "deepcache") for n in rivals.get("deepcache") or ()]
-        found += [_entry(baselines.naive(steps, int(n), float(r)), "naive") for n, r in rivals.get("naive") or ()]
+        found += [_entry(baselines.deepcache_tomesd(steps, int(n), float(r)), "naive") for n, r in rivals.get("naive") or ()]
     except (TypeError, AttributeError) as error:
         raise EntryError(
             f"rivals is {dict(rivals)!r}, which has the wrong form ({error}); write fewer_steps: [DDIM-10], "
