@@ -24,8 +24,8 @@ from launch.preflight import room
 from launch.search import first_batch_s
 from search.data.datasets import Data, DataSpec
 from search.evaluate.compare import ComparisonSpec, Edit
-from search.evaluate.evaluator import Protocol
 from search.evaluate.pipelines import ModelError, ModelSpec, check_model, left_out, resolve_device, weights_digest
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.results import EVALUATION_SCHEMA, Metrics, Result, fid_by_images, judge
 from search.evaluate.variants import Entry, strategy_entries, unique
 from search.metrics.features import load_features
@@ -93,7 +93,7 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
     settings = raw["evaluation"]
     try:
         model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
-        protocol = Protocol(**{**raw["protocol"], "images": settings["images"]})
+        protocol = EvaluationProtocol(**{**raw["protocol"], "images": settings["images"]})
         edit = Edit(**settings["edit"]) if settings["edit"] else None
         spec = ComparisonSpec(
             model=model, data=data, protocol=protocol, metrics=tuple(listed(settings["metrics"], "evaluation.metrics")), edit=edit,

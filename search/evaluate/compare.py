@@ -15,9 +15,10 @@ import dato
 from dato import baselines
 from dato.provenance import describe
 from search.data.datasets import Data, DataSpec
-from search.evaluate.evaluator import Protocol, device_name
+from search.evaluate.evaluator import device_name
 from search.evaluate.generate import Batch, generate
 from search.evaluate.pipelines import ModelSpec, left_out, load_pipeline
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.variants import Entry
 from search.metrics.feature_net import extract
 from search.metrics.features import load_features
@@ -81,7 +82,7 @@ class ComparisonSpec:
 
     model: ModelSpec
     data: DataSpec
-    protocol: Protocol
+    protocol: EvaluationProtocol
     metrics: tuple[str, ...] = ("fid",)
     edit: Edit | None = None
     threads: int | None = None

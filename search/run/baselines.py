@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol as EvaluationProtocol
 from search.evaluate.evaluator import Shard, paired
 from search.evaluate.latency import CostTable
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import KeptShards
 from search.ledger import Ledger, LedgerError
 from search.metrics.similarity import PlainFeatures, with_distance

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol as EvaluationProtocol
 from search.evaluate.evaluator import Shard
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import KeptShards
 from search.ledger import Ledger, LedgerError
 from search.metrics.similarity import PlainFeatures, with_distance

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol, Shard, paired
+from search.evaluate.evaluator import Shard, paired
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
@@ -45,7 +46,7 @@ class Validation:
         *,
         ledger: Ledger,
         plan: SearchPlan,
-        protocol: Protocol,
+        protocol: EvaluationProtocol,
         unaccelerated: Strategy,
         compare: Compare,
         measure: Callable[[Sequence[Shard]], Measurement],

@@ -17,8 +17,8 @@ from dato.options import Options
 from dato.strategy import Strategy
 from search.data.datasets import DataSpec
 from search.evaluate.compare import ComparisonSpec, Edit, EntryShard
-from search.evaluate.evaluator import Protocol
 from search.evaluate.pipelines import ModelSpec
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.results import Metrics, Result, at_equal_latency, at_speedups, fid_by_images, judge, speedup
 from search.evaluate.variants import Entry, EntryError, rival_entries, strategy_entries, unique
 from search.metrics.intervals import Groups, Value
@@ -30,7 +30,7 @@ from search.run.pools import InProcessPool
 STEPS = 4
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=STEPS, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
-SPEC = ComparisonSpec(model=MODEL, data=DIGITS, protocol=Protocol(images=4, batch=2, interval_groups=2))
+SPEC = ComparisonSpec(model=MODEL, data=DIGITS, protocol=EvaluationProtocol(images=4, batch=2, interval_groups=2))
 SHARDS = [[b] for b in SPEC.protocol.batches()]
 
 
@@ -143,7 +143,7 @@ def test_images_are_compared_with_the_unaccelerated_ones_of_their_batch(tmp_path
 def test_image_to_image_starts_from_the_models_own_images(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, edit=Edit(strength=0.5, size=48), metrics=("is",))
     evaluator = spec.build()
-    ten = dataclasses.replace(spec, protocol=Protocol(images=10, batch=10)).protocol.batches()
+    ten = dataclasses.replace(spec, protocol=EvaluationProtocol(images=10, batch=10)).protocol.batches()
     plain, cached = evaluator.run([PLAIN, CACHED], ten)
     assert (plain.error, cached.error) == (None, None)
     # PNDM's list of 4 steps has 5 timesteps, of which diffusers takes those from the third on: entries 1, 2, 3, the first one full.

@@ -5,14 +5,15 @@ import torch
 
 from dato.strategy import Strategy
 from search.data.datasets import FRESH_OFFSET, Data, DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator, Protocol, measure, reference
+from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator, measure, reference
 from search.evaluate.generate import generate
 from search.evaluate.pipelines import ModelError, ModelSpec, check_model, load_pipeline, weights_digest
+from search.evaluate.protocol import EvaluationProtocol
 from search.metrics.intervals import Groups
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
-SPEC = EvaluatorSpec(MODEL, DIGITS, Protocol(images=8, batch=4, interval_groups=4))
+SPEC = EvaluatorSpec(MODEL, DIGITS, EvaluationProtocol(images=8, batch=4, interval_groups=4))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_shards_put_together_equal_one_run(evaluator: PipelineEvaluator) -> None
 
 
 def test_fresh_images_are_others() -> None:
-    protocol = Protocol(images=5, batch=2)
+    protocol = EvaluationProtocol(images=5, batch=2)
     assert protocol.batches() == [[0, 1], [2, 3], [4]]
     assert protocol.batches(fresh=True)[0][0] == FRESH_OFFSET
 
@@ -106,4 +107,4 @@ def test_the_embedded_model_is_the_same_code_with_another_path(tmp_path, evaluat
     [([0.5], 100, (50, 100)), ([0.25], 100, (30, 100)), ([0.5], 6, (6,)), ([0.2, 0.5], 500, (100, 250, 500)), ([100], 500, (100, 500)), ([], 5, (5,))],
 )
 def test_fidelities_are_numbers_or_shares_in_whole_batches(given: list[float], images: int, counts: tuple[int, ...]) -> None:
-    assert Protocol(images=images, batch=10, fidelities=given).counts == counts
+    assert EvaluationProtocol(images=images, batch=10, fidelities=given).counts == counts

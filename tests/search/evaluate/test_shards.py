@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from search.evaluate.evaluator import Protocol, Shard, in_order, measure
+from search.evaluate.evaluator import Shard, in_order, measure
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shards import join_shards, make_join
 from search.metrics.intervals import Groups
 from search.metrics.quality import Fid
@@ -53,7 +54,7 @@ def of_images(indices: list[int]) -> Shard:
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_who_makes_which_batch_changes_neither_features_nor_intervals(workers: int) -> None:
-    batches = Protocol(images=100, batch=8).batches()
+    batches = EvaluationProtocol(images=100, batch=8).batches()
     assert len(batches[-1]) == 4
     one = join_shards([of_images(batch) for batch in batches])
     dealt = [join_shards([of_images(batch) for batch in batches[i::workers]]) for i in range(workers)]

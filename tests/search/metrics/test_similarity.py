@@ -13,8 +13,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dato.strategy import Strategy
 from search.data.datasets import DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, MeasurerSpec, PipelineEvaluator, Protocol, Shard, measure, reference
+from search.evaluate.evaluator import EvaluatorSpec, MeasurerSpec, PipelineEvaluator, Shard, measure, reference
 from search.evaluate.pipelines import ModelSpec
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import KeptShards
 from search.ledger import Ledger, read_ledger
 from search.metrics.feature_net import QualityError
@@ -30,7 +31,7 @@ from search.run.pools import InProcessPool
 from search.run.settings import SearchPlan
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
-SPEC = EvaluatorSpec(MODEL, DataSpec(name="digits", kind="digits"), Protocol(images=8, batch=4))
+SPEC = EvaluatorSpec(MODEL, DataSpec(name="digits", kind="digits"), EvaluationProtocol(images=8, batch=4))
 COST = {0: 0.01, 1: 0.1, 12: 1.0}
 
 
@@ -76,7 +77,7 @@ def test_unknown_similarities_are_refused(names: list[Any], what: str) -> None:
         check_similarity(names, "protocol.similarity")
     assert "protocol.similarity" in str(raised.value)
     with pytest.raises(QualityError):
-        Protocol(similarity=names)
+        EvaluationProtocol(similarity=names)
 
 
 def test_a_distance_of_0_is_the_same_picture_and_of_1_an_unrelated_one() -> None:
@@ -196,7 +197,7 @@ def search(folder: Path, evaluator: Pictures, **limits: float) -> SearchRecord:
             ledger=ledger,
             algorithm=Nsga2(space=SearchSpace(steps=8, ratios=(0.0,)), population=8, seed=0),
             plan=SearchPlan(generations=4, population=8, objectives=Objectives(**limits)),
-            protocol=Protocol(images=20, fidelities=[8], batch=4),
+            protocol=EvaluationProtocol(images=20, fidelities=[8], batch=4),
             pool=InProcessPool(evaluator),
             measure=of_shards,
             baselines={UNACCELERATED: Strategy.full(8), "every 2": Strategy.uniform(8, 2)},

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from dato.strategy import Strategy
 from search.data.datasets import FRESH_OFFSET, REFERENCE_OFFSET, Data, DataError, DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, Protocol, reference
+from search.evaluate.evaluator import EvaluatorSpec, reference
 from search.evaluate.generate import generate
 from search.evaluate.pipelines import ModelSpec
+from search.evaluate.protocol import EvaluationProtocol
 from search.metrics.quality import extract
 from search.run.own_reference import FILE, OwnReference, OwnReferenceError
 from search.run.pools import InProcessPool
@@ -23,7 +24,7 @@ from search.run.scheduler import Job
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=3, guidance=3.0)
 DATA = DataSpec(name="own", kind="prompts", prompts="captions", references=10)
-SPEC = EvaluatorSpec(MODEL, DATA, Protocol(images=4, batch=4, interval_groups=0))
+SPEC = EvaluatorSpec(MODEL, DATA, EvaluationProtocol(images=4, batch=4, interval_groups=0))
 PLAIN = Strategy.full(3)
 
 
@@ -153,4 +154,4 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"needs data\.prompts .*captions or imagenet"):
         DataSpec(name="x", kind="prompts")
     with pytest.raises(ValueError, match=r"protocol\.offset is 999999"):
-        Protocol(offset=999_999)
+        EvaluationProtocol(offset=999_999)

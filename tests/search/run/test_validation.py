@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dato.strategy import Step, Strategy
-from search.evaluate.evaluator import Protocol, Shard, measure, paired
+from search.evaluate.evaluator import Shard, measure, paired
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.metrics.intervals import Groups
 from search.metrics.quality import Fid
@@ -20,7 +21,7 @@ from search.run.pools import InProcessPool
 from search.run.settings import SearchPlan
 from search.run.validation import Validation
 
-PROTOCOL = Protocol(images=40, batch=10)
+PROTOCOL = EvaluationProtocol(images=40, batch=10)
 FULL, SHIFT = Strategy.full(4), torch.linspace(0.1, 0.8, 4)
 FID = Fid(torch.randn(2000, 4, generator=torch.Generator().manual_seed(5)))
 
