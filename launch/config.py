@@ -173,7 +173,7 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         s = raw["search"]
         objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
         plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
-        evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
+        evaluator = EvaluatorSpec(model, data, protocol, ("fid",) if data.statistics else ("fid", "kid"), threads=raw["cluster"]["threads"])
     except KeyError as error:
         raise ConfigError(f"the configuration has no key {error}; it is of another version, or was changed by hand: see {CONF}") from None
     except TypeError as error:

@@ -33,10 +33,10 @@ from launch.bench.ledgers import print_ledgers
 from launch.bench.rivals import MixSearch, OneByOne, OptunaSearch, RandomSearch, StockNsga2, TwoStages
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from search.evaluate.evaluator import Shard
 from search.evaluate.geometry import geometry
 from search.evaluate.protocol import EvaluationProtocol
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.nsga2 import Nsga2, hypervolume
@@ -200,7 +200,7 @@ def _search(algorithm: Any, replay: Replay, counts: Sequence[int], size: int, bu
             pool=InProcessPool(replay),
             measure=measure,
             baselines={UNACCELERATED: Strategy.full(steps)},
-            kept=KeptShards(folder / "kept"),
+            kept=ShardStore(folder / "kept"),
         )
         driver.run()
         ledger.close()

@@ -5,11 +5,11 @@ import torch
 
 from dato.strategy import Strategy
 from search.data.datasets import FRESH_OFFSET, Data, DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator, measure, reference
+from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator
 from search.evaluate.generate import generate
+from search.evaluate.measure import load_metrics, measure
 from search.evaluate.pipelines import ModelError, ModelSpec, check_model, load_pipeline, weights_digest
 from search.evaluate.protocol import EvaluationProtocol
-from search.metrics.intervals import Groups
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
@@ -29,9 +29,9 @@ def test_an_image_is_the_same_alone_and_in_a_batch(evaluator: PipelineEvaluator)
 
 
 def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator) -> None:
-    fid, _ = reference(SPEC)
+    metrics = load_metrics(SPEC)
     strategy = Strategy.uniform(6, 3, prune_ratio=0.5)
-    first, other, again = (measure(evaluator.run([s], SPEC.protocol.batches()), fid, Groups(most=4)) for s in (strategy, Strategy.full(6), strategy))
+    first, other, again = (measure(evaluator.run([s], SPEC.protocol.batches()), metrics) for s in (strategy, Strategy.full(6), strategy))
     assert (again.fid, again.fid_low) == (first.fid, first.fid_low)
     assert other.fid != first.fid
     assert first.images == 8
@@ -40,11 +40,11 @@ def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator
 
 
 def test_shards_put_together_equal_one_run(evaluator: PipelineEvaluator) -> None:
-    fid, _ = reference(SPEC)
+    metrics = load_metrics(SPEC)
     batches = SPEC.protocol.batches()
     whole = evaluator.run([Strategy.full(6)], batches)
     parts = [evaluator.run([Strategy.full(6)], [b])[0] for b in batches]
-    assert measure(parts, fid, Groups(most=0)).fid == pytest.approx(measure(whole, fid, Groups(most=0)).fid, abs=1e-9)
+    assert measure(parts, metrics).fid == pytest.approx(measure(whole, metrics).fid, abs=1e-9)
 
 
 def test_fresh_images_are_others() -> None:

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from dato.strategy import Step, Strategy
-from search.evaluate.evaluator import Shard
 from search.evaluate.protocol import EvaluationProtocol
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.nsga2 import Nsga2
@@ -210,7 +210,7 @@ def search_in_steps(folder: Path, evaluator: Images, **plan: Any) -> SearchRecor
             pool=InProcessPool(evaluator),
             measure=of_shards,
             baselines={UNACCELERATED: Strategy.full(8)},
-            kept=KeptShards(folder / "kept"),
+            kept=ShardStore(folder / "kept"),
         ).run()
     finally:
         ledger.close()
@@ -242,9 +242,9 @@ def test_promotion_pays_for_new_images_only_and_compares_equal_counts(tmp_path: 
 def test_lost_shards_cost_time_and_nothing_else(tmp_path: Path) -> None:
     undisturbed = search_in_steps(tmp_path / "a", Images())
 
-    class Forgets(KeptShards):
+    class Forgets(ShardStore):
         def get(self, number: int, images: int) -> None:
-            path = self._path(number, images)
+            path = self.path(number, images)
             path.write_bytes(path.read_bytes()[:40])
             assert super().get(number, images) is None
 
@@ -282,7 +282,7 @@ def test_what_is_promising_is_the_same_result_by_result_as_all_at_once(tmp_path:
     plan = SearchPlan(generations=9, population=8, promoted_ranks=ranks, objectives=Objectives(**limits))
     driver = Driver(
         ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=plan,
-        protocol=EvaluationProtocol(images=40, fidelities=[8], batch=4), pool=InProcessPool(Images()), measure=of_shards, baselines={}, kept=KeptShards(tmp_path / "kept"),
+        protocol=EvaluationProtocol(images=40, fidelities=[8], batch=4), pool=InProcessPool(Images()), measure=of_shards, baselines={}, kept=ShardStore(tmp_path / "kept"),
     )  # fmt: skip
     ledger.baseline(Candidate(number=-1, generation=-1, strategy=Strategy.full(8), origin=UNACCELERATED), Measurement(fid=10.0, images=8, latency_ms=8.0))
     chance, strategies = random.Random(ranks), set()
