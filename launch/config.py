@@ -23,8 +23,9 @@ from dato.strategy import Step, Strategy
 from launch.keys import check_keys
 from launch.overrides import OverrideError, prepare
 from search.data.datasets import DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, Protocol
+from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.pipelines import ModelSpec
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.sources import read_given
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.nsga2 import Nsga2
@@ -167,12 +168,12 @@ def build(raw: dict[str, Any]) -> SearchConfig:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     try:
         model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
-        protocol = Protocol(**raw["protocol"])
+        protocol = EvaluationProtocol(**raw["protocol"])
         space = _space(model.steps, raw["space"])
         s = raw["search"]
         objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
         plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
-        evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
+        evaluator = EvaluatorSpec(model, data, protocol, ("fid",) if data.statistics else ("fid", "kid"), threads=raw["cluster"]["threads"])
     except KeyError as error:
         raise ConfigError(f"the configuration has no key {error}; it is of another version, or was changed by hand: see {CONF}") from None
     except TypeError as error:

@@ -26,19 +26,20 @@ from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
 from search.data.datasets import FRESH_OFFSET, Data
-from search.evaluate.evaluator import EvaluatorSpec, MeasurerSpec, Shard, groups_of, measure, reference
 from search.evaluate.latency import calibration
+from search.evaluate.measure import Metrics, load_metrics, measure
 from search.evaluate.pipelines import check_model
-from search.evaluate.shard_store import KeptShards
-from search.evaluate.shards import make_join
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard, make_join
 from search.ledger import Ledger, read_ledger, set_aside
 from search.optimize.nsga2 import Nsga2
 from search.optimize.winners import SearchFailed
-from search.publish.strategies import MODEL_FILE, read_facts, winner_strategies, write_facts
+from search.publish.strategies import MODEL_FILE, read_model_info, winner_strategies, write_model_info
 from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_error
 from search.run import interrupt
 from search.run.driver import Driver
-from search.run.own_reference import OwnReference
+from search.run.measurer import PipelineMeasurer
+from search.run.own_reference import OwnReference, own_reference
 from search.run.pools import Job, Pool, RayPool
 from search.run.ray_cluster import connect
 from search.run.settings import SearchPlan
@@ -77,9 +78,9 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
     if not ledger.record.finished:
         spec = config.evaluator
         own = own_reference(config.folder, spec)
-        factory, groups, known = MeasurerSpec(spec), groups_of(spec), [] if own else [reference(spec)]
+        factory, known = PipelineMeasurer(spec), list[Metrics]() if own else [load_metrics(spec)]
         if not ledger.record.notes.get("reference"):
-            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0][0].reference.count if known else None)})
+            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0].reference_images if known else None)})
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -92,28 +93,27 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: d
             _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
             if "measured_without" not in ledger.record.notes:
-                ledger.append("notes", notes={"measured_without": (read_facts(config.folder) or {}).get("measured_without", [])})
+                ledger.append("notes", notes={"measured_without": (read_model_info(config.folder) or {}).get("measured_without", [])})
             features = say_how_long(config, pool, view.say, ledger.record, own)
             if features is not None:
                 factory.own = features
-                known.append(reference(spec, features))
+                known.append(load_metrics(spec, features))
             view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
-        def judge(shards: Sequence[Shard]) -> Measurement:
-            fid, kid = known[0]
-            return measure(shards, fid, groups, kid)
+        def measured(shards: Sequence[Shard]) -> Measurement:
+            return measure(shards, known[0])
 
         settings: dict[str, Any] = {
             "ledger": ledger,
             "algorithm": algorithm,
             "plan": config.plan,
             "protocol": spec.protocol,
-            "measure": judge,
+            "measure": measured,
             "baselines": _baselines(config),
             "watchers": [view, tracker] if tracker else [view],
             "latencies": latencies,
             "retry_failed": config.raw["search"].get("retry_failed", False),
-            "kept": KeptShards(config.folder / "kept"),
+            "kept": ShardStore(config.folder / "kept"),
             "calibration": calibration_of(config),
             "before": before,
             "after": after,
@@ -179,13 +179,6 @@ def waiting_workers(plan: SearchPlan, workers: int) -> str | None:
     )
 
 
-def own_reference(folder: Path, spec: EvaluatorSpec) -> OwnReference | None:
-    """The pipeline's own images, where these are the reference; None where real ones are."""
-    if not spec.data.own_reference:
-        return None
-    return OwnReference(folder=folder, model=spec.model, data=Data(spec.data), features=spec.protocol.features, batch=spec.protocol.batch)
-
-
 def say_how_long(
     config: SearchConfig, pool: Pool, say: Callable[[str], None], record: SearchRecord, own: OwnReference | None
 ) -> torch.Tensor | None:
@@ -218,7 +211,7 @@ def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
     return float(shard.seconds / len(indices))
 
 
-def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], factory: MeasurerSpec, settings: dict[str, Any]) -> Driver:
+def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None], factory: PipelineMeasurer, settings: dict[str, Any]) -> Driver:
     from search.run.tune import TuneDriver  # Ray Tune takes seconds to import
 
     cluster = config.raw["cluster"]
@@ -276,7 +269,7 @@ def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]
 
 def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: SearchView) -> None:
     """Write winners as JSON, the report, and the registry's versions; all of it again when run again."""
-    strategies = winner_strategies(record, read_facts(config.folder))
+    strategies = winner_strategies(record, read_model_info(config.folder))
     folder = config.folder / "winners"
     for alias, strategy in strategies.items():
         write_card(strategy, folder / alias, replace=True)
@@ -345,9 +338,9 @@ def _script(name: str) -> str:
 def _note_model(pool: Pool, folder: Path) -> None:
     """Write down which pipeline the workers hold; its winners' provenance tells it to whoever uses them."""
     if not (folder / MODEL_FILE).exists():
-        for _, facts in pool.map([Job("facts", [], [], method="facts")]):
-            if facts is not None:
-                write_facts(folder, facts)
+        for _, model_info in pool.map([Job("model_info", [], [], method="model_info")]):
+            if model_info is not None:
+                write_model_info(folder, model_info)
 
 
 def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:

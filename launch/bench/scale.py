@@ -27,8 +27,9 @@ from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
 from launch.view import SearchView
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.nsga2 import Nsga2
@@ -298,11 +299,11 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
             ledger=ledger,
             algorithm=algorithm,
             plan=plan,
-            protocol=Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else Protocol(images=2 * batches, batch=2),
+            protocol=EvaluationProtocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else EvaluationProtocol(images=2 * batches, batch=2),
             pool=pool,
             measure=_measure_toys if whole else lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(STEPS)},
-            kept=KeptShards(Path(folder) / "kept") if whole else None,
+            kept=ShardStore(Path(folder) / "kept") if whole else None,
             watchers=[view] if view else watchers,
         )
         record = driver.run()

@@ -33,9 +33,10 @@ from launch.bench.ledgers import print_ledgers
 from launch.bench.rivals import MixSearch, OneByOne, OptunaSearch, RandomSearch, StockNsga2, TwoStages
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from search.evaluate.evaluator import Protocol, Shard
 from search.evaluate.geometry import geometry
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.nsga2 import Nsga2, hypervolume
@@ -195,11 +196,11 @@ def _search(algorithm: Any, replay: Replay, counts: Sequence[int], size: int, bu
             algorithm=algorithm,
             # A unit of budget is a full call of one image; the driver counts hours of devices, here 3600 units, and baselines with them.
             plan=SearchPlan(generations=1_000_000, population=size, max_device_hours=(budget + baseline) / 3600),
-            protocol=Protocol(images=counts[-1], batch=counts[0], fidelities=tuple(counts[:-1])),
+            protocol=EvaluationProtocol(images=counts[-1], batch=counts[0], fidelities=tuple(counts[:-1])),
             pool=InProcessPool(replay),
             measure=measure,
             baselines={UNACCELERATED: Strategy.full(steps)},
-            kept=KeptShards(folder / "kept"),
+            kept=ShardStore(folder / "kept"),
         )
         driver.run()
         ledger.close()

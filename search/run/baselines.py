@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol as EvaluationProtocol
-from search.evaluate.evaluator import Shard, paired
 from search.evaluate.latency import CostTable
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.measure import paired
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed
@@ -33,8 +34,8 @@ class Baselines:
     watchers: Sequence[Watcher]
     latencies: Mapping[tuple[str, int], float]
     _measure: Callable[[Sequence[Shard]], Measurement]
-    _kept: KeptShards | None
-    _kept_baselines: KeptShards | None
+    _kept: ShardStore | None
+    _kept_baselines: ShardStore | None
     _plain: PlainFeatures | None
     _retry_failed: bool
 
@@ -90,7 +91,7 @@ class Baselines:
                 "features of all of them are the same; look at the images, set another protocol.features, or search.max_distance=null"
             )
         if self._kept and self._plain is not None:
-            self._kept.put_plain(shards)
+            self._kept.put(UNACCELERATED, self.protocol.images, shards)
 
     def _recall_plain(self) -> None:
         """Have the unaccelerated features of an earlier run of this search, which are made again where they were not kept."""
@@ -98,7 +99,7 @@ class Baselines:
         if self._plain is not None or self.record.finished or known is None or known[1].feature_distance is None:
             return
         wanted = {i for batch in self.protocol.batches() for i in batch}
-        shards = (self._kept.get_plain() if self._kept else None) or []
+        shards = (self._kept.get(UNACCELERATED, self.protocol.images) if self._kept else None) or []
         if wanted - {i for s in shards for i in s.indices}:
             _log.warning("the features of the unaccelerated images are not there any more: making these %d images again", len(wanted))
             found, errors = self._compare({UNACCELERATED: self.baselines[UNACCELERATED]}, self.protocol.batches())
@@ -125,26 +126,25 @@ class Baselines:
     def _compare(self, strategies: Mapping[str, Strategy], batches: Sequence[Sequence[int]]) -> tuple[dict[str, list[Shard]], dict[str, str]]:
         """Run strategies in turn on the same batches, spread over the workers: their latencies compare fairly.
 
-        Where one of several fails, each is run alone, the unaccelerated pipeline first: shards of those that work, errors of the others.
+        One that fails beside others is run alone, the unaccelerated pipeline first: shards of those that work, errors of the others.
         """
         share = min(self.pool.size, len(batches))
         jobs = [Job(i, list(strategies.values()), batches[i::share]) for i in range(share)]
         results = {job.key: (job, shards) for job, shards in self.pool.map(jobs)}
-        failed = [job for job, shards in results.values() if shards is None]
-        if failed and len(strategies) == 1:
-            return {}, dict.fromkeys(strategies, failed[0].errors[0])
-        if failed:
-            found: dict[str, list[Shard]] = {}
-            errors: dict[str, str] = {}
-            for name in sorted(strategies, key=lambda n: n != UNACCELERATED):
-                alone, error = self._compare({name: strategies[name]}, batches)
-                found, errors = found | alone, errors | error
-                if UNACCELERATED in errors:
-                    break
-            return found, errors
         # By shard number, not by finish: sums of floats depend on their order.
-        ordered = [results[i][1] for i in range(share)]
-        return {name: [shards[k] for shards in ordered] for k, name in enumerate(strategies)}, {}
+        ordered = [results[i] for i in range(share)]
+        found = {name: [shards[k] for _, shards in ordered if shards is not None] for k, name in enumerate(strategies)}
+        failed = [name for name, shards in found.items() if len(shards) < share or (len(found) > 1 and any(s.error for s in shards))]
+        errors: dict[str, str] = {}
+        for name in sorted(failed, key=lambda n: n != UNACCELERATED):
+            del found[name]
+            if len(strategies) == 1:
+                return found, {name: next(job.errors[0] for job, shards in ordered if shards is None)}
+            alone, error = self._compare({name: strategies[name]}, batches)
+            found, errors = found | alone, errors | error
+            if UNACCELERATED in errors:
+                break
+        return found, errors
 
     def _with_interval(self, measurement: Measurement) -> Measurement:
         """The measurement with the interval of its difference to the unaccelerated pipeline on the same images."""

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol as EvaluationProtocol
-from search.evaluate.evaluator import Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.asynchronous import SteadyNsga2
@@ -62,7 +62,7 @@ class Driver(Baselines):
         baselines: Mapping[str, Strategy],
         watchers: Sequence[Watcher] = (),
         latencies: Mapping[tuple[str, int], float] | None = None,
-        kept: KeptShards | None = None,
+        kept: ShardStore | None = None,
         calibration: Sequence[Strategy] = (),
         retry_failed: bool = False,
         before: Callable[[Pool], None] | None = None,
@@ -75,7 +75,7 @@ class Driver(Baselines):
         if protocol.fidelities and kept is None:
             raise ValueError("a protocol with fidelities needs a place to keep shards: give kept")
         # Of a baseline at each number of images, until all of them are recorded.
-        self._kept_baselines = KeptShards(kept.folder.with_name(f"{kept.folder.name}-baselines")) if kept else None
+        self._kept_baselines = ShardStore(kept.folder.with_name(f"{kept.folder.name}-baselines")) if kept else None
         self._promised: list[tuple[Candidate, Measurement]] = []  # those of which shards are kept
         self._plain: PlainFeatures | None = None
         self._retry_failed = retry_failed

@@ -27,7 +27,7 @@ WORKER_DIED = "the worker died"
 
 
 JUDGED = ("run", "reference")
-"""Methods that draw and measure images, whose success proves a worker; pictures, costs and facts prove nothing."""
+"""Methods that draw and measure images, whose success proves a worker; pictures, costs and model_info prove nothing."""
 
 
 @dataclass

@@ -19,7 +19,6 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import MeasurerSpec
 from search.ledger import LedgerError
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.nsga2 import Operators, Screen
@@ -28,7 +27,7 @@ from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.run.driver import Driver
 from search.run.health import poisons
-from search.run.measurer import MeasurerFactory
+from search.run.measurer import Measurer, PipelineMeasurer
 
 STRATEGY = "strategy"
 """The key of a trial's config that holds its strategy as JSON."""
@@ -191,7 +190,7 @@ class StrategyTrainable(tune.Trainable):
     stays broken cannot be avoided here, as `search.engine=ray` does.
     """
 
-    def setup(self, config: dict[str, Any], factory: MeasurerFactory, deadline_s: float | None = None, known: str | None = None) -> None:
+    def setup(self, config: dict[str, Any], factory: Measurer, deadline_s: float | None = None, known: str | None = None) -> None:
         """Load once; `known` is a strategy as JSON."""
         self._measurer, self._deadline = factory.build(), deadline_s
         self._good = Strategy.from_json(known) if known else None
@@ -282,7 +281,7 @@ class TuneDriver(Driver):
         self,
         *,
         make_pool: Callable[[], Any],
-        factory: MeasurerFactory,
+        factory: Measurer,
         workers: int,
         resources: Mapping[str, float],
         storage: Path,
@@ -346,7 +345,7 @@ class TuneDriver(Driver):
     def _tune(self, trials: int) -> None:
         # Tune's own handler ends an interrupted experiment as if it were complete.
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-        factory = replace(self._factory, plain=self._plain) if isinstance(self._factory, MeasurerSpec) else self._factory
+        factory = replace(self._factory, plain=self._plain) if isinstance(self._factory, PipelineMeasurer) else self._factory
         known = self.baselines[UNACCELERATED].to_json()
         measuring = tune.with_parameters(StrategyTrainable, factory=factory, deadline_s=self._deadline, known=known)
         trainable = tune.with_resources(measuring, self._resources)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol, Shard, paired
+from search.evaluate.measure import paired
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shards import Shard
 from search.ledger import Ledger
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
@@ -45,7 +47,7 @@ class Validation:
         *,
         ledger: Ledger,
         plan: SearchPlan,
-        protocol: Protocol,
+        protocol: EvaluationProtocol,
         unaccelerated: Strategy,
         compare: Compare,
         measure: Callable[[Sequence[Shard]], Measurement],

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from dato.strategy import Strategy
 from launch.__main__ import main
 from launch.config import compose_config
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.importance import importance, importance_metrics
 from search.optimize.nsga2 import Nsga2
@@ -218,7 +218,7 @@ def drive(folder: Path, uri: str, *others: Any, flush_s: float) -> tuple[SearchR
     ledger = Ledger(folder / "ledger.jsonl", folder.name, config, {})
     try:
         driver = Driver(
-            ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=SearchPlan(generations=3, population=8), protocol=Protocol(images=4, batch=4),
+            ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=SearchPlan(generations=3, population=8), protocol=EvaluationProtocol(images=4, batch=4),
             pool=InProcessPool(ToyEvaluator()), measure=lambda shards: shards[0], baselines={UNACCELERATED: Strategy.full(8)}, watchers=[*others, tracker],  # type: ignore[arg-type,return-value]
         )  # fmt: skip
         record = driver.run()

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from dato.strategy import Step, Strategy
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.nsga2 import Nsga2
@@ -65,7 +66,7 @@ def search(
             ledger=ledger,
             algorithm=algorithm(space=SearchSpace(steps=8), population=6, seed=seed, objectives=chosen.objectives.count),
             plan=chosen,
-            protocol=Protocol(images=4, batch=4),
+            protocol=EvaluationProtocol(images=4, batch=4),
             pool=InProcessPool(evaluator),
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(8), "rival": Strategy.uniform(8, 3)},
@@ -205,11 +206,11 @@ def search_in_steps(folder: Path, evaluator: Images, **plan: Any) -> SearchRecor
             ledger=ledger,
             algorithm=(SteadyNsga2 if chosen.mode == "steady" else Nsga2)(space=SearchSpace(steps=8), population=8, seed=0),
             plan=chosen,
-            protocol=Protocol(images=40, fidelities=[8, 20], batch=4),
+            protocol=EvaluationProtocol(images=40, fidelities=[8, 20], batch=4),
             pool=InProcessPool(evaluator),
             measure=of_shards,
             baselines={UNACCELERATED: Strategy.full(8)},
-            kept=KeptShards(folder / "kept"),
+            kept=ShardStore(folder / "kept"),
         ).run()
     finally:
         ledger.close()
@@ -232,7 +233,7 @@ def test_promotion_pays_for_new_images_only_and_compares_equal_counts(tmp_path: 
         assert evaluator.made[candidate.strategy.digest] == wanted
         if n in record.promotions:
             # In one piece or in three, the same numbers.
-            whole = of_shards(Images().run([candidate.strategy], Protocol(images=40, batch=4).batches(last=20)))
+            whole = of_shards(Images().run([candidate.strategy], EvaluationProtocol(images=40, batch=4).batches(last=20)))
             assert record.promotions[n][20].fid == whole.fid
     assert all(w.searched.images == 40 for w in record.winners.values())
     assert not (tmp_path / "kept").exists(), "nothing is left behind"
@@ -241,9 +242,9 @@ def test_promotion_pays_for_new_images_only_and_compares_equal_counts(tmp_path: 
 def test_lost_shards_cost_time_and_nothing_else(tmp_path: Path) -> None:
     undisturbed = search_in_steps(tmp_path / "a", Images())
 
-    class Forgets(KeptShards):
+    class Forgets(ShardStore):
         def get(self, number: int, images: int) -> None:
-            path = self._path(number, images)
+            path = self.path(number, images)
             path.write_bytes(path.read_bytes()[:40])
             assert super().get(number, images) is None
 
@@ -253,7 +254,7 @@ def test_lost_shards_cost_time_and_nothing_else(tmp_path: Path) -> None:
         ledger=ledger,
         algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0),
         plan=SearchPlan(generations=5, population=8),
-        protocol=Protocol(images=40, fidelities=[8, 20], batch=4),
+        protocol=EvaluationProtocol(images=40, fidelities=[8, 20], batch=4),
         pool=InProcessPool(Images()),
         measure=of_shards,
         baselines={UNACCELERATED: Strategy.full(8)},
@@ -281,7 +282,7 @@ def test_what_is_promising_is_the_same_result_by_result_as_all_at_once(tmp_path:
     plan = SearchPlan(generations=9, population=8, promoted_ranks=ranks, objectives=Objectives(**limits))
     driver = Driver(
         ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=plan,
-        protocol=Protocol(images=40, fidelities=[8], batch=4), pool=InProcessPool(Images()), measure=of_shards, baselines={}, kept=KeptShards(tmp_path / "kept"),
+        protocol=EvaluationProtocol(images=40, fidelities=[8], batch=4), pool=InProcessPool(Images()), measure=of_shards, baselines={}, kept=ShardStore(tmp_path / "kept"),
     )  # fmt: skip
     ledger.baseline(Candidate(number=-1, generation=-1, strategy=Strategy.full(8), origin=UNACCELERATED), Measurement(fid=10.0, images=8, latency_ms=8.0))
     chance, strategies = random.Random(ranks), set()

@@ -24,7 +24,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -90,7 +90,7 @@ def search(folder: Path, pool: Any, *watchers: At) -> SearchRecord:
             ledger=ledger,
             algorithm=Nsga2(space=SearchSpace(steps=8), population=6, seed=0),
             plan=SearchPlan(generations=4, population=6),
-            protocol=Protocol(images=4, batch=4),
+            protocol=EvaluationProtocol(images=4, batch=4),
             pool=pool,
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(8)},

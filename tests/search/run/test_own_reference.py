@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 
 from dato.strategy import Strategy
 from search.data.datasets import FRESH_OFFSET, REFERENCE_OFFSET, Data, DataError, DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, Protocol, reference
+from search.evaluate.edit import Edit
+from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.generate import generate
+from search.evaluate.measure import load_metrics
 from search.evaluate.pipelines import ModelSpec
+from search.evaluate.protocol import EvaluationProtocol
 from search.metrics.quality import extract
 from search.run.own_reference import FILE, OwnReference, OwnReferenceError
 from search.run.pools import InProcessPool
@@ -23,7 +26,7 @@ from search.run.scheduler import Job
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=3, guidance=3.0)
 DATA = DataSpec(name="own", kind="prompts", prompts="captions", references=10)
-SPEC = EvaluatorSpec(MODEL, DATA, Protocol(images=4, batch=4, interval_groups=0))
+SPEC = EvaluatorSpec(MODEL, DATA, EvaluationProtocol(images=4, batch=4, interval_groups=0), ("fid", "kid"))
 PLAIN = Strategy.full(3)
 
 
@@ -33,7 +36,7 @@ def pool() -> InProcessPool:
 
 
 def own(folder: Path, **changes: Any) -> OwnReference:
-    return replace(OwnReference(folder=folder, model=MODEL, data=Data(DATA), features="embedded", batch=4), **changes)
+    return OwnReference(folder, replace(SPEC, **changes))
 
 
 class Counting:
@@ -51,7 +54,7 @@ class Counting:
             yield job, result
 
 
-@pytest.mark.filterwarnings("ignore::search.quality.FewImagesWarning")
+@pytest.mark.filterwarnings("ignore::search.metrics.quality.FewImagesWarning")
 def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tmp_path: Path) -> None:
     mine, counting, told = own(tmp_path / "search"), Counting(pool), list[float]()
     assert mine.fetch(counting) is None
@@ -69,16 +72,16 @@ def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tm
     assert mine.kept() is not None
     assert torch.equal(load_file(tmp_path / "search" / FILE)["features"], drawn)
     assert not (tmp_path / "search" / "reference").exists(), "parts are gone once the whole is there"
-    fid, kid = reference(SPEC, drawn)
-    assert fid(drawn) == pytest.approx(0, abs=1e-3)
-    assert kid is not None
+    metrics = load_metrics(SPEC, drawn)
+    assert metrics.fid is not None and metrics.fid(drawn) == pytest.approx(0, abs=1e-3)
+    assert metrics.kid is not None
     neighbour = own(tmp_path / "another")
     found = neighbour.fetch(counting)
     assert found is not None
     assert torch.equal(found, drawn)
     assert (tmp_path / "another" / FILE).is_file()
-    assert own(tmp_path / "third", features="clip").kept() is None
-    for other in ({"model": replace(MODEL, guidance=5.0)}, {"data": Data(replace(DATA, references=8))}, {"more": {"edit": {"strength": 0.5}}}):
+    assert own(tmp_path / "third", protocol=replace(SPEC.protocol, features="clip")).kept() is None
+    for other in ({"model": replace(MODEL, guidance=5.0)}, {"data": replace(DATA, references=8)}, {"edit": Edit(strength=0.5)}):
         assert own(tmp_path / "search", **other).kept() is None
         assert own(tmp_path / "third", **other).fetch(counting) is None
     assert len(counting.drawn) == 3
@@ -96,14 +99,13 @@ def test_a_stopped_one_goes_on_where_it_was(pool: InProcessPool, tmp_path: Path)
 
 
 def test_other_weights_are_another_reference(pool: InProcessPool, tmp_path: Path) -> None:
-    mine = own(tmp_path / "search")
-    mine.draw(pool, PLAIN)
+    own(tmp_path / "search").draw(pool, PLAIN)
     weight = next(pool._evaluator.pipe.unet.parameters())
     with torch.no_grad():
         weight.mul_(2)
     try:
         with pytest.raises(OwnReferenceError, match=r"reference\.safetensors was drawn by another model.*restart=true"):
-            mine.fetch(pool)
+            own(tmp_path / "search").fetch(pool)
         assert own(tmp_path / "another").fetch(pool) is None
     finally:
         with torch.no_grad():
@@ -153,4 +155,4 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"needs data\.prompts .*captions or imagenet"):
         DataSpec(name="x", kind="prompts")
     with pytest.raises(ValueError, match=r"protocol\.offset is 999999"):
-        Protocol(offset=999_999)
+        EvaluationProtocol(offset=999_999)

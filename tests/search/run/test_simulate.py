@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dato.strategy import FULL, Step, Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -119,7 +119,7 @@ def run(folder: Path, pool: SimulatedPool) -> SearchRecord:
         ledger=ledger,
         algorithm=Nsga2(space=SearchSpace(steps=8), population=10, seed=0),
         plan=SearchPlan(generations=5, population=10),
-        protocol=Protocol(images=8, batch=2),
+        protocol=EvaluationProtocol(images=8, batch=2),
         pool=pool,
         measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
         baselines={UNACCELERATED: Strategy.full(8)},

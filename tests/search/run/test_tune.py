@@ -17,7 +17,7 @@ import ray
 from ray import tune
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.space import SearchSpace
@@ -142,7 +142,7 @@ def drive(
             ledger=ledger,
             algorithm=SteadyNsga2(space=SPACE, population=6, seed=0, screen=None),
             plan=SearchPlan(generations=generations, population=6, mode="steady", **plan),
-            protocol=Protocol(images=4, batch=4),
+            protocol=EvaluationProtocol(images=4, batch=4),
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(8)},
         ).run()
