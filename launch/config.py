@@ -27,7 +27,7 @@ from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.pipelines import ModelSpec
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.sources import read_given
-from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.objectives import Objectives
 from search.optimize.space import SearchSpace
@@ -68,10 +68,10 @@ class SearchConfig:
     plan: SearchPlan
     folder: Path
 
-    def algorithm(self) -> Nsga2:
+    def algorithm(self) -> Nsga2 | AsynchronousNsga2:
         """The algorithm in its first state. Raises where the strategies to begin with cannot be read."""
         s = self.raw["search"]
-        kind = SteadyNsga2 if self.plan.mode == "steady" else Nsga2
+        kind = AsynchronousNsga2 if self.plan.mode == "steady" else Nsga2
         return kind(
             space=self.space,
             population=self.plan.population,

@@ -26,8 +26,8 @@ from launch.search import calibration_of, first_batch_s
 from search.evaluate.pipelines import ModelError, check_model
 from search.metrics.inception import WEIGHTS_URL
 from search.optimize.winners import SearchFailed
-from search.run.pools import RayPool, WorkerError
 from search.run.ray_cluster import ClusterError, connect
+from search.run.ray_pool import RayPool, WorkerError
 
 MLFLOW_S = 5
 """Seconds that a tracking server has to answer."""

@@ -32,9 +32,11 @@ from search.evaluate.shard_store import ShardStore
 from search.evaluate.variants import Variant, strategy_variants, unique
 from search.metrics.similarity import check_similarity
 from search.run.comparison import compare, kept, missing
+from search.run.jobs import Job, Task
 from search.run.own_reference import OwnReference, own_reference
-from search.run.pools import InProcessPool, Job, Pool, RayPool
+from search.run.pools import InProcessPool, Pool
 from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
 
 
 class EvaluationError(RuntimeError):
@@ -226,7 +228,7 @@ def _draw_samples(pool: Pool, evaluation: Evaluation, variants: Sequence[Variant
     if not indices or not wanted:
         return
     size = evaluation.spec.protocol.batch
-    for job, made in pool.map([Job(d, [v], indices[:size], method="samples") for d, v in wanted.items()]):
+    for job, made in pool.map([Job(d, [v], indices[:size], Task.SAMPLES) for d, v in wanted.items()]):
         if made is not None:
             write_row(folder / f"{job.key}.png", made[0])
 

@@ -32,16 +32,19 @@ from search.evaluate.pipelines import check_model
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard, make_join
 from search.ledger import Ledger, read_ledger, set_aside
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.winners import SearchFailed
 from search.publish.strategies import MODEL_FILE, read_model_info, winner_strategies, write_model_info
 from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_error
 from search.run import interrupt
 from search.run.driver import Driver
+from search.run.jobs import Job, Task
 from search.run.measurer import PipelineMeasurer
 from search.run.own_reference import OwnReference, own_reference
-from search.run.pools import Job, Pool, RayPool
+from search.run.pools import Pool
 from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
 from search.run.settings import SearchPlan
 
 
@@ -65,7 +68,7 @@ def run(overrides: Sequence[str]) -> int:
         ledger.close()
 
 
-def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2, latencies: dict[tuple[str, int], float], view: SearchView) -> int:
+def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | AsynchronousNsga2, latencies: dict[tuple[str, int], float], view: SearchView) -> int:
     began = time.monotonic()
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
@@ -205,7 +208,7 @@ def say_how_long(
 
 def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
     """Seconds per image, features included, of one batch of the unaccelerated pipeline on a worker. Raises `SearchFailed` where it fails."""
-    ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], method="reference")])
+    ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], Task.REFERENCE)])
     if shard is None:
         raise SearchFailed(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
     return float(shard.seconds / len(indices))
@@ -338,7 +341,7 @@ def _script(name: str) -> str:
 def _note_model(pool: Pool, folder: Path) -> None:
     """Write down which pipeline the workers hold; its winners' provenance tells it to whoever uses them."""
     if not (folder / MODEL_FILE).exists():
-        for _, model_info in pool.map([Job("model_info", [], [], method="model_info")]):
+        for _, model_info in pool.map([Job("model info", [], [], Task.MODEL_INFO)]):
             if model_info is not None:
                 write_model_info(folder, model_info)
 
@@ -356,7 +359,7 @@ def _samples(pool: Pool, record: SearchRecord, steps: int) -> dict[str, torch.Te
     """Ten images of the unaccelerated pipeline and of each winner, same prompts and seeds."""
     strategies = {UNACCELERATED: Strategy.full(steps), **{alias: w.candidate.strategy for alias, w in record.winners.items()}}
     indices = list(range(FRESH_OFFSET, FRESH_OFFSET + 10))
-    jobs = [Job(label, [s], indices, method="samples") for label, s in strategies.items()]
+    jobs = [Job(label, [s], indices, Task.SAMPLES) for label, s in strategies.items()]
     made = {job.key: pictures[0] for job, pictures in pool.map(jobs) if pictures is not None}
     return {label: made[label] for label in strategies if label in made}
 

@@ -11,7 +11,7 @@ from dato.strategy import Step, Strategy
 from launch.__main__ import main
 from launch.config import CONF, ConfigError, SearchConfig, build, compose_config
 from launch.keys import KEYS, KeyValueError, check_keys
-from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.asynchronous import AsynchronousNsga2
 
 GIVEN = {
     "folder": ["data.prompts=p.txt", "data.images=photos"],
@@ -80,8 +80,8 @@ def test_restrictions_of_the_space_come_from_the_configuration() -> None:
     assert strategy[0] == Step(12, 0.0)
     half = built("space.fixed_ratios=0.5").space
     assert {s.prune_ratio for s in half.decode(half.upper)} == {0.5}
-    assert isinstance(built("search.mode=steady").algorithm(), SteadyNsga2)
-    assert built("search.score_weight=0.01").algorithm()._problem.n_obj == 1
+    assert isinstance(built("search.mode=steady").algorithm(), AsynchronousNsga2)
+    assert built("search.score_weight=0.01").algorithm().settings["objectives"] == 1
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ FILES = sorted(p for package in ("analysis", "dato", "launch", "search") for p i
 ONLY_IN = {
     "hydra": ("launch/",),
     "omegaconf": ("launch/",),
-    "ray": ("search/run/ray_cluster.py", "search/run/leftovers.py", "search/run/pools.py", "search/run/tune.py", "launch/"),
-    "pymoo": ("search/optimize/nsga2.py", "search/optimize/asynchronous.py", "launch/bench/rivals.py"),
+    "ray": ("search/run/ray_cluster.py", "search/run/leftovers.py", "search/run/ray_pool.py", "search/run/slot.py", "search/run/tune.py", "launch/"),
+    "pymoo": ("search/optimize/", "launch/bench/rivals.py"),
     "optuna": ("launch/bench/",),
     "mlflow": ("search/publish/mlflow_runs.py", "search/publish/registry.py", "search/publish/pyfunc.py", "analysis/load.py", "launch/search.py", "launch/bench/tracking.py", "dato/sources.py"),
     "torchvision": (),

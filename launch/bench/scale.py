@@ -31,15 +31,17 @@ from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger
-from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
-from search.run.driver import Driver, Watcher
-from search.run.pools import Job, RayPool
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
+from search.run.driver import Driver
+from search.run.jobs import Job
 from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
 from search.run.settings import SearchPlan
-from search.run.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
+from search.run.simulate import duration, sleeper, toy_measurement
+from search.run.simulated_pool import SimulatedPool, Weather
 from search.run.tune import NSGA2Search
 
 DEFAULTS = {
@@ -289,7 +291,7 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
     """The search's driver over simulated evaluations; `whole`: with fewer images first, kept shards and a terminal's view, as `dato search` runs it."""
     space = SearchSpace(steps=STEPS)
     # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
-    algorithm = SteadyNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
+    algorithm = AsynchronousNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
     plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="steady" if steady else "generational")
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
         config = {"search": {"generations": plan.generations, "population": population}, "cluster": {"workers": pool.size}}

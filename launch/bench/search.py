@@ -38,8 +38,9 @@ from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
-from search.optimize.asynchronous import SteadyNsga2
-from search.optimize.nsga2 import Nsga2, hypervolume
+from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.nsga2 import Nsga2
+from search.optimize.pareto import hypervolume
 from search.optimize.space import SearchSpace
 from search.optimize.surrogate import Surrogate
 from search.records import UNACCELERATED, Measurement, SearchRecord
@@ -67,7 +68,7 @@ Given = Sequence[Strategy]
 METHODS: dict[str, Callable[[SearchSpace, int, int, Given], Any]] = {
     "default": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed)),
     "default, asynchronous": lambda space, size, seed, given: OneByOne(
-        SteadyNsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed))
+        AsynchronousNsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed))
     ),
     "no surrogate": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given),
     "two stages": lambda space, size, seed, given: TwoStages(space, size, seed, first=30, given=given),

@@ -1,4 +1,4 @@
-"""Which candidates of a search win or are promising, and the point that its hypervolume is measured from."""
+"""Which candidates of a search win, and the point that its hypervolume is measured from."""
 
 from __future__ import annotations
 
@@ -155,18 +155,3 @@ def closest(record: SearchRecord) -> tuple[Candidate, Measurement, Measurement] 
     if not tried:
         tried = [(c, m, record.plain(m.images)) for c, m in record.evaluated(record.images)]
     return min(tried, key=lambda t: (fid_difference(t[1], t[2])[2], t[0].number), default=None)
-
-
-def first_ranks(left: Points, ranks: int) -> list[tuple[Candidate, Measurement]]:
-    """The first non-dominated ranks in latency and FID, the best rank first."""
-    chosen: list[tuple[Candidate, Measurement]] = []
-    for _ in range(ranks):
-        best, lowest = [], float("inf")
-        for candidate, m in sorted(left, key=lambda p: (p[1].latency_ms, p[1].fid, p[0].number)):
-            if m.fid < lowest:
-                best.append((candidate, m))
-                lowest = m.fid
-        taken = {c.number for c, _ in best}
-        left = [p for p in left if p[0].number not in taken]
-        chosen += best
-    return chosen

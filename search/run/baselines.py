@@ -17,7 +17,8 @@ from search.ledger import Ledger, LedgerError
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
-from search.run.pools import Job, Pool
+from search.run.jobs import Job
+from search.run.pools import Pool
 from search.run.settings import SearchPlan
 
 _log = logging.getLogger(__name__)

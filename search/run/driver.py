@@ -17,12 +17,14 @@ from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError
 from search.metrics.similarity import PlainFeatures, with_distance
-from search.optimize.asynchronous import SteadyNsga2
-from search.optimize.nsga2 import Nsga2, hypervolume
-from search.optimize.winners import SearchFailed, first_ranks, reference_point
+from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.nsga2 import Nsga2
+from search.optimize.pareto import first_ranks, hypervolume
+from search.optimize.winners import SearchFailed, reference_point
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
 from search.run.baselines import Baselines
-from search.run.pools import Job, Pool
+from search.run.jobs import Job, Task
+from search.run.pools import Pool
 from search.run.settings import SearchPlan, has_stalled
 from search.run.validation import Validation
 
@@ -34,7 +36,7 @@ class Driver(Baselines):
 
     Args:
         ledger: Open for writing.
-        algorithm: Asks for strategies; fresh, it is brought up to date from the ledger. A `SteadyNsga2` for a steady-state plan.
+        algorithm: Asks for strategies; fresh, it is brought up to date from the ledger. A `AsynchronousNsga2` for a steady-state plan.
         plan: How long, and what for.
         protocol: How a candidate is measured.
         pool: Where jobs run.
@@ -54,7 +56,7 @@ class Driver(Baselines):
         self,
         *,
         ledger: Ledger,
-        algorithm: Nsga2,
+        algorithm: Nsga2 | AsynchronousNsga2,
         plan: SearchPlan,
         protocol: EvaluationProtocol,
         pool: Pool,
@@ -108,7 +110,7 @@ class Driver(Baselines):
         if self.record.finished:
             return
         failed = [self.record.candidates[n] for n in sorted(self._again)]
-        told = [c for c in failed if isinstance(self.algorithm, SteadyNsga2) or c.generation < len(self.record.hypervolumes)]
+        told = [c for c in failed if isinstance(self.algorithm, AsynchronousNsga2) or c.generation < len(self.record.hypervolumes)]
         for job, shards in self.pool.map([self._job(c) for c in told]):
             self._take(job, shards, self.ledger.retried)
             self._again.discard(job.key)
@@ -126,11 +128,11 @@ class Driver(Baselines):
 
     def _search(self) -> None:
         self.algorithm.bounds = self._bounds()
-        if isinstance(self.algorithm, SteadyNsga2):
+        if isinstance(self.algorithm, AsynchronousNsga2):
             self._run_steady(self.algorithm)
             return
         for generation in range(self.plan.generations):
-            if self._ended(generation * self.plan.population) or not self._run_generation(generation):
+            if self._ended(generation * self.plan.population) or not self._run_generation(self.algorithm, generation):
                 break
 
     def _ended(self, asked: int) -> bool:
@@ -150,16 +152,16 @@ class Driver(Baselines):
         """Measure the cost table once, where latencies are predicted."""
         if self.plan.latency != "predicted" or self.record.costs is not None:
             return
-        for job, table in self.pool.map([Job("costs", self._calibration, self.protocol.batches()[:1], method="costs")]):
+        for job, table in self.pool.map([Job("costs", self._calibration, self.protocol.batches()[:1], Task.COSTS)]):
             if table is None:
                 raise SearchFailed(f"the cost table cannot be measured: {job.errors[0]}")
             self.ledger.append("costs", table=table)
 
-    def _run_generation(self, generation: int) -> bool:
-        asked = self.algorithm.ask()
+    def _run_generation(self, algorithm: Nsga2, generation: int) -> bool:
+        asked = algorithm.ask()
         if not asked:
             return False
-        candidates = [self._note(generation * self.plan.population + i, s, self.algorithm.parents(s)) for i, s in enumerate(asked)]
+        candidates = [self._note(generation * self.plan.population + i, s, algorithm.parents(s)) for i, s in enumerate(asked)]
         todo = [c for c in candidates if c.number not in self.record.results or c.number in self._again]
         # The longest first, so that little is left to wait for at a generation's end.
         todo.sort(key=lambda c: -sum(step.cache_depth for step in c.strategy))
@@ -170,11 +172,11 @@ class Driver(Baselines):
         if generation == 0 and not any(r.ok for r in results):
             raise self._hopeless(results)
         told = [self.record.as_told(c.number) for c in candidates]
-        self.algorithm.tell([self._objectives(r) for r in told], [self._violation(r) for r in told])
+        algorithm.tell([self._objectives(r) for r in told], [self._violation(r) for r in told])
         self._close_generation(generation)
         return True
 
-    def _run_steady(self, algorithm: SteadyNsga2) -> None:
+    def _run_steady(self, algorithm: AsynchronousNsga2) -> None:
         open_ones: dict[int, Candidate] = {}
         for event, number in list(self.record.events):
             candidate = self.record.candidates[number]
@@ -318,7 +320,7 @@ class Driver(Baselines):
     def _violation(self, m: Measurement) -> float:
         return self.plan.objectives.violation(m, self.record.plain(m.images)) if m.ok else 0.0
 
-    def _tell_one(self, algorithm: SteadyNsga2, candidate: Candidate) -> None:
+    def _tell_one(self, algorithm: AsynchronousNsga2, candidate: Candidate) -> None:
         m = self.record.as_told(candidate.number)
         algorithm.tell_one(candidate.strategy, self._objectives(m), self._violation(m))
 

@@ -18,7 +18,8 @@ from search.data.datasets import REFERENCE_OFFSET, Data
 from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.tensor_file import read_tensors, write_tensors
 from search.metrics.reference import weight_files
-from search.run.pools import Job, Pool
+from search.run.jobs import Job, Task
+from search.run.pools import Pool
 
 FILE = "reference.safetensors"
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class OwnReference:
         missing = [b for b in self.batches if b[0] not in found]
         # The first alone: it says how long all the others will take.
         for jobs in (missing[:1], missing[1:]):
-            for job, shard in pool.map([Job(b[0], [plain], [b], method="reference") for b in jobs]) if jobs else ():
+            for job, shard in pool.map([Job(b[0], [plain], [b], Task.REFERENCE) for b in jobs]) if jobs else ():
                 if shard is None:
                     raise OwnReferenceError(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
                 found[job.key] = shard.features
@@ -141,7 +142,7 @@ class OwnReference:
     def _key(self, pool: Pool) -> str:
         """Digest of the settings and of the weights that a worker has loaded, asked for once: a hub id or a folder may be given other ones."""
         if not self._known_key:
-            ((job, info),) = pool.map([Job("model_info", [], [], method="model_info")])
+            ((job, info),) = pool.map([Job("model info", [], [], Task.MODEL_INFO)])
             if info is None:
                 raise OwnReferenceError(f"a worker does not tell what its model is: {job.errors[0]}; run the same command again")
             self._known_key = hashlib.sha256(f"{self._settings}|{json.dumps(info, sort_keys=True)}".encode()).hexdigest()

@@ -191,3 +191,19 @@ def worker_class() -> type:
             return getattr(self.evaluator, method)(strategies, batches)
 
     return Worker
+
+
+def node_is_gone(node: str, error: ray.exceptions.RayError) -> bool:
+    """Whether a worker's machine vanished, rather than the worker alone: the candidate is not to blame then."""
+    if isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False):
+        return True
+    return not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes())
+
+
+def in_one_line(error: BaseException) -> str:
+    """The kind of an error and the line that says most: Ray puts its own boilerplate first."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    chosen = lines[0] if lines else ""
+    if isinstance(error, ray.exceptions.RayError) and len(lines) > 1:
+        chosen = lines[-1]
+    return f"{type(error).__name__}: {chosen}"

@@ -20,8 +20,9 @@ from ray.tune.search import Searcher
 
 from dato.strategy import Strategy
 from search.ledger import LedgerError
-from search.optimize.asynchronous import SteadyNsga2
-from search.optimize.nsga2 import Operators, Screen
+from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.evolution import Screen
+from search.optimize.operators import Operators
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Measurement, SearchRecord
@@ -68,7 +69,7 @@ class NSGA2Search(Searcher):
         self._arguments: dict[str, Any] = {
             "space": space, "population": population, "seed": seed, "operators": operators, "given": list(given), "objectives": objectives, "screen": screen,
         }  # fmt: skip
-        self._algorithm = SteadyNsga2(**self._arguments)
+        self._algorithm = AsynchronousNsga2(**self._arguments)
         self._events: list[tuple[str, Any]] = []
         self._strategies: dict[str, Strategy] = {}
         self.judge: Callable[[Strategy, Mapping[str, Any]], tuple[tuple[float, ...], float]] | None = None
@@ -152,7 +153,7 @@ class NSGA2Search(Searcher):
 
     def _replay(self, events: Sequence[tuple[str, Any]]) -> None:
         bounds = self.bounds
-        self._algorithm, self._events, self._strategies, self.pending = SteadyNsga2(**self._arguments), [], {}, []
+        self._algorithm, self._events, self._strategies, self.pending = AsynchronousNsga2(**self._arguments), [], {}, []
         self.bounds = bounds
         for kind, (trial_id, text, *told) in events:
             strategy = Strategy.from_json(text)
@@ -293,9 +294,9 @@ class TuneDriver(Driver):
         super().__init__(pool=None, **settings)  # type: ignore[arg-type]
         self._make_pool, self._factory, self._workers, self._resources = make_pool, factory, workers, dict(resources)
         self._storage, self._tries, self._deadline, self._callbacks = storage, tries, deadline_s, list(callbacks)
-        if not isinstance(self.algorithm, SteadyNsga2):
-            raise ValueError("Tune never waits for a generation: give a SteadyNsga2")
-        self._searcher = NSGA2Search(**self.algorithm.arguments)
+        if not isinstance(self.algorithm, AsynchronousNsga2):
+            raise ValueError("Tune never waits for a generation: give a AsynchronousNsga2")
+        self._searcher = NSGA2Search(**self.algorithm.settings)
         self._searcher.asked, self._searcher.judge, self._searcher.ended = self._note_ask, self._judge, self._over
         self._trials: dict[str, int] = {}
         """Candidates' numbers by trial."""

@@ -19,7 +19,7 @@ from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError, read_ledger
-from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.objectives import Objectives
 from search.optimize.space import SearchSpace
@@ -60,7 +60,7 @@ def search(
 ) -> SearchRecord:  # fmt: skip
     ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", {"seed": seed}, {})
     chosen = SearchPlan(generations=generations, population=6, **plan)
-    algorithm = SteadyNsga2 if chosen.mode == "steady" else Nsga2
+    algorithm = AsynchronousNsga2 if chosen.mode == "steady" else Nsga2
     try:
         return Driver(
             ledger=ledger,
@@ -204,7 +204,7 @@ def search_in_steps(folder: Path, evaluator: Images, **plan: Any) -> SearchRecor
     try:
         return Driver(
             ledger=ledger,
-            algorithm=(SteadyNsga2 if chosen.mode == "steady" else Nsga2)(space=SearchSpace(steps=8), population=8, seed=0),
+            algorithm=(AsynchronousNsga2 if chosen.mode == "steady" else Nsga2)(space=SearchSpace(steps=8), population=8, seed=0),
             plan=chosen,
             protocol=EvaluationProtocol(images=40, fidelities=[8, 20], batch=4),
             pool=InProcessPool(evaluator),

@@ -30,7 +30,8 @@ from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.run.driver import Driver
-from search.run.pools import InProcessPool, RayPool, WorkerError
+from search.run.pools import InProcessPool
+from search.run.ray_pool import RayPool, WorkerError
 from search.run.settings import SearchPlan
 from search.run.simulate import toy_measurement
 

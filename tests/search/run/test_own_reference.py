@@ -20,9 +20,9 @@ from search.evaluate.measure import load_metrics
 from search.evaluate.pipelines import ModelSpec
 from search.evaluate.protocol import EvaluationProtocol
 from search.metrics.quality import extract
+from search.run.jobs import Job, Task
 from search.run.own_reference import FILE, OwnReference, OwnReferenceError
 from search.run.pools import InProcessPool
-from search.run.scheduler import Job
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=3, guidance=3.0)
 DATA = DataSpec(name="own", kind="prompts", prompts="captions", references=10)
@@ -47,7 +47,7 @@ class Counting:
 
     def map(self, jobs: Any) -> Iterator[tuple[Job, Any]]:
         for job, result in self.pool.map(jobs):
-            if job.method == "reference":
+            if job.task is Task.REFERENCE:
                 if len(self.drawn) == self.most:
                     raise KeyboardInterrupt
                 self.drawn.append(job.key)
@@ -63,7 +63,7 @@ def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tm
     assert counting.drawn == [REFERENCE_OFFSET, REFERENCE_OFFSET + 4, REFERENCE_OFFSET + 8]
     assert len(told) == 1
     assert 0 < told[0] < 600
-    evaluator = pool._evaluator
+    evaluator = pool.evaluator
     expected = extract(evaluator.net, [generate(evaluator.pipe, MODEL, evaluator.data, range(REFERENCE_OFFSET + 8, REFERENCE_OFFSET + 10)).images])
     assert torch.allclose(drawn[8:], expected, atol=1e-4)
     kept = mine.fetch(counting)
@@ -100,7 +100,7 @@ def test_a_stopped_one_goes_on_where_it_was(pool: InProcessPool, tmp_path: Path)
 
 def test_other_weights_are_another_reference(pool: InProcessPool, tmp_path: Path) -> None:
     own(tmp_path / "search").draw(pool, PLAIN)
-    weight = next(pool._evaluator.pipe.unet.parameters())
+    weight = next(pool.evaluator.pipe.unet.parameters())
     with torch.no_grad():
         weight.mul_(2)
     try:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from dato.strategy import Strategy
-from search.run.pools import InProcessPool, Job, RayPool, WorkerError
+from search.run.jobs import Job
+from search.run.pools import InProcessPool
+from search.run.ray_pool import RayPool, WorkerError
 
 
 class Moody:

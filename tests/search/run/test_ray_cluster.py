@@ -80,7 +80,8 @@ for more in ({"RAY_AUTH_TOKEN": token}, {"RAY_AUTH_TOKEN_PATH": str(made)}):  # 
 SCRIPT = """
 import sys
 import ray
-from search.run.pools import Job, RayPool
+from search.run.jobs import Job
+from search.run.ray_pool import RayPool
 from search.run.ray_cluster import connect
 
 class Probe:

@@ -16,9 +16,10 @@ from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, SearchRecord
 from search.run.driver import Driver
-from search.run.scheduler import Job
+from search.run.jobs import Job
 from search.run.settings import SearchPlan
-from search.run.simulate import SimulatedPool, Weather, duration, toy_measurement
+from search.run.simulate import duration, toy_measurement
+from search.run.simulated_pool import SimulatedPool, Weather
 
 
 def jobs(count: int, batches: int = 1) -> list[Job]:

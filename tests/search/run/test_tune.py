@@ -19,7 +19,7 @@ from ray import tune
 from dato.strategy import Strategy
 from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, LedgerError, read_ledger
-from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Measurement, SearchRecord
@@ -140,7 +140,7 @@ def drive(
             tries=tries,
             deadline_s=deadline_s,
             ledger=ledger,
-            algorithm=SteadyNsga2(space=SPACE, population=6, seed=0, screen=None),
+            algorithm=AsynchronousNsga2(space=SPACE, population=6, seed=0, screen=None),
             plan=SearchPlan(generations=generations, population=6, mode="steady", **plan),
             protocol=EvaluationProtocol(images=4, batch=4),
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
