@@ -159,8 +159,6 @@ KEYS: dict[str, Key] = {
     "figures.images": _COUNT,
     "figures.heat_maps": Key("integer", least=0, most=100_000),
 }
-RENAMED = {"protocol.bootstrap": "protocol.interval_groups", "search.stalled": "search.patience"}
-"""Keys of earlier versions, each with what it is called now."""
 FREE = ("space.fixed_ratios", "strategy", "evaluation.metrics")
 """Keys of several kinds, which whoever uses them checks."""
 _SECTIONS = sorted({name.split(".")[0] for name in KEYS if "." in name})
