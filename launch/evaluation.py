@@ -106,11 +106,11 @@ def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
         raise ConfigError("evaluation.edit.inputs is 'real', and data of kind 'prompts' have no real images; set inputs: generated, or data=folder with data.images")
     check_similarity(spec.similarities, "evaluation.metrics")
     check_model(model)
-    batches, size = protocol.batches(fresh=bool(settings["fresh"])), settings["shard"]
+    batches, size = protocol.batches(fresh=bool(settings["held_out"])), settings["shard"]
     shards = [batches[i : i + size] for i in range(0, len(batches), size)]
     identity = {
         "model": raw["model"], "weights": weights_digest(model), "data": raw["data"], "protocol": raw["protocol"],
-        "evaluation": {k: settings[k] for k in ("images", "fresh", "metrics", "shard", "edit")}, "threads": spec.threads,
+        "evaluation": {k: settings[k] for k in ("images", "held_out", "metrics", "shard", "edit")}, "threads": spec.threads,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = f"{command}-{model.name}-{data.name}-{digest}"
@@ -132,7 +132,7 @@ def start_pool(evaluation: Evaluation) -> RayPool | InProcessPool:
     connect(cluster["address"], cpus=(cluster["workers"] or 1) * cpus, code=cluster["code"])
     workers = cluster["workers"] or room([{"resources": n["Resources"]} for n in ray.nodes() if n["Alive"]], cpus, gpus)
     say(f"starting {workers} workers; each loads the pipeline once")
-    keys = ("min_workers", "cpus", "gpus", "code", "tries", "deadline_s", "start_s")
+    keys = ("min_workers", "cpus", "gpus", "code", "max_attempts", "batch_timeout_s", "load_timeout_s")
     return RayPool(evaluation.spec, workers=workers, **{k: cluster[k] for k in keys})
 
 

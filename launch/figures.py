@@ -35,7 +35,7 @@ def run(overrides: Sequence[str]) -> int:
         torch.set_num_threads(evaluation.spec.threads)
     pipe, data, model = load_pipeline(evaluation.spec.model), Data(evaluation.spec.data), evaluation.spec.model
     protocol = replace(evaluation.spec.protocol, images=max(2, settings["images"]))
-    batches = protocol.batches(fresh=bool(evaluation.raw["evaluation"]["fresh"]))
+    batches = protocol.batches(fresh=bool(evaluation.raw["evaluation"]["held_out"]))
     wanted = sorted({max(1, round(f * model.steps)) for f in (0.1, 0.25, 0.5, 0.75, 0.95)})
     found: list[Dynamics] = []
     for variant in [*recorded, *shown]:

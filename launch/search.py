@@ -54,9 +54,9 @@ def run(overrides: Sequence[str]) -> int:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     config = build(compose_config("search", overrides))
     check_model(config.evaluator.model)
-    if config.raw["restart"] and config.folder.exists():
+    if config.raw["fresh_start"] and config.folder.exists():
         set_aside(config.ledger_path)
-    latencies = _recorded_latencies(config.raw["replay_latency"])
+    latencies = _recorded_latencies(config.raw["latency_from"])
     algorithm = config.algorithm()
     Data(config.evaluator.data)
     view = SearchView(config.plan.population * config.plan.generations, config.plan.generations)
@@ -72,7 +72,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
     began = time.monotonic()
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
-        view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
+        view.say("this search is finished; set seed=1 or any other key for another one, or fresh_start=true for the same again")
         if config.raw["search"].get("retry_failed") and any(not m.ok for m in ledger.record.results.values()):
             view.say("note: search.retry_failed does nothing here: winners are validated, and what failed is tried again in a search that is not finished only")
     tracker = make_tracker(config)
@@ -164,7 +164,7 @@ def start_workers(config: SearchConfig, workers: int, say: Callable[[str], None]
     say(f"starting {workers} workers; each loads the pipeline once")
     if waiting := waiting_workers(config.plan, workers):
         say(waiting)
-    keys = ("min_workers", "cpus", "gpus", "code", "latency_device", "tries", "deadline_s", "start_s")
+    keys = ("min_workers", "cpus", "gpus", "code", "latency_device", "max_attempts", "batch_timeout_s", "load_timeout_s")
     pool = RayPool(config.evaluator, workers=workers, join=make_join(cluster["latency_device"]), **{k: cluster[k] for k in keys})
     kinds = sorted(set(pool.devices))
     if len(kinds) > 1 and cluster["latency_device"] is None:
@@ -174,11 +174,11 @@ def start_workers(config: SearchConfig, workers: int, say: Callable[[str], None]
 
 def waiting_workers(plan: SearchPlan, workers: int) -> str | None:
     """What to say where workers outnumber a generation's candidates and so wait for its end; None where they do not."""
-    if plan.mode == "steady" or workers <= plan.population:
+    if plan.mode == "asynchronous" or workers <= plan.population:
         return None
     return (
         f"note: {workers} workers share generations of {plan.population} candidates, and wait for the end of each; "
-        f"search.mode=steady keeps them busy, a search.population of {2 * workers} or more busier"
+        f"search.mode=asynchronous keeps them busy, a search.population of {2 * workers} or more busier"
     )
 
 
@@ -224,8 +224,8 @@ def _tune_driver(config: SearchConfig, workers: int, say: Callable[[str], None],
         workers=workers,
         resources={"cpu": cluster["cpus"], "gpu": cluster["gpus"]},
         storage=config.folder / "tune",
-        tries=cluster["tries"],
-        deadline_s=cluster["deadline_s"],
+        tries=cluster["max_attempts"],
+        deadline_s=cluster["batch_timeout_s"],
         **settings,
     )
 
@@ -322,13 +322,13 @@ def _mlflow_command() -> str:
 
 def _check_devices(config: SearchConfig, record: SearchRecord, pool: Pool) -> None:
     """Refuse to go on with latencies of devices that do not compare with those of the record."""
-    if UNACCELERATED not in record.baselines or config.plan.latency != "measured" or config.raw["replay_latency"] or config.raw["cluster"]["latency_device"]:
+    if UNACCELERATED not in record.baselines or config.plan.latency != "measured" or config.raw["latency_from"] or config.raw["cluster"]["latency_device"]:
         return
     before, now = record.plain(record.images or config.evaluator.protocol.images).device, sorted(set(getattr(pool, "devices", [])))
     if before and now and not any(device in before for device in now):
         raise ConfigError(
             f"this search measured latencies on {before}, and its workers are now {' and '.join(now)}: they do not compare. Go on with cluster.threads and "
-            "machines as before, or search anew with restart=true or another output (search.latency=predicted prices all candidates by one table)"
+            "machines as before, or search anew with fresh_start=true or another output (search.latency=predicted prices all candidates by one table)"
         )
 
 
@@ -351,7 +351,7 @@ def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:
         return {}
     path = Path(folder) / "ledger.jsonl"
     if not os.path.isfile(path):
-        raise ConfigError(f"replay_latency is {folder!r}, which holds no ledger.jsonl; give the folder of a search")
+        raise ConfigError(f"latency_from is {folder!r}, which holds no ledger.jsonl; give the folder of a search")
     return read_ledger(path).latencies
 
 

@@ -29,7 +29,8 @@ ALLOWED = {
 
 FLOORS = {
     "records": set(),
-    "ledger": {"records"},
+    "old_names": set(),
+    "ledger": {"records", "old_names"},
     "embedded": set(),
     "data": {"embedded"},
     "metrics": {"data", "embedded", "records"},

@@ -292,7 +292,7 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
     space = SearchSpace(steps=STEPS)
     # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
     algorithm = AsynchronousNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
-    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="steady" if steady else "generational")
+    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="asynchronous" if steady else "generational")
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
         config = {"search": {"generations": plan.generations, "population": population}, "cluster": {"workers": pool.size}}
         ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", config, {})

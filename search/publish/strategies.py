@@ -131,7 +131,7 @@ def command(config: Mapping[str, Any]) -> str:
     return " \\\n  ".join([" ".join(words[:2]), *map(shlex.quote, words[2:])])
 
 
-_LOCAL = ("output", "restart", "cluster", "mlflow", "registry", "replay_latency")  # where it ran, not what it found
+_LOCAL = ("output", "fresh_start", "cluster", "mlflow", "registry", "latency_from")  # where it ran, not what it found
 
 
 def _value(value: Any) -> str:

@@ -158,7 +158,7 @@ class Baselines:
         if self.latencies:
             recorded = self.latencies.get((strategy.digest, measurement.images))
             if recorded is None:
-                raise LedgerError(f"no latency is recorded for strategy {strategy.digest} on {measurement.images} images: replay_latency names a ledger of another search")
+                raise LedgerError(f"no latency is recorded for strategy {strategy.digest} on {measurement.images} images: latency_from names a ledger of another search")
             return replace(measurement, latency_ms=recorded)
         if self.record.costs is not None:
             predicted = CostTable.from_dict(self.record.costs).predict(strategy)

@@ -217,7 +217,7 @@ class Driver(Baselines):
 
     @staticmethod
     def _hopeless(results: Sequence[Measurement]) -> SearchFailed:
-        return SearchFailed(f"all of the first {len(results)} candidates failed; the first error: {results[0].error}. Mend it, then run the same command with search.retry_failed=true to try them again, or with restart=true to begin anew")
+        return SearchFailed(f"all of the first {len(results)} candidates failed; the first error: {results[0].error}. Mend it, then run the same command with search.retry_failed=true to try them again, or with fresh_start=true to begin anew")
 
     def _note(self, number: int, strategy: Strategy | None, parents: Sequence[str] = ()) -> Candidate:
         """A candidate asked for, written down with its parents by digest; the same as before where it was asked for before."""
@@ -257,12 +257,12 @@ class Driver(Baselines):
     def _promise(self, candidate: Candidate, measurement: Measurement) -> list[tuple[Candidate, Measurement]]:
         """`_promising` after one more result, from what it was before: one that left it never comes back."""
         if not self._promised:
-            self._promised = self._promising(measurement.images, self.plan.promoted_ranks)
+            self._promised = self._promising(measurement.images, self.plan.promote_ranks)
             return self._promised
         # Either all of them are within the limits, or none is yet.
         before, now = not self._violation(self._promised[0][1]), not self._violation(measurement)
         if now or not before:
-            self._promised = first_ranks([*(self._promised if before == now else ()), (candidate, measurement)], self.plan.promoted_ranks)
+            self._promised = first_ranks([*(self._promised if before == now else ()), (candidate, measurement)], self.plan.promote_ranks)
         return self._promised
 
     def _promising(self, images: int, ranks: int) -> list[tuple[Candidate, Measurement]]:
@@ -276,7 +276,7 @@ class Driver(Baselines):
     def _promote(self) -> None:
         """Measure the best at each number of images on more, paying for the new images only."""
         for low, high in itertools.pairwise(self.protocol.counts):
-            ranks, known = self.plan.promoted_ranks, self.record.evaluated(low)
+            ranks, known = self.plan.promote_ranks, self.record.evaluated(low)
             while True:
                 chosen = self._promising(low, ranks)
                 self._measure_more([c for c, _ in chosen if self._unknown(c.number, high)], low, high)

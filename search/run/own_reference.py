@@ -77,7 +77,7 @@ class OwnReference:
         key = self._key(pool)
         about, features = _read(self.folder / FILE)
         if features is not None and about.get("key") != key:
-            raise OwnReferenceError(f"{self.folder / FILE} was drawn by another model, or under other settings; put the model back, or begin anew with restart=true or another output")
+            raise OwnReferenceError(f"{self.folder / FILE} was drawn by another model, or under other settings; put the model back, or begin anew with fresh_start=true or another output")
         for other in sorted(self.folder.parent.glob(f"*/{FILE}")) if features is None else ():
             about, found = _read(other)
             if found is not None and about.get("key") == key:

@@ -17,7 +17,7 @@ from search.run.leftovers import end_left_behind, noted
 
 CONNECT_S = 10
 """Seconds to reach an address."""
-CODE = ("installed", "ship")
+CODE = ("installed", "upload")
 _PACKAGES = ("dato", "search")
 """What a worker imports."""
 _ROOT = Path(__file__).parents[2]
@@ -30,12 +30,12 @@ class ClusterError(RuntimeError):
 def connect(address: str | None, *, cpus: float = 1, code: str = "installed") -> None:
     """Join the cluster at `address`, or start Ray on this machine alone with `cpus` CPUs where it is None.
 
-    With `code` "ship", this process's packages are sent to every worker of the job.
+    With `code` "upload", this process's packages are sent to every worker of the job.
 
     Raises:
         ClusterError: Within seconds, where nothing answers there, its Ray or Python is another version, or Ray does not start.
     """
-    shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "ship" else {}
+    shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "upload" else {}
     try:
         if address is None:
             _check_temporary_folder()
@@ -146,7 +146,7 @@ def own_packages(code: str) -> Callable[[], None]:
     `search` would win over ours: a worker moves these to the end, unless our packages are what is in them.
     """
     if code not in CODE:
-        raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'ship' (this machine's packages are sent)")
+        raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'upload' (this machine's packages are sent)")
     injected = {os.path.abspath(os.path.curdir), os.path.dirname(os.path.realpath(sys.argv[0]))} - {str(_ROOT)}
     root = str(_ROOT) if code == "installed" else None
 

@@ -255,7 +255,7 @@ class _Recorder(tune.Callback):
         if self._driver:
             # A strategy's own errors are results: what is left are processes that broke or died, one after the other.
             broken = [line.split(_BROKEN, 1)[1].strip() for line in str(trial.get_error() or "").splitlines() if _BROKEN in line]
-            what = broken[-1] if broken else "the trial's process died, or passed cluster.deadline_s"
+            what = broken[-1] if broken else "the trial's process died, or passed cluster.batch_timeout_s"
             self._driver.record_result(
                 trial.trial_id, Measurement(error=f"{what}; its log is in the search's folder `tune`, and search.retry_failed=true tries it again")
             )

@@ -60,7 +60,7 @@ def search(
 ) -> SearchRecord:  # fmt: skip
     ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", {"seed": seed}, {})
     chosen = SearchPlan(generations=generations, population=6, **plan)
-    algorithm = AsynchronousNsga2 if chosen.mode == "steady" else Nsga2
+    algorithm = AsynchronousNsga2 if chosen.mode == "asynchronous" else Nsga2
     try:
         return Driver(
             ledger=ledger,
@@ -124,17 +124,17 @@ def test_when_everything_fails_the_first_error_is_shown(tmp_path: Path) -> None:
                 raise RuntimeError("the device is gone")
             return super().run(strategies, batches)
 
-    with pytest.raises(SearchFailed, match=r"all of the first 6 candidates failed; .*: the device is gone. Mend it, .* restart=true"):
+    with pytest.raises(SearchFailed, match=r"all of the first 6 candidates failed; .*: the device is gone. Mend it, .* fresh_start=true"):
         search(tmp_path, Broken())
     failed = read_ledger(tmp_path / "ledger.jsonl").results.values()
     assert all(m.seconds >= 0.02 for m in failed), "the time that failures took is counted"
     with pytest.raises(SearchFailed, match="all of the first 6 candidates failed"):
-        search(tmp_path / "steady", Broken(), mode="steady")
+        search(tmp_path / "steady", Broken(), mode="asynchronous")
 
 
 def test_limits_end_a_search(tmp_path: Path) -> None:
     assert len(search(tmp_path / "a", Toy(), max_candidates=10).results) == 12, "no generation begins after 10 candidates"
-    assert len(search(tmp_path / "b", Toy(), max_candidates=10, mode="steady").results) == 10
+    assert len(search(tmp_path / "b", Toy(), max_candidates=10, mode="asynchronous").results) == 10
     assert len(search(tmp_path / "c", Toy(pause=0.05), generations=500, max_minutes=0.01).results) < 60
     stalled = search(tmp_path / "d", Toy(), generations=500, patience=3)
     assert has_stalled(stalled.hypervolumes, 3)
@@ -150,14 +150,14 @@ def test_candidates_beyond_a_limit_never_win(tmp_path: Path) -> None:
 
 
 def test_a_single_score_picks_its_best(tmp_path: Path) -> None:
-    scored = Objectives(score_weight=3.0)
+    scored = Objectives(latency_weight=3.0)
     record = search(tmp_path, Toy(), generations=8, objectives=scored)
     best = min(scored.values(m) for _, m in record.evaluated())
     assert scored.values(record.winners["balanced"].searched) == best
 
 
 def test_a_steady_search_continues_in_the_order_of_its_ledger(tmp_path: Path) -> None:
-    whole = outcome(search(tmp_path / "a", Toy(), mode="steady"))
+    whole = outcome(search(tmp_path / "a", Toy(), mode="asynchronous"))
 
     class Stops(Toy):
         def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Measurement]:
@@ -166,8 +166,8 @@ def test_a_steady_search_continues_in_the_order_of_its_ledger(tmp_path: Path) ->
             return super().run(strategies, batches)
 
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "b", Stops(), mode="steady")
-    assert outcome(search(tmp_path / "b", Toy(), mode="steady")) == whole
+        search(tmp_path / "b", Stops(), mode="asynchronous")
+    assert outcome(search(tmp_path / "b", Toy(), mode="asynchronous")) == whole
 
 
 class Images:
@@ -204,7 +204,7 @@ def search_in_steps(folder: Path, evaluator: Images, **plan: Any) -> SearchRecor
     try:
         return Driver(
             ledger=ledger,
-            algorithm=(AsynchronousNsga2 if chosen.mode == "steady" else Nsga2)(space=SearchSpace(steps=8), population=8, seed=0),
+            algorithm=(AsynchronousNsga2 if chosen.mode == "asynchronous" else Nsga2)(space=SearchSpace(steps=8), population=8, seed=0),
             plan=chosen,
             protocol=EvaluationProtocol(images=40, fidelities=[8, 20], batch=4),
             pool=InProcessPool(evaluator),
@@ -216,7 +216,7 @@ def search_in_steps(folder: Path, evaluator: Images, **plan: Any) -> SearchRecor
         ledger.close()
 
 
-@pytest.mark.parametrize("mode", ["generational", "steady"])
+@pytest.mark.parametrize("mode", ["generational", "asynchronous"])
 def test_promotion_pays_for_new_images_only_and_compares_equal_counts(tmp_path: Path, mode: str) -> None:
     evaluator = Images()
     record = search_in_steps(tmp_path, evaluator, mode=mode)
@@ -279,7 +279,7 @@ def test_a_full_disk_for_kept_features_costs_time_and_nothing_else(tmp_path: Pat
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_what_is_promising_is_the_same_result_by_result_as_all_at_once(tmp_path: Path, limits: dict[str, float], ranks: int) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl", "steps", {}, {})
-    plan = SearchPlan(generations=9, population=8, promoted_ranks=ranks, objectives=Objectives(**limits))
+    plan = SearchPlan(generations=9, population=8, promote_ranks=ranks, objectives=Objectives(**limits))
     driver = Driver(
         ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=plan,
         protocol=EvaluationProtocol(images=40, fidelities=[8], batch=4), pool=InProcessPool(Images()), measure=of_shards, baselines={}, kept=ShardStore(tmp_path / "kept"),
@@ -300,7 +300,7 @@ def test_what_is_promising_is_the_same_result_by_result_as_all_at_once(tmp_path:
 
 
 def test_children_know_their_parents(tmp_path: Path) -> None:
-    for mode in ("generational", "steady"):
+    for mode in ("generational", "asynchronous"):
         record = search(tmp_path / mode, Toy(), mode=mode, generations=6)
         for number, candidate in record.candidates.items():
             assert candidate.origin == ("offspring" if candidate.parents else "initial")
@@ -320,7 +320,7 @@ def test_children_know_their_parents(tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         ({"generations": 0}, "search.generations is 0; give at least 1"),
-        ({"mode": "async"}, "search.mode is 'async'; allowed are generational and steady"),
+        ({"mode": "async"}, "search.mode is 'async'; allowed are generational and asynchronous"),
         ({"latency": "guessed"}, "search.latency is 'guessed'; allowed are measured and predicted"),
         ({"max_candidates": 1.5}, "search.max_candidates is 1.5; give an integer above 0"),
         ({"max_minutes": -1}, "search.max_minutes is -1; give a number above 0"),
@@ -331,7 +331,7 @@ def test_bad_plans_are_refused(wrong: dict[str, Any], message: str) -> None:
         SearchPlan(**{"generations": 4, "population": 6, **wrong})
 
 
-@pytest.mark.parametrize("mode", ["generational", "steady"])
+@pytest.mark.parametrize("mode", ["generational", "asynchronous"])
 def test_cut_after_any_line_it_ends_with_the_same_front(tmp_path: Path, mode: str) -> None:
     undisturbed = outcome(search(tmp_path / "calm", Toy(), generations=3, mode=mode))
     lines = (tmp_path / "calm" / "ledger.jsonl").read_bytes().splitlines(keepends=True)
@@ -343,7 +343,7 @@ def test_cut_after_any_line_it_ends_with_the_same_front(tmp_path: Path, mode: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["generational", "steady"])
+@pytest.mark.parametrize("mode", ["generational", "asynchronous"])
 def test_killed_at_random_points_it_ends_with_the_same_front(tmp_path: Path, mode: str) -> None:
     """20 kills in all, over both modes, of a copy of this process: starting Python anew would take longer than the search."""
     undisturbed = outcome(search(tmp_path / "calm", Toy(), generations=8, mode=mode))
@@ -383,8 +383,8 @@ def test_one_generation_without_growth_is_no_stall() -> None:
     assert not has_stalled([0.2] * 50, None)
 
 
-@pytest.mark.parametrize("mode", ["generational", "steady"])
-def test_failed_candidates_are_tried_again_and_a_replay_stays_exact(tmp_path: Path, mode: Literal["generational", "steady"]) -> None:
+@pytest.mark.parametrize("mode", ["generational", "asynchronous"])
+def test_failed_candidates_are_tried_again_and_a_replay_stays_exact(tmp_path: Path, mode: Literal["generational", "asynchronous"]) -> None:
     class Stops(Toy):
         def __init__(self, calls: int, fails: str = "") -> None:
             super().__init__(fails)

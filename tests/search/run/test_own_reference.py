@@ -25,7 +25,7 @@ from search.run.own_reference import FILE, OwnReference, OwnReferenceError
 from search.run.pools import InProcessPool
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=3, guidance=3.0)
-DATA = DataSpec(name="own", kind="prompts", prompts="captions", references=10)
+DATA = DataSpec(name="own", kind="prompts", prompts="captions", num_reference_images=10)
 SPEC = EvaluatorSpec(MODEL, DATA, EvaluationProtocol(images=4, batch=4, interval_groups=0), ("fid", "kid"))
 PLAIN = Strategy.full(3)
 
@@ -81,7 +81,7 @@ def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tm
     assert torch.equal(found, drawn)
     assert (tmp_path / "another" / FILE).is_file()
     assert own(tmp_path / "third", protocol=replace(SPEC.protocol, features="clip")).kept() is None
-    for other in ({"model": replace(MODEL, guidance=5.0)}, {"data": replace(DATA, references=8)}, {"edit": Edit(strength=0.5)}):
+    for other in ({"model": replace(MODEL, guidance=5.0)}, {"data": replace(DATA, num_reference_images=8)}, {"edit": Edit(strength=0.5)}):
         assert own(tmp_path / "search", **other).kept() is None
         assert own(tmp_path / "third", **other).fetch(counting) is None
     assert len(counting.drawn) == 3
@@ -104,7 +104,7 @@ def test_other_weights_are_another_reference(pool: InProcessPool, tmp_path: Path
     with torch.no_grad():
         weight.mul_(2)
     try:
-        with pytest.raises(OwnReferenceError, match=r"reference\.safetensors was drawn by another model.*restart=true"):
+        with pytest.raises(OwnReferenceError, match=r"reference\.safetensors was drawn by another model.*fresh_start=true"):
             own(tmp_path / "search").fetch(pool)
         assert own(tmp_path / "another").fetch(pool) is None
     finally:
@@ -119,7 +119,7 @@ def test_a_pipeline_that_fails_is_said(pool: InProcessPool, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("prompts", "count"), [("captions", 350), ("imagenet", 1000)])
 def test_prompts_that_ship(prompts: str, count: int) -> None:
-    data = Data(DataSpec(name="x", kind="prompts", prompts=prompts, references=500))
+    data = Data(DataSpec(name="x", kind="prompts", prompts=prompts, num_reference_images=500))
     assert len(data.prompts) == count
     assert len(set(data.prompts)) >= count - 2, "ImageNet has two cranes and two maillots"
     used = [data.prompt(REFERENCE_OFFSET + i) for i in range(500)]
@@ -146,7 +146,7 @@ def test_the_captions_are_varied_and_free() -> None:
 
 def test_prompts_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a cat\na dog\n# three\n")
-    data = Data(DataSpec(name="x", kind="prompts", prompts=str(tmp_path / "mine.txt"), references=6))
+    data = Data(DataSpec(name="x", kind="prompts", prompts=str(tmp_path / "mine.txt"), num_reference_images=6))
     assert data.prompts == ["a cat", "a dog", "# three"]
     assert [data.prompt(REFERENCE_OFFSET + i) for i in range(6)] == ["a cat"] * 2 + ["a dog"] * 2 + ["# three"] * 2
     assert data.reference_in_words() == "6 images of the unaccelerated pipeline, seeds 2000000 to 2000005, prompts mine.txt"

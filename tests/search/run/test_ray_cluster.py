@@ -50,7 +50,7 @@ def test_what_is_not_ray_is_refused_at_once(says: bytes | None, monkeypatch: pyt
 
 
 def test_unknown_code_is_refused() -> None:
-    with pytest.raises(ClusterError, match=r"cluster.code is 'copied'; allowed are 'installed' .* and 'ship'"):
+    with pytest.raises(ClusterError, match=r"cluster.code is 'copied'; allowed are 'installed' .* and 'upload'"):
         own_packages("copied")
 
 
@@ -100,14 +100,14 @@ def naive():
     return getattr(search, "DECOY", "ours")
 
 print("without care:", ray.get(naive.remote()))
-pool = RayPool(Probe(), workers=1, code=sys.argv[1], start_s=120)
+pool = RayPool(Probe(), workers=1, code=sys.argv[1], load_timeout_s=120)
 print("workers import:", pool.devices[0])
 print("result:", [r for _, r in pool.map([Job("a", [], [1, 2])])])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", ["installed", "ship"])
+@pytest.mark.parametrize("code", ["installed", "upload"])
 def test_folders_of_our_names_in_the_working_folder_do_no_harm(tmp_path: Path, code: str) -> None:
     decoys, elsewhere = tmp_path / "decoys", tmp_path / "elsewhere"
     for name in ("dato", "search", "conf", "launch"):

@@ -141,7 +141,7 @@ def drive(
             deadline_s=deadline_s,
             ledger=ledger,
             algorithm=AsynchronousNsga2(space=SPACE, population=6, seed=0, screen=None),
-            plan=SearchPlan(generations=generations, population=6, mode="steady", **plan),
+            plan=SearchPlan(generations=generations, population=6, mode="asynchronous", **plan),
             protocol=EvaluationProtocol(images=4, batch=4),
             measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(8)},
@@ -208,7 +208,7 @@ def test_it_stops_when_the_first_candidates_all_fail(local_ray: None, tmp_path: 
 
 @pytest.mark.slow
 def test_a_trial_past_its_deadline_is_ended(local_ray: None, tmp_path: Path) -> None:
-    with pytest.raises(SearchFailed, match=r"passed cluster.deadline_s"):
+    with pytest.raises(SearchFailed, match=r"passed cluster.batch_timeout_s"):
         drive(tmp_path, 1, pause=60.0, deadline_s=0.5)
 
 
