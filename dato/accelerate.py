@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dato.control import ControlSkip
-from dato.hooks import HookedModel, hook_of
+from dato.caller import has_unet
+from dato.hooked_model import HookedModel, hook_of
 from dato.options import Options
 from dato.provenance import check
 from dato.refusals import refuse_compiled, refuse_pipeline
 from dato.report import RunReport
-from dato.running import has_unet
-from dato.runtime import Runtime
 from dato.strategy import Strategy
-from dato.units import Layout
+from dato.unet.control import ControlSkip
+from dato.unet.hook import UNetHook
 
-_MARK = "_dato_runtime"  # on a pipeline: what is enabled on it, also where it is given another UNet since
+_MARK = "_dato_hook"  # on a pipeline: what is enabled on it, also where it is given another UNet since
 
 
 def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> None:
@@ -48,7 +47,7 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     _enable(pipe, strategy, options)
 
 
-def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> Runtime:
+def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> UNetHook:
     if not isinstance(strategy, Strategy):
         raise TypeError(f"expected a dato.Strategy, but got {type(strategy).__name__}; dato.Strategy.load reads files and names")
     if options is not None and not isinstance(options, Options):
@@ -57,14 +56,14 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> Runtime:
     if unet is None:
         raise TypeError(f"{type(pipe).__name__} has no unet; dato accelerates pipelines with a UNet2DConditionModel")
     refuse_compiled(unet)
-    runtime = Runtime(pipe, Layout.of(unet), strategy, options or Options())
-    refuse_pipeline(pipe, unet, strategy, runtime.options)
+    hook = UNetHook(pipe, strategy, options or Options())
+    refuse_pipeline(pipe, unet, strategy, hook.options)
     active = _find(pipe)
     if active is not None and not _belongs(active, pipe):
         raise ValueError("another pipeline shares this UNet and is accelerated already: call dato.disable on that pipeline first")
     control = hook_of(getattr(pipe, "controlnet", None))
     abandoned = isinstance(control, ControlSkip) and not control.serves(pipe.controlnet)
-    if isinstance(control, ControlSkip) and not abandoned and not _belongs(control.runtime, pipe):
+    if isinstance(control, ControlSkip) and not abandoned and not _belongs(control.unet_hook, pipe):
         raise ValueError("another pipeline shares this ControlNet and is accelerated already: call dato.disable on that pipeline first")
     check(pipe, strategy)
     if isinstance(control, ControlSkip) and abandoned:
@@ -72,30 +71,30 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> Runtime:
     if active is not None:
         _uninstall(active)
     try:
-        _install(runtime)
+        _install(hook)
     except BaseException:
         if active is not None:
             _reinstall(active)
         raise
-    return runtime
+    return hook
 
 
 def disable(pipe: Any) -> None:
     """Undo `enable` exactly; does nothing where nothing is enabled on this pipeline, itself or its copy."""
-    for runtime in (_marked(pipe), _find(pipe)):
-        if runtime is not None and _belongs(runtime, pipe):
-            _uninstall(runtime)
+    for hook in (_marked(pipe), _find(pipe)):
+        if hook is not None and _belongs(hook, pipe):
+            _uninstall(hook)
 
 
 @contextmanager
 def accelerate(pipe: Any, strategy: Strategy, options: Options | None = None) -> Iterator[Any]:
     """`enable` within a ``with`` block; whatever was enabled before is back afterwards."""
     before = _find(pipe)
-    runtime = _enable(pipe, strategy, options)
+    hook = _enable(pipe, strategy, options)
     try:
         yield pipe
     finally:
-        _uninstall(runtime)  # also where the pipeline has been given another UNet since
+        _uninstall(hook)  # also where the pipeline has been given another UNet since
         disable(pipe)
         if before is not None:
             _reinstall(before)
@@ -107,64 +106,65 @@ def status(pipe: Any) -> RunReport | None:
     Raises:
         RuntimeError: Another tool exchanged the UNet's forward since `enable`, so the strategy is no longer followed.
     """
-    runtime = _find(pipe)
-    if runtime is None or not _belongs(runtime, pipe):
+    hook = _find(pipe)
+    if hook is None or not _belongs(hook, pipe):
         return None
-    runtime.require_reachable()
-    return runtime.report or RunReport(runtime.strategy, tuple(runtime.layers))
+    hook.require_reachable()
+    return hook.report
 
 
-def _install(runtime: Runtime) -> None:
-    """Hook a runtime on its UNet, or leave everything as it was."""
-    unet, pipe = runtime.layout.unet, runtime.owner()
+def _install(hook: UNetHook) -> None:
+    """Put a hook on its UNet, or leave everything as it was."""
+    unet, pipe = hook.unet, hook.owner()
     previous = _marked(pipe)
     try:
-        runtime.hooked = HookedModel(unet, runtime)
-        runtime.undo.append(runtime.hooked.undo)
-        runtime.undo.append(unet.register_forward_pre_hook(runtime.require_reachable).remove)
-        runtime.hook_layers()
+        hook.hooked = HookedModel(unet, hook)
+        hook.undo.append(hook.hooked.undo)
+        hook.undo.append(unet.register_forward_pre_hook(hook.require_reachable).remove)
+        hook.layers.attach()
         if getattr(pipe, "controlnet", None) is not None:
-            runtime.undo.append(ControlSkip(pipe.controlnet, runtime).undo)
+            hook.undo.append(ControlSkip(pipe.controlnet, hook).undo)
     except BaseException:
-        _uninstall(runtime)
+        _uninstall(hook)
         raise
-    if previous is not None and previous is not runtime and _belongs(previous, pipe):
+    if previous is not None and previous is not hook and _belongs(previous, pipe):
         _uninstall(previous)  # it was enabled while the pipeline had another UNet
     if hasattr(pipe, "__dict__"):
-        setattr(pipe, _MARK, runtime)
+        setattr(pipe, _MARK, hook)
 
 
-def _reinstall(runtime: Runtime) -> None:
-    """`_install` of a runtime that was there before, on what the UNet holds by now."""
-    runtime.prepare()
-    _install(runtime)
+def _reinstall(hook: UNetHook) -> None:
+    """`_install` of a hook that was there before, on what the UNet holds by now."""
+    hook.read_layers()
+    hook.reset_state(hook.unet)
+    _install(hook)
 
 
-def _uninstall(runtime: Runtime) -> None:
+def _uninstall(hook: UNetHook) -> None:
     """Undo `_install`; a second time nothing."""
-    runtime.unhook_layers()
-    undos, runtime.undo = runtime.undo, []
+    hook.layers.remove()
+    undos, hook.undo = hook.undo, []
     for undo in undos:
         undo()
-    runtime.hooked = None
-    pipe = runtime.owner()
-    if _marked(pipe) is runtime:
+    hook.hooked = None
+    pipe = hook.owner()
+    if _marked(pipe) is hook:
         delattr(pipe, _MARK)
 
 
-def _belongs(runtime: Runtime, pipe: Any) -> bool:
+def _belongs(hook: UNetHook, pipe: Any) -> bool:
     """Whether a pipeline is the one that a strategy was enabled on. Where that is gone, or has another UNet since, it is whose UNet it is."""
-    owner = runtime.owner()
+    owner = hook.owner()
     if owner is pipe:
         return True
-    return (owner is None or not has_unet(owner, runtime.layout.unet)) and has_unet(pipe, runtime.layout.unet)
+    return (owner is None or not has_unet(owner, hook.unet)) and has_unet(pipe, hook.unet)
 
 
-def _marked(pipe: Any) -> Runtime | None:
+def _marked(pipe: Any) -> UNetHook | None:
     found = getattr(pipe, "__dict__", {}).get(_MARK)
-    return found if isinstance(found, Runtime) else None
+    return found if isinstance(found, UNetHook) else None
 
 
-def _find(pipe: Any) -> Runtime | None:
-    hook = hook_of(getattr(pipe, "unet", None))
-    return hook if isinstance(hook, Runtime) else None
+def _find(pipe: Any) -> UNetHook | None:
+    found = hook_of(getattr(pipe, "unet", None))
+    return found if isinstance(found, UNetHook) else None

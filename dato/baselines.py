@@ -7,26 +7,15 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
-
 from dato.accelerate import accelerate
 from dato.options import Options
+from dato.sampler import SAMPLERS, exchange_scheduler
 from dato.strategy import Strategy
-
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "DDIM": ("DDIMScheduler", {}),
-    "DPM++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "Euler": ("EulerDiscreteScheduler", {}),
-    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-}
-"""Samplers of `fewer_steps`, as the field names them, and the schedulers that they are in diffusers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +62,6 @@ class Baseline:
             yield pipe, self.steps
 
 
-def exchange_scheduler(scheduler: Any, name: str, **settings: Any) -> Any:
-    """The diffusers scheduler `name` for the model that `scheduler` is for.
-
-    Where the model's configuration is silent, latents are not clipped: they have no bounds, and diffusers' default, meant for
-    pixels, would cut DDIM's off at 1.
-    """
-    kind = getattr(diffusers, name)
-    if "clip_sample" in inspect.signature(kind.__init__).parameters and "clip_sample" not in scheduler.config:
-        settings["clip_sample"] = False
-    return kind.from_config(scheduler.config, **settings)
-
-
 def plain(steps: int) -> Baseline:
     """The pipeline as it is."""
     return Baseline(name="unaccelerated", steps=steps)
@@ -105,7 +82,7 @@ def tomesd(steps: int, merge_ratio: float) -> Baseline:
     return Baseline(name=f"ToMeSD, {merge_ratio:g}", steps=steps, merge_ratio=merge_ratio)
 
 
-def naive(steps: int, interval: int, merge_ratio: float) -> Baseline:
+def deepcache_tomesd(steps: int, interval: int, merge_ratio: float) -> Baseline:
     """DeepCache and ToMeSD at once, the paper's naive combination."""
     return Baseline(
         name=f"DeepCache, every {interval} + ToMeSD, {merge_ratio:g}", steps=steps, strategy=Strategy.uniform(steps, interval), merge_ratio=merge_ratio

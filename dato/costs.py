@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from dato import pruning
-from dato.attention import prune_layer
-from dato.options import Options, chosen_layers, patch_side, token_grid
+from dato.options import Options, patch_side, token_grid
 from dato.strategy import FULL, Step, Strategy
-from dato.units import Layout, bind_call, run_shallow, unit_output
+from dato.unet.attention import chosen_layers, prune_layer
+from dato.unet.shallow import bind_call, run_shallow
+from dato.unet.units import Layout, unit_output
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How tokens are chosen, and in which layers of a UNet."""
+"""How tokens are chosen, and on which grids."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import numbers
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
 from dato import scoring
 from dato.strategy import PATCH
-from dato.units import Layout
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -83,34 +80,3 @@ def patch_side(options: Options, height: int, width: int) -> int | None:
     tokens in a patch, so that nothing is pruned."""
     side = min(options.patch, height, width)
     return side if side >= PATCH else None
-
-
-def chosen_layers(layout: Layout, options: Options, prunes: bool = True) -> dict[str, tuple[nn.Module, int]]:
-    """The self-attention layers that prune, by module name, with their downsample.
-
-    Args:
-        layout: Of the UNet.
-        options: Which layers are wanted.
-        prunes: Whether any call prunes, so that there have to be some.
-
-    Raises:
-        ValueError: The options leave no layer, or name one that does not exist.
-    """
-    layers = layout.self_attentions()
-    downsamples = sorted({d for _, d in layers.values()})
-    if not layers and prunes:
-        raise ValueError("this UNet has no self-attention layer in which tokens could be pruned; use prune_ratio 0")
-    limit = options.max_downsample or (downsamples or [1])[0]
-    within = {name: layer for name, layer in layers.items() if layer[1] <= limit}
-    if not within and prunes:
-        raise ValueError(f"max_downsample is {limit}, but this UNet has self-attention layers at {', '.join(map(str, downsamples))} only; allowed are integers from {downsamples[0]}, or None")
-    for prefix in options.layers or ():
-        named = {name: d for name, (_, d) in layers.items() if name.startswith(prefix)}
-        if not named:
-            raise ValueError(f"no self-attention layer is named {prefix}...; there are {', '.join(within or layers)}")
-        if min(named.values()) > limit:
-            raise ValueError(
-                f"the self-attention layers named {prefix}... are at downsample {min(named.values())}, and max_downsample leaves those up to "
-                f"{limit} only; give Options(max_downsample={min(named.values())}), or layers of these: {', '.join(within)}"
-            )
-    return {name: layer for name, layer in within.items() if options.layers is None or name.startswith(options.layers)}

@@ -1,11 +1,13 @@
-"""Named strategies of 50 steps, each with where it comes from."""
+"""Named strategies of 50 steps as plain documents, each with where it comes from."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
-from dato.strategy import FULL, Step, Strategy, StrategyError
+from dato.schema import FULL, StrategyError
 
 _TABLE_6_DEPTHS = "1 1 1 1 1 1 1 1 12 1 1 1 1 1 1 1 1 0 0 12 1 1 1 1 1 0 1 12 0 1 1 12 0 0 1 1 1 1 1 1 1 1 1 12 1 1 1 1 1 0"
 _TABLE_6_RATIOS = "75443565655365547365534343656366335644344535676565"  # tenths
@@ -23,16 +25,18 @@ _AUTHORS_VECTORS = {
 
 
 @cache
-def presets() -> dict[str, Strategy]:
-    """Every preset by name."""
-    pairs = zip(_TABLE_6_DEPTHS.split(), _TABLE_6_RATIOS, strict=True)
-    printed = [Step(int(d), int(r) / 10) for d, r in pairs]
-    # The table has columns 49 down to 0: it prints the last step first, and label 0 is executed first.
-    b1 = Strategy(tuple(reversed(printed)), {"source": "arXiv 2501.00375, Table 6 (Ours-b1)", "order": "label 0 executed first"})
-    found = {"paper-b1": b1, "paper-b1-reversed": Strategy(tuple(printed), {**b1.provenance, "order": "label 49 executed first"})}
+def presets() -> dict[str, dict[str, Any]]:
+    """Every preset's document by name."""
+    printed = [(int(d), int(r) / 10) for d, r in zip(_TABLE_6_DEPTHS.split(), _TABLE_6_RATIOS, strict=True)]
+    table = "arXiv 2501.00375, Table 6 (Ours-b1)"
+    found = {
+        # The table has columns 49 down to 0: it prints the last step first, and label 0 is executed first.
+        "paper-b1": _document(reversed(printed), source=table, order="label 0 executed first"),
+        "paper-b1-reversed": _document(printed, source=table, order="label 49 executed first"),
+    }
     for line, vector in _AUTHORS_VECTORS.items():
         source = f"cache vector of line {line} of run_command7, published with the code of arXiv 2501.00375"
-        found[f"authors-l{line}"] = Strategy(tuple(Step(FULL if c == "F" else int(c)) for c in vector), {"source": source})
+        found[f"authors-l{line}"] = _document(((FULL if c == "F" else int(c), 0.0) for c in vector), source=source)
     return found | {f"deepcache-{n}": _deepcache(n) for n in (2, 3, 5, 10)}
 
 
@@ -42,18 +46,8 @@ def is_preset(name: str) -> bool:
     return base in presets() or _interval(base) is not None
 
 
-def _deepcache(interval: int) -> Strategy:
-    return Strategy.uniform(50, interval).with_provenance(source="DeepCache (arXiv 2312.00858), branch 0, uniform")
-
-
-def _interval(name: str) -> int | None:
-    """N of "deepcache-N", which need not be in the list of presets."""
-    found = re.fullmatch(r"deepcache-([1-9][0-9]?)", name)
-    return int(found[1]) if found and 2 <= int(found[1]) <= 50 else None
-
-
-def preset(name: str, prune_ratio: float | None = None) -> Strategy:
-    """A preset, with one prune ratio at every step where it holds none of its own.
+def preset(name: str, prune_ratio: float | None = None) -> dict[str, Any]:
+    """A preset's document, with one prune ratio at every step where it holds none of its own.
 
     Args:
         name: One of `presets`, or deepcache-N with any N from 2 to 50, or with a ratio after "@", such as "authors-l12@0.5".
@@ -73,6 +67,20 @@ def preset(name: str, prune_ratio: float | None = None) -> Strategy:
     found = _deepcache(interval) if interval else presets()[base]
     if prune_ratio is None:
         return found
-    if any(s.prune_ratio for s in found):
+    if any(step["prune_ratio"] for step in found["steps"]):
         raise StrategyError(f"prune_ratio is {prune_ratio!r}, but {base} holds a ratio for each of its steps; leave it out")
-    return Strategy(tuple(Step(s.cache_depth, prune_ratio) for s in found), {**found.provenance, "prune_ratio": prune_ratio})
+    return _document(((step["cache_depth"], prune_ratio) for step in found["steps"]), **found["provenance"], prune_ratio=prune_ratio)
+
+
+def _document(steps: Iterable[tuple[int, float]], **provenance: Any) -> dict[str, Any]:
+    return {"steps": [{"cache_depth": d, "prune_ratio": r} for d, r in steps], "provenance": provenance}
+
+
+def _deepcache(interval: int) -> dict[str, Any]:
+    return _document(((1 if i % interval else FULL, 0.0) for i in range(50)), source="DeepCache (arXiv 2312.00858), branch 0, uniform")
+
+
+def _interval(name: str) -> int | None:
+    """N of "deepcache-N", which need not be in the list of presets."""
+    found = re.fullmatch(r"deepcache-([1-9][0-9]?)", name)
+    return int(found[1]) if found and 2 <= int(found[1]) <= 50 else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dato.caller import GUIDES, Caller, guides
 from dato.options import Options
-from dato.running import GUIDES, Caller, guides
 from dato.strategy import FULL, Strategy
 
 # No call of theirs has one timestep, and one place in the image, to itself.

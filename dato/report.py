@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dato import summary
-from dato.strategy import Strategy
+from dato.strategy import Strategy, depth_name
+from dato.text_table import text_table
 
 
 @dataclass
@@ -37,8 +37,18 @@ class RunReport:
         return sum(self.calls_by_depth.values())
 
     def __str__(self) -> str:
-        return summary.report_lines(self)
+        calls = ", ".join(f"{n} {depth_name(d)}" for d, n in sorted(self.calls_by_depth.items(), reverse=True))
+        state = "enabled, and not run yet" if not self.calls else f"{'finished' if self.finished else 'not finished'}: {self.calls} UNet calls, {calls}"
+        lines = [f"strategy  {self.strategy.headline()}", f"run       {state}"]
+        if self.layers:
+            skipped = f"{sum(self.tokens_pruned.values()):,} tokens in " if self.calls else ""
+            lines.append(f"pruning   {skipped}{len(self.layers)} self-attention layer{'s' if len(self.layers) > 1 else ''}")
+        if self.controls_skipped:
+            lines.append(f"skipped   {self.controls_skipped} ControlNet calls")
+        return "\n".join(lines)
 
     def summary(self) -> str:
-        """A table of UNet calls by depth, of tokens pruned by layer, and of the strategy's steps."""
-        return summary.report_table(self)
+        """What it prints as, UNet calls by depth, tokens pruned by layer, and the strategy's steps."""
+        calls = [("cache depth", "UNet calls"), *((depth_name(d), str(n)) for d, n in sorted(self.calls_by_depth.items(), reverse=True))]
+        layers = [("self-attention layer", "tokens pruned"), *((name, f"{self.tokens_pruned[name]:,}") for name in self.layers)]
+        return "\n\n".join([str(self), text_table(calls), *([text_table(layers)] if self.layers else []), self.strategy.summary()])

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from dato.call_plan import check_steps, plan_calls
+from dato.caller import caller_of, reference
 from dato.options import Options
-from dato.position import Position, index_in, value_of
 from dato.refusals import refuse_compiled, refuse_pipeline, refuse_run
 from dato.report import RunReport
-from dato.run_state import RunState
-from dato.running import caller_of, reference
-from dato.schedule import check_steps, works
+from dato.run_position import RunPosition, index_in, value_of
+from dato.runtime import RunState
 from dato.strategy import Strategy, StrategyError
 
 
@@ -27,24 +27,45 @@ class Runs:
         unet: The UNet.
         strategy: What every run follows.
         options: How tokens are chosen.
+
+    Attributes:
+        open: Those that are not over.
+        last: The run that called last; None before any.
     """
 
     def __init__(self, owner: Callable[[], Any], unet: nn.Module, strategy: Strategy, options: Options) -> None:
         self.owner, self.unet, self.strategy, self.options = owner, unet, strategy, options
-        self._runs: list[RunState] = []
+        self.open: list[RunState] = []
+        self.last: RunState | None = None
 
     def at(self, timestep: torch.Tensor | float, layers: tuple[str, ...]) -> RunState:
         """The run whose next call is at `timestep`, a new one where one begins; `layers` are those that prune."""
         run, place = self.going_on(timestep)
         if run is None:
-            return self._begin(timestep, layers)
-        run.position.next = place
+            run = self._begin(timestep, layers)
+        else:
+            run.position.next = place
+        self.last = run
         return run
+
+    def replaying(self, timestep: torch.Tensor | float, sample: torch.Tensor, halved: bool = False) -> RunState | None:
+        """The run whose coming call at `timestep` will replay a prediction; None where the call computes. Changes nothing.
+
+        Args:
+            timestep: Of the call.
+            sample: (B, C, h, w), what a ControlNet is given before it.
+            halved: Whether that is the conditional half only, as in guess mode.
+        """
+        run, place = self.going_on(timestep)
+        if run is None or run.kept is None or run.kept.prediction is None or run.plan_at(place).step.cache_depth:
+            return None
+        kind = run.kind_of(sample)
+        return run if (kind._replace(batch=2 * kind.batch) if halved and kind.guided else kind) == run.kept.kind else None
 
     def going_on(self, timestep: torch.Tensor | float) -> tuple[RunState | None, int]:
         """The run whose next call this is, and its place; (None, 0) where there is none."""
         found: list[tuple[RunState, int]] = []
-        for run in reversed(self._runs):
+        for run in reversed(self.open):
             place = run.position.coming(run.scheduler.timesteps, timestep)
             if place is not None:
                 found.append((run, place))
@@ -69,14 +90,14 @@ class Runs:
         refuse_pipeline(pipe, self.unet, self.strategy, self.options)
         refuse_run(pipe, caller, self.strategy, self.options)
         scheduler = pipe.scheduler
-        before = next((r.position for r in reversed(self._runs) if r.position.timesteps is scheduler.timesteps), Position())
+        before = next((r.position for r in reversed(self.open) if r.position.timesteps is scheduler.timesteps), RunPosition())
         begun = before.begun(scheduler.timesteps, timestep)
         if begun is None or (not begun.own and _in_another_list(pipe, timestep)):
             raise ValueError(self._stranger(pipe, timestep))
         try:
             order = getattr(scheduler, "order", 1)
             check_steps(len(self.strategy), begun.values, getattr(scheduler, "num_inference_steps", None), order)
-            found = works(self.strategy, len(begun.values), order, begun.first)
+            found = plan_calls(self.strategy, len(begun.values), order, begun.first)
         except StrategyError as error:
             if not begun.own:
                 raise ValueError(self._stranger(pipe, timestep)) from None
@@ -92,18 +113,18 @@ class Runs:
             frame=caller.frame if caller is not None else None,
             attended=caller is None or caller.attended,
             position=begun,
-            works=found,
+            plans=found,
             report=RunReport(self.strategy, layers, pipeline=type(pipe).__name__),
             generator=torch.Generator().manual_seed(self.options.seed),
         )
-        waiting = [r for r in self._runs if r.goes_on(caller, scheduler)]
+        waiting = [r for r in self.open if r.goes_on(caller, scheduler)]
         loops = [r for r in waiting if r.frame is None and r.thread is run.thread]
-        self._runs = [r for r in waiting if r not in loops[:-1]] + [run]  # of loops that may be abandoned one is kept
+        self.open = [r for r in waiting if r not in loops[:-1]] + [run]  # of loops that may be abandoned one is kept
         return run
 
     def _stranger(self, pipe: Any, timestep: torch.Tensor | float) -> str:
         name = type(pipe).__name__
-        going = next((r.position for r in reversed(self._runs) if r.pipe() is pipe and r.position.timesteps is pipe.scheduler.timesteps), None)
+        going = next((r.position for r in reversed(self.open) if r.pipe() is pipe and r.position.timesteps is pipe.scheduler.timesteps), None)
         if going is not None and going.next < going.end:
             expected = f"comes to {going.values[going.next]:g} next (call {going.next - going.first + 1} of {going.end - going.first})"
         else:

@@ -10,6 +10,8 @@ from typing import Any
 from dato.files import FileError, check_plain, parse_json, shown
 
 SCHEMA = "dato.strategy/1"
+FULL = 12
+"""The cache depth that computes everything. A symbol: models of fewer units, such as SDXL's UNet, use it too."""
 
 
 class StrategyError(ValueError):

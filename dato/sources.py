@@ -15,8 +15,8 @@ from dato import schema
 from dato.files import FileError, decode, parse_json, read_bytes, shown, user_path
 from dato.https import fetch
 from dato.mlflow_store import StoreError, local_path, require_store
-from dato.presets import is_preset
-from dato.strategy import Strategy, StrategyError
+from dato.presets import is_preset, preset, presets
+from dato.schema import StrategyError
 
 MAX_BYTES = 1 << 20
 """A strategy is a few kilobytes; a larger file is not one."""
@@ -26,38 +26,42 @@ CARD_SCHEMA = "dato.card/1"
 ACCEPTED = "a JSON file or a card, a folder that holds one, https://..., models:/<name>@<alias>, runs:/<run id>/<path>"
 
 
-def load_strategy(source: str | Path) -> Strategy:
-    """Read a strategy from wherever `source` points; nothing that is read is executed.
+def load_document(source: str | Path) -> tuple[dict[str, Any], str]:
+    """Read a strategy's document from wherever `source` points; nothing that is read is executed.
 
     Args:
         source: A preset's name; a strategy's JSON file, a card (``card.json`` or ``card.md``), or a folder with one of these;
             ``https://...`` of such a file; ``models:/<name>@<alias>``, ``models:/<name>/<version>`` or ``runs:/<run id>/<path>``.
 
+    Returns:
+        Steps and provenance, as `dato.schema.migrate` gives them (what the steps hold is for `dato.Strategy` to check), and where they
+        were read, as messages name it.
+
     Raises:
         StrategyError: It cannot be read, is too large, was changed after it was written, or is something else.
     """
     if not isinstance(source, str | PathLike):
-        raise StrategyError(f"cannot read a strategy from {shown(source)} of type {type(source).__name__}; give {ACCEPTED}, or a preset: {', '.join(Strategy.presets())}")
+        raise StrategyError(f"cannot read a strategy from {shown(source)} of type {type(source).__name__}; give {ACCEPTED}, or a preset: {', '.join(presets())}")
     text = str(source)
     if is_preset(text):
-        return Strategy.preset(text)
+        return preset(text), text
     if text.startswith(("models:/", "runs:/")):
         return _from_mlflow(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         address, body = fetch(text, MAX_BYTES)
-        return parse(body, where=address)
+        return parse(body, where=address), address
     path = user_path(source)
     if os.path.isdir(path):  # false, where Path.is_dir raises, for a name that no file can have
         path = _in_folder(path)
     try:
         content = read_bytes(path, MAX_BYTES)
     except FileError as error:
-        raise StrategyError(f"cannot read a strategy from {shown(text, 300)} ({error}); give {ACCEPTED}, or a preset: {', '.join(Strategy.presets())}") from None
-    return parse(content, where=str(path))
+        raise StrategyError(f"cannot read a strategy from {shown(text, 300)} ({error}); give {ACCEPTED}, or a preset: {', '.join(presets())}") from None
+    return parse(content, where=str(path)), str(path)
 
 
-def parse(body: bytes, where: str) -> Strategy:
-    """A strategy from the bytes of a strategy's JSON, a card's JSON, or a Markdown card."""
+def parse(body: bytes, where: str) -> dict[str, Any]:
+    """The document of the bytes of a strategy's JSON, a card's JSON, or a Markdown card."""
     try:
         text = decode(body)
     except FileError as error:
@@ -66,46 +70,46 @@ def parse(body: bytes, where: str) -> Strategy:
     try:
         data = parse_json(_block(text, where) if card else text)
     except FileError:
-        return Strategy.from_json(text, where)  # which says what is wrong with it
+        return schema.read(text, where)  # which says what is wrong with it
     return _of_card(data, where) if card and not _is_card(data) else parse_document(data, where)
 
 
-def parse_document(data: Any, where: str) -> Strategy:
+def parse_document(data: Any, where: str) -> dict[str, Any]:
     """`parse` of JSON that is parsed already: a strategy's document or a card's."""
-    return _from_card(data, where) if _is_card(data) else Strategy.from_document(schema.migrate(data, where), where)
+    return _from_card(data, where) if _is_card(data) else schema.migrate(data, where)
 
 
 def _is_card(data: Any) -> bool:
     return isinstance(data, dict) and str(data.get("schema")).startswith("dato.card/")
 
 
-def _from_card(data: dict[str, Any], where: str) -> Strategy:
+def _from_card(data: dict[str, Any], where: str) -> dict[str, Any]:
     if data["schema"] != CARD_SCHEMA:
         raise StrategyError(f"{where} has schema {shown(data['schema'])}; this version reads {CARD_SCHEMA!r}: export it again or update dato")
     if "strategy" not in data:
         raise StrategyError(f"{where} is a card without its strategy; export it again")
-    strategy = _of_card(data["strategy"], where)
+    document = _of_card(data["strategy"], where)
     summary = data.get("summary", {})
-    different = [k for k in _COPIED if isinstance(summary, Mapping) and k in summary and summary[k] != strategy.provenance.get(k)]
-    if different or not isinstance(summary, Mapping) or summary.get("steps", len(strategy)) != len(strategy):
+    different = [k for k in _COPIED if isinstance(summary, Mapping) and k in summary and summary[k] != document["provenance"].get(k)]
+    if different or not isinstance(summary, Mapping) or summary.get("steps", len(document["steps"])) != len(document["steps"]):
         raise StrategyError(
             f"{where} was changed after it was written: its summary's {different[0] if different else 'steps'} is not what its strategy holds; get it again from where it was exported"
         )
-    return strategy
+    return document
 
 
 _COPIED = ("model", "sampler", "quality", "latency")
 """What a card's summary repeats of its strategy's provenance."""
 
 
-def _of_card(document: Any, where: str) -> Strategy:
-    """The strategy of a card. It is written with its digest: a card without it is one that somebody changed."""
+def _of_card(document: Any, where: str) -> dict[str, Any]:
+    """The document of a card's strategy. It is written with its digest: a card without it is one that somebody changed."""
     if isinstance(document, dict) and document.get("schema") == schema.SCHEMA and "digest" not in document:
         raise StrategyError(
             f"{where} is a card whose strategy has no digest, so it was changed after it was written; get it again from where it was exported, or give "
             "the steps alone, a file of schema and steps without figures"
         )
-    return Strategy.from_document(schema.migrate(document, where), where)
+    return schema.migrate(document, where)
 
 
 def _block(text: str, where: str) -> str:
@@ -138,7 +142,7 @@ def holds_credentials(address: str) -> bool:
     return bool(parts.password or token or re.search(rf"[?&]{_SECRET}=.", address, flags=re.IGNORECASE))
 
 
-def _from_mlflow(uri: str) -> Strategy:
+def _from_mlflow(uri: str) -> tuple[dict[str, Any], str]:
     try:
         import mlflow
     except ImportError:
@@ -157,7 +161,8 @@ def _from_mlflow(uri: str) -> Strategy:
             ) from None
         if found.is_dir() and not (found / "strategy.json").is_file():
             raise StrategyError(f"{uri} holds no strategy.json; give a model that dato exported")
-        return load_strategy(found).with_provenance(loaded_from=uri)
+        document, _ = load_document(found)
+        return {**document, "provenance": {**document["provenance"], "loaded_from": uri}}, uri
 
 
 def _require_artifacts(uri: str) -> None:

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, overload
 
-from dato import schema, summary
+from dato import presets, schema, sources
 from dato.files import refuse_target, shown
-from dato.schema import StrategyError
+from dato.schema import FULL, StrategyError
+from dato.text_table import text_table
 
-FULL = 12
-"""The cache depth that computes the whole UNet. A symbol: UNets with fewer units, such as SDXL's, use it too."""
 PATCH = 2
 """Side of the patches that hold one base token each, in tokens; it bounds the prune ratio below 1 - 1/PATCH^2."""
 MAX_STEPS = 1000
@@ -90,11 +90,28 @@ class Strategy(Sequence[Step]):
 
     def __repr__(self) -> str:
         # Steps and provenance in full are pages: `summary` and `to_json` show them.
-        return f"<dato.Strategy: {summary.strategy_line(self)}>"
+        return f"<dato.Strategy: {self.headline()}>"
+
+    def headline(self) -> str:
+        """Length, steps in short, prune ratios, digest and origin, within a line or two."""
+        code = str(self)
+        code = code if len(code) <= 120 else f"{code[:100]}... and so on"
+        ratios = [s.prune_ratio for s in self if s.cache_depth and s.prune_ratio]
+        spread = f"{ratios[0]:g}" if len(set(ratios)) == 1 else f"{min(ratios):g} to {max(ratios):g}" if ratios else ""
+        pruning = f"pruning {spread} in {len(ratios)} of them" if ratios else "no pruning"
+        made = self.provenance.get("source") or self.provenance.get("search_id")
+        return f"{len(self)} steps {code}, {pruning}, digest {self.digest}" + (f", from {str(made)[:100]}" if made else "")
 
     def summary(self) -> str:
-        """A table of the steps: which, at what cache depth and prune ratio."""
-        return summary.strategy_table(self)
+        """A table of the steps, a row for each stretch of equal ones: which, at what cache depth and prune ratio."""
+        rows = [("steps", "cache depth", "prune ratio")]
+        position = 0
+        for (depth, ratio), same in groupby(self, key=lambda s: (s.cache_depth, s.prune_ratio if s.cache_depth else 0.0)):
+            end = position + len(list(same))
+            rows.append((str(position) if end == position + 1 else f"{position}-{end - 1}", depth_name(depth), f"{ratio:g}" if depth else "-"))
+            position = end
+        calls = ", ".join(f"{n} {depth_name(d)}" for d, n in self.calls_by_depth.items())
+        return f"{len(self)} steps: {calls}; digest {self.digest}\n{text_table(rows)}"
 
     @classmethod
     def full(cls, steps: int) -> Strategy:
@@ -112,16 +129,12 @@ class Strategy(Sequence[Step]):
     @classmethod
     def preset(cls, name: str, prune_ratio: float | None = None) -> Strategy:
         """A named strategy of 50 steps; `presets` lists the names. Cache vectors take one `prune_ratio` for every step."""
-        from dato.presets import preset  # it needs this class
-
-        return preset(name, prune_ratio)
+        return cls.from_document(presets.preset(name, prune_ratio), name)
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
         """The names that `preset` takes."""
-        from dato.presets import presets
-
-        return tuple(presets())
+        return tuple(presets.presets())
 
     @cached_property
     def digest(self) -> str:
@@ -197,9 +210,12 @@ class Strategy(Sequence[Step]):
     @classmethod
     def load(cls, source: str | Path) -> Strategy:
         """Read a strategy from a preset's name, a file or folder (strategy or card), ``https://...``, ``models:/...`` or ``runs:/...``."""
-        from dato.sources import load_strategy  # a source may import more than a strategy needs
+        return cls.from_document(*sources.load_document(source))
 
-        return load_strategy(source)
+
+def depth_name(depth: int) -> str:
+    """A cache depth in words."""
+    return {FULL: "full", 0: "replayed"}.get(depth, f"depth {depth}")
 
 
 def _checked_count(value: int, name: str) -> int:

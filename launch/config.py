@@ -23,8 +23,9 @@ from dato.strategy import Step, Strategy
 from launch.keys import check_keys
 from launch.overrides import OverrideError, prepare
 from search.data.datasets import DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, Protocol
+from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.pipelines import ModelSpec
+from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.sources import read_given
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
@@ -37,12 +38,12 @@ from search.records import is_count
 from search.run.settings import SearchPlan
 
 CONF = Path(conf.__file__).parent
-_NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
+_NO_RESULT_KEYS = ("output", "fresh_start", "cluster", "mlflow", "registry")
 """Keys that change where and how fast a search runs, and not what it finds: no part of its identity."""
 
 
 _PLAN_KEYS = (
-    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "patience", "promoted_ranks", "winner_speedup",
+    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "patience", "promote_ranks", "winner_speedup",
     "winner_speedups", "max_fresh_images",
 )  # fmt: skip
 
@@ -70,7 +71,7 @@ class SearchConfig:
     def algorithm(self) -> Nsga2 | AsynchronousNsga2:
         """The algorithm in its first state. Raises where the strategies to begin with cannot be read."""
         s = self.raw["search"]
-        kind = AsynchronousNsga2 if self.plan.mode == "steady" else Nsga2
+        kind = AsynchronousNsga2 if self.plan.mode == "asynchronous" else Nsga2
         return kind(
             space=self.space,
             population=self.plan.population,
@@ -167,18 +168,18 @@ def build(raw: dict[str, Any]) -> SearchConfig:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     try:
         model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
-        protocol = Protocol(**raw["protocol"])
+        protocol = EvaluationProtocol(**raw["protocol"])
         space = _space(model.steps, raw["space"])
         s = raw["search"]
-        objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
+        objectives = Objectives(**{k: s[k] for k in ("latency_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
         plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
-        evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
+        evaluator = EvaluatorSpec(model, data, protocol, ("fid",) if data.statistics else ("fid", "kid"), threads=raw["cluster"]["threads"])
     except KeyError as error:
         raise ConfigError(f"the configuration has no key {error}; it is of another version, or was changed by hand: see {CONF}") from None
     except TypeError as error:
         raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
-    if s["engine"] == "tune" and plan.mode != "steady":
-        raise ConfigError("search.engine=tune searches without generations; set search.mode=steady, or search.engine=ray")
+    if s["engine"] == "tune" and plan.mode != "asynchronous":
+        raise ConfigError("search.engine=tune searches without generations; set search.mode=asynchronous, or search.engine=ray")
     if s["engine"] == "tune" and raw["cluster"]["latency_device"]:
         raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
     if protocol.interval_groups < 2:

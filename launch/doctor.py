@@ -108,9 +108,9 @@ def check_time(config: SearchConfig, workers: int, timed: bool) -> Finding:
     work, cluster = search_workload(config, calibration=len(calibration_of(config))), config.raw["cluster"]
     if not timed:
         return Finding("how long", "cluster", f"{work.in_words()} on {workers} workers; dato doctor ... time=true loads the model on one of them and times a batch")
-    keys = ("cpus", "gpus", "code", "start_s", "deadline_s")
+    keys = ("cpus", "gpus", "code", "load_timeout_s", "batch_timeout_s")
     try:
-        pool = RayPool(config.evaluator, workers=1, tries=1, **{k: cluster[k] for k in keys})
+        pool = RayPool(config.evaluator, workers=1, max_attempts=1, **{k: cluster[k] for k in keys})
         try:
             seconds = first_batch_s(pool, Strategy.full(config.evaluator.model.steps), config.evaluator.protocol.batches()[0])
             return Finding("how long", "cluster", work.timed(seconds, workers, " and ".join(pool.devices), "a first batch on one worker"))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dato.card import write_card
-from dato.sources import ACCEPTED, load_strategy
+from dato.sources import ACCEPTED
+from dato.strategy import Strategy
 from launch.arguments import ArgumentError, choice, flag, parse, tracking_uri
 from launch.export import save_file
 from search.publish.strategies import check_names
@@ -26,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     given = parse("import", arguments, TAKES, required=["source", "name"])
     to, replace, name = choice(given, "to", ("folder", "file", "registry")), flag(given, "replace"), given["name"]
     uri = tracking_uri(given)
-    strategy = load_strategy(given["source"])
+    strategy = Strategy.load(given["source"])
     if to == "folder":
         print(write_card(strategy, Path(name), replace))
     elif to == "file":

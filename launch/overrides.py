@@ -12,7 +12,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from dato.files import shown
-from launch.keys import FREE, KEYS, RENAMED
+from launch.keys import FREE, KEYS
+from search import old_names
 from search.publish.strategies import hydra_text
 
 
@@ -73,8 +74,8 @@ def _is_text(name: str, value: str) -> bool:
 
 
 def _refuse_unknown(name: str, sections: Sequence[str]) -> None:
-    if name in RENAMED:
-        raise OverrideError(f"{name} is now called {RENAMED[name]}; write {RENAMED[name]}=...")
+    if new := old_names.KEYS.get(name):
+        raise OverrideError(f"{name} is now called {new}; write {new}=...")
     inner = any(name.startswith(f"{known}.") for known, key in KEYS.items() if key.kind == "section")
     if name in sections or ((name in KEYS or name in FREE or inner) and name.split(".")[0] in sections):
         return

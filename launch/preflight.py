@@ -155,12 +155,12 @@ def compare(reports: Sequence[Mapping[str, Any]], code: str) -> list[Finding]:
     here = look_here(VERSIONED, {}, "/")["versions"]
     findings = []
     for report in reports:
-        shipped = ("dato-search",) if code == "ship" else ()
+        shipped = ("dato-search",) if code == "upload" else ()
         other = [f"{k} {report['versions'].get(k)} (here {v})" for k, v in here.items() if k not in shipped and report["versions"].get(k) != v]
         fix = ""
         if other:
             ours = all(o.startswith(("source", "dato-search")) for o in other)
-            fix = "install the same dato-search there, or set cluster.code=ship" if ours else "install the same versions there (pip install -c constraints.txt)"
+            fix = "install the same dato-search there, or set cluster.code=upload" if ours else "install the same versions there (pip install -c constraints.txt)"
         shown = ", ".join(f"{k} {report['versions'].get(k, 'missing')}" for k in ("python", "ray", "torch", "diffusers"))
         findings.append(Finding("versions", report["name"], "differs: " + ", ".join(other) if other else shown, fix))
         for key, (kind, size) in report["paths"].items():
@@ -200,13 +200,13 @@ def check_room(config: SearchConfig, reports: Sequence[Mapping[str, Any]]) -> Fi
         return Finding("workers", "cluster", f"room for {min(fits, 999_999)} with {each} each; " + (f"{asked} asked for" if asked else "all of it used"))
     nodes = "; ".join(f"{r['name']}: {r['resources'].get('CPU', 0):g} CPUs, {r['resources'].get('GPU', 0):g} GPUs" for r in reports)
     fix = f"set cluster.workers={fits}" if fits else f"lower cluster.cpus or cluster.gpus (now {each} a worker)"
-    return Finding("workers", "cluster", f"{least} asked for with {each} each, room for {fits} ({nodes})", f"{fix}, or add nodes and set cluster.join_s to wait for them")
+    return Finding("workers", "cluster", f"{least} asked for with {each} each, room for {fits} ({nodes})", f"{fix}, or add nodes and set cluster.wait_for_nodes_s to wait for them")
 
 
 def look(config: SearchConfig) -> tuple[list[Finding], int]:
-    """Everything about the joined cluster, and how many workers a search may start; waits up to `cluster.join_s` for room."""
+    """Everything about the joined cluster, and how many workers a search may start; waits up to `cluster.wait_for_nodes_s` for room."""
     cluster = config.raw["cluster"]
-    end = time.monotonic() + (cluster["join_s"] or 0)
+    end = time.monotonic() + (cluster["wait_for_nodes_s"] or 0)
     while True:
         nodes = [{"name": n["NodeManagerAddress"], "resources": n["Resources"]} for n in ray.nodes() if n["Alive"]]
         if not check_room(config, nodes).fix or time.monotonic() > end:

@@ -27,22 +27,23 @@ from launch.pictures import grid, write_row
 from launch.preflight import require
 from launch.view import SearchView
 from search.data.datasets import FRESH_OFFSET, Data
-from search.evaluate.evaluator import EvaluatorSpec, MeasurerSpec, Shard, groups_of, measure, reference
 from search.evaluate.latency import calibration
+from search.evaluate.measure import Metrics, load_metrics, measure
 from search.evaluate.pipelines import check_model
-from search.evaluate.shard_store import KeptShards
-from search.evaluate.shards import make_join
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard, make_join
 from search.ledger import Ledger, read_ledger, set_aside
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.winners import SearchFailed
-from search.publish.strategies import MODEL_FILE, read_facts, winner_strategies, write_facts
+from search.publish.strategies import MODEL_FILE, read_model_info, winner_strategies, write_model_info
 from search.records import UNACCELERATED, Measurement, SearchRecord, prediction_error
 from search.run import interrupt
 from search.run.driver import Driver
 from search.run.jobs import Job, Task
 from search.run.loops import Loop, make_loop
-from search.run.own_reference import OwnReference
+from search.run.measurer import PipelineMeasurer
+from search.run.own_reference import OwnReference, own_reference
 from search.run.pools import Pool
 from search.run.ray_cluster import connect
 from search.run.ray_pool import RayPool
@@ -56,9 +57,9 @@ def run(overrides: Sequence[str]) -> int:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     config = build(compose_config("search", overrides))
     check_model(config.evaluator.model)
-    if config.raw["restart"] and config.folder.exists():
+    if config.raw["fresh_start"] and config.folder.exists():
         set_aside(config.ledger_path)
-    latencies = _recorded_latencies(config.raw["replay_latency"])
+    latencies = _recorded_latencies(config.raw["latency_from"])
     algorithm = config.algorithm()
     Data(config.evaluator.data)
     view = SearchView(config.plan.population * config.plan.generations, config.plan.generations)
@@ -74,7 +75,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
     began = time.monotonic()
     view.say(f"search {config.search_id}  (folder {config.folder})")
     if ledger.record.finished:
-        view.say("this search is finished; set seed=1 or any other key for another one, or restart=true for the same again")
+        view.say("this search is finished; set seed=1 or any other key for another one, or fresh_start=true for the same again")
         if config.raw["search"].get("retry_failed") and any(not m.ok for m in ledger.record.results.values()):
             view.say("note: search.retry_failed does nothing here: winners are validated, and what failed is tried again in a search that is not finished only")
     tracker = make_tracker(config)
@@ -83,9 +84,9 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
     if not ledger.record.finished:
         spec = config.evaluator
         own = own_reference(config.folder, spec)
-        factory, groups, known = MeasurerSpec(spec), groups_of(spec), [] if own else [reference(spec)]
+        factory, known = PipelineMeasurer(spec), list[Metrics]() if own else [load_metrics(spec)]
         if not ledger.record.notes.get("reference"):
-            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0][0].reference.count if known else None)})
+            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0].reference_images if known else None)})
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -98,25 +99,24 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             _check_devices(config, ledger.record, pool)
             _note_model(pool, config.folder)
             if "measured_without" not in ledger.record.notes:
-                ledger.append("notes", notes={"measured_without": (read_facts(config.folder) or {}).get("measured_without", [])})
+                ledger.append("notes", notes={"measured_without": (read_model_info(config.folder) or {}).get("measured_without", [])})
             features = say_how_long(config, pool, view.say, ledger.record, own)
             if features is not None:
                 factory.own = features
-                known.append(reference(spec, features))
+                known.append(load_metrics(spec, features))
             view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
-        def judge(shards: Sequence[Shard]) -> Measurement:
-            fid, kid = known[0]
-            return measure(shards, fid, groups, kid)
+        def measured(shards: Sequence[Shard]) -> Measurement:
+            return measure(shards, known[0])
 
         recorder = Recorder(
-            ledger, config.plan, judge, watchers=[view, tracker] if tracker else [view], latencies=latencies,
+            ledger, config.plan, measured, watchers=[view, tracker] if tracker else [view], latencies=latencies,
             retry_failed=config.raw["search"].get("retry_failed", False),
         )  # fmt: skip
         tune = config.raw["search"]["engine"] == "tune"
         loop = _tune_loop(config, workers, factory, algorithm) if tune else make_loop(algorithm)
         driver = Driver(
-            recorder, spec.protocol, loop, _baselines(config), kept=KeptShards(config.folder / "kept"), calibration=calibration_of(config), before=before, after=after,
+            recorder, spec.protocol, loop, _baselines(config), kept=ShardStore(config.folder / "kept"), calibration=calibration_of(config), before=before, after=after,
             say=view.say,
         )  # fmt: skip
         try:
@@ -164,7 +164,7 @@ def start_workers(config: SearchConfig, workers: int, say: Callable[[str], None]
     say(f"starting {workers} workers; each loads the pipeline once")
     if waiting := waiting_workers(config.plan, workers):
         say(waiting)
-    keys = ("min_workers", "cpus", "gpus", "code", "latency_device", "tries", "deadline_s", "start_s")
+    keys = ("min_workers", "cpus", "gpus", "code", "latency_device", "max_attempts", "batch_timeout_s", "load_timeout_s")
     pool = RayPool(config.evaluator, workers=workers, join=make_join(cluster["latency_device"]), **{k: cluster[k] for k in keys})
     kinds = sorted(set(pool.devices))
     if len(kinds) > 1 and cluster["latency_device"] is None:
@@ -174,19 +174,12 @@ def start_workers(config: SearchConfig, workers: int, say: Callable[[str], None]
 
 def waiting_workers(plan: SearchPlan, workers: int) -> str | None:
     """What to say where workers outnumber a generation's candidates and so wait for its end; None where they do not."""
-    if plan.mode == "steady" or workers <= plan.population:
+    if plan.mode == "asynchronous" or workers <= plan.population:
         return None
     return (
         f"note: {workers} workers share generations of {plan.population} candidates, and wait for the end of each; "
-        f"search.mode=steady keeps them busy, a search.population of {2 * workers} or more busier"
+        f"search.mode=asynchronous keeps them busy, a search.population of {2 * workers} or more busier"
     )
-
-
-def own_reference(folder: Path, spec: EvaluatorSpec) -> OwnReference | None:
-    """The pipeline's own images, where these are the reference; None where real ones are."""
-    if not spec.data.own_reference:
-        return None
-    return OwnReference(folder=folder, model=spec.model, data=Data(spec.data), features=spec.protocol.features, batch=spec.protocol.batch)
 
 
 def say_how_long(
@@ -221,7 +214,7 @@ def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
     return float(shard.seconds / len(indices))
 
 
-def _tune_loop(config: SearchConfig, workers: int, factory: MeasurerSpec, algorithm: Nsga2 | AsynchronousNsga2) -> Loop:
+def _tune_loop(config: SearchConfig, workers: int, factory: PipelineMeasurer, algorithm: Nsga2 | AsynchronousNsga2) -> Loop:
     from search.run.tune import NSGA2Search  # Ray Tune takes seconds to import
     from search.run.tune_loop import TuneLoop
 
@@ -232,8 +225,8 @@ def _tune_loop(config: SearchConfig, workers: int, factory: MeasurerSpec, algori
         workers=workers,
         resources={"cpu": cluster["cpus"], "gpu": cluster["gpus"]},
         storage=config.folder / "tune",
-        tries=cluster["tries"],
-        deadline_s=cluster["deadline_s"],
+        tries=cluster["max_attempts"],
+        deadline_s=cluster["batch_timeout_s"],
     )
 
 
@@ -279,7 +272,7 @@ def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]
 
 def _deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: SearchView) -> None:
     """Write winners as JSON, the report, and the registry's versions; all of it again when run again."""
-    strategies = winner_strategies(record, read_facts(config.folder))
+    strategies = winner_strategies(record, read_model_info(config.folder))
     folder = config.folder / "winners"
     for alias, strategy in strategies.items():
         write_card(strategy, folder / alias, replace=True)
@@ -329,13 +322,13 @@ def _mlflow_command() -> str:
 
 def _check_devices(config: SearchConfig, record: SearchRecord, pool: Pool) -> None:
     """Refuse to go on with latencies of devices that do not compare with those of the record."""
-    if UNACCELERATED not in record.baselines or config.plan.latency != "measured" or config.raw["replay_latency"] or config.raw["cluster"]["latency_device"]:
+    if UNACCELERATED not in record.baselines or config.plan.latency != "measured" or config.raw["latency_from"] or config.raw["cluster"]["latency_device"]:
         return
     before, now = record.plain(record.images or config.evaluator.protocol.images).device, sorted(set(getattr(pool, "devices", [])))
     if before and now and not any(device in before for device in now):
         raise ConfigError(
             f"this search measured latencies on {before}, and its workers are now {' and '.join(now)}: they do not compare. Go on with cluster.threads and "
-            "machines as before, or search anew with restart=true or another output (search.latency=predicted prices all candidates by one table)"
+            "machines as before, or search anew with fresh_start=true or another output (search.latency=predicted prices all candidates by one table)"
         )
 
 
@@ -348,9 +341,9 @@ def _script(name: str) -> str:
 def _note_model(pool: Pool, folder: Path) -> None:
     """Write down which pipeline the workers hold; its winners' provenance tells it to whoever uses them."""
     if not (folder / MODEL_FILE).exists():
-        for _, info in pool.map([Job("model info", [], [], Task.MODEL_INFO)]):
-            if info is not None:
-                write_facts(folder, info)
+        for _, model_info in pool.map([Job("model info", [], [], Task.MODEL_INFO)]):
+            if model_info is not None:
+                write_model_info(folder, model_info)
 
 
 def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:
@@ -358,7 +351,7 @@ def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:
         return {}
     path = Path(folder) / "ledger.jsonl"
     if not os.path.isfile(path):
-        raise ConfigError(f"replay_latency is {folder!r}, which holds no ledger.jsonl; give the folder of a search")
+        raise ConfigError(f"latency_from is {folder!r}, which holds no ledger.jsonl; give the folder of a search")
     return read_ledger(path).latencies
 
 

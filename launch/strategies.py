@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from dato.call_plan import plan_calls
 from dato.costs import CostModel
-from dato.schedule import works
 from dato.strategy import FULL, Strategy
 from launch.arguments import choice, parse
 from search.evaluate.geometry import geometry
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         table.add_column(heading, justify="left" if heading in ("name", "source") else "right", overflow="fold")
     for name in Strategy.presets():
         strategy, extra = Strategy.preset(name), int(given["calls"]) - 50
-        calls = Counter(work.step.cache_depth for work in works(strategy, int(given["calls"])))
+        calls = Counter(work.step.cache_depth for work in plan_calls(strategy, int(given["calls"])))
         own = any(s.prune_ratio for s in strategy)
         half = "own ratios" if own else f"{costs.limit(Strategy.preset(name, 0.5), extra):.2f}x"
         source = ", ".join(str(strategy.provenance[k]) for k in ("source", "order") if k in strategy.provenance)

@@ -12,7 +12,7 @@ from launch.config import build
 from launch.search import make_tracker
 from search.publish.mlflow_runs import Tracker, TrackingError
 from search.publish.registry import RegistryError, register
-from search.publish.strategies import read_facts, winner_strategies
+from search.publish.strategies import read_model_info, winner_strategies
 from search.records import SearchRecord
 
 TAKES = {"folder": "<search folder>", "uri": "<MLflow tracking URI> (the search's own, or MLFLOW_TRACKING_URI)"}
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     if record.winners and tracker.run_id:
         try:
             replace = bool(config.raw["registry"].get("replace", False))
-            made = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id, replace=replace)
+            made = register(name, winner_strategies(record, read_model_info(folder)), tracker.run_id, replace=replace)
             versions, stayed = made.versions, made.stayed
         except RegistryError as error:
             raise SyncError(f"MLflow holds the runs of search {record.search_id}, and not its winners: {error}") from None

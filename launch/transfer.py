@@ -6,17 +6,15 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from analysis.tables import number, write_tables
-from dato.baselines import plain
 from dato.strategy import Strategy
 from launch.config import CONF, ConfigError
 from launch.evaluation import Evaluation, build_evaluation, evaluate, listed, say
 from search.evaluate.sources import read_sources
-from search.evaluate.variants import Entry
+from search.evaluate.variants import Variant
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -69,12 +67,12 @@ def target_overrides(target: str) -> list[str]:
 
 def _evaluate(target: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     say(f"target {target}")
-    entries = [Entry(name="unaccelerated", baseline=plain(evaluation.steps), family="plain"), *map(_stranger, evaluation.strategies())]
-    return [r.to_dict() for r in evaluate(evaluation, entries).results]
+    variants = [Variant.unaccelerated(evaluation.steps), *map(_stranger, evaluation.strategies())]
+    return [r.to_dict() for r in evaluate(evaluation, variants).results]
 
 
-def _stranger(entry: Entry) -> Entry:
-    """The entry without its strategy's provenance, which would refuse any UNet but the one it was found on."""
-    strategy = entry.baseline.strategy
+def _stranger(variant: Variant) -> Variant:
+    """The variant without its strategy's provenance, which would refuse any UNet but the one it was found on."""
+    strategy = variant.baseline.strategy
     assert strategy is not None
-    return replace(entry, baseline=replace(entry.baseline, strategy=Strategy(strategy.steps)))
+    return Variant.of(Strategy(strategy.steps), variant.name)

@@ -13,6 +13,7 @@ from typing import Any
 
 from dato.files import FileError, decode, parse_json, read_bytes, refuse_target, shown
 from dato.strategy import Strategy
+from search.old_names import by_current_names
 from search.records import SCHEMA, Candidate, Measurement, SearchRecord, Winner, is_count, is_number
 
 MAX_BYTES = 1 << 32
@@ -152,7 +153,7 @@ def read_ledger(path: Path) -> SearchRecord:
                 if row.get("schema") != SCHEMA:
                     raise LedgerError(f"{path} has schema {shown(row.get('schema'))}; this version reads {SCHEMA!r}: set another output")
                 _check_head(row)
-                record = SearchRecord(search_id=row["search_id"], config=row["config"], environment=row["environment"])
+                record = SearchRecord(search_id=row["search_id"], config=by_current_names(row["config"]), environment=row["environment"])
             else:
                 _check_row(record, row)
                 _apply(record, row)

@@ -73,15 +73,15 @@ def built(*overrides: str) -> SearchConfig:
 
 
 def test_restrictions_of_the_space_come_from_the_configuration() -> None:
-    config = built("space.fixed_depths=paper-b1", "space.frozen=[[0, 12, 0.0]]", "space.group=2")
+    config = built("space.fixed_depths=paper-b1", "space.frozen=[[0, 12, 0.0]]", "space.steps_per_gene=2")
     paper = Strategy.preset("paper-b1").resample(20)
     strategy = config.space.decode(config.space.upper * 0)
     assert [s.cache_depth for s in strategy][1:] == [s.cache_depth for s in paper][1:]
     assert strategy[0] == Step(12, 0.0)
     half = built("space.fixed_ratios=0.5").space
     assert {s.prune_ratio for s in half.decode(half.upper)} == {0.5}
-    assert isinstance(built("search.mode=steady").algorithm(), AsynchronousNsga2)
-    assert built("search.score_weight=0.01").algorithm().settings["objectives"] == 1
+    assert isinstance(built("search.mode=asynchronous").algorithm(), AsynchronousNsga2)
+    assert built("search.latency_weight=0.01").algorithm().settings["objectives"] == 1
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_restrictions_of_the_space_come_from_the_configuration() -> None:
         (["space.frozen=[0, 12]"], r"space.frozen is \[0, 12\] .*; write \[step, depth, ratio\] for each step"),
         (["space.fixed_depths=nobody"], "nobody"),
         (["search.engine=dask"], "search.engine is 'dask'; allowed are ray and tune"),
-        (["search.engine=tune"], "set search.mode=steady"),
+        (["search.engine=tune"], "set search.mode=asynchronous"),
         (["protocol.fidelities=[200]"], r"protocol.fidelities is \[200\]; give ascending numbers of images, from 2 to less than protocol.images \(100\)"),
         (["search.max_fid=-1"], "search.max_fid is -1; give a number above 0"),
     ],

@@ -29,7 +29,8 @@ ALLOWED = {
 
 FLOORS = {
     "records": set(),
-    "ledger": {"records"},
+    "old_names": set(),
+    "ledger": {"records", "old_names"},
     "embedded": set(),
     "data": {"embedded"},
     "metrics": {"data", "embedded", "records"},
@@ -39,6 +40,10 @@ FLOORS = {
     "publish": {"data", "evaluate", "metrics", "optimize", "records", "ledger"},
 }
 """What each room of `search` may stand on; the scripts that made the embedded model stand on everything."""
+DATO_PLAIN = ("call_plan", "card", "files", "https", "mlflow_store", "presets", "report", "schema", "sources", "strategy", "text_table")
+"""What a strategy is, without a model: knows no torch and no diffusers, and stands on nothing else of `dato`."""
+DATO_ENTRIES = ("__init__", "accelerate", "baselines", "costs")
+"""What stands on a room of `dato`, such as `dato.unet`; all other modules are common to the rooms, which stand on them."""
 SCRIPTS = ("search/embedded/check.py", "search/embedded/train.py")
 
 
@@ -84,9 +89,23 @@ def test_no_room_stands_on_a_higher_one(path: Path) -> None:
             assert room == parts[0] or room in FLOORS[parts[0]], f"{path.name} of {parts[0]} imports {module}; {parts[0]} stands on {sorted(FLOORS[parts[0]])}"
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "dato")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_part_of_dato_stands_on_a_higher_one(path: Path) -> None:
+    own, *below = path.relative_to(ROOT / "dato").with_suffix("").parts
+    for module, _ in imported(ast.parse(path.read_text())):
+        top, _, rest = module.partition(".")
+        part = rest.split(".")[0]
+        if own in DATO_PLAIN:
+            assert top not in ("torch", "diffusers", "transformers", "safetensors"), f"dato/{own}.py imports {module}, and what a strategy is needs no model"
+            assert top != "dato" or not rest or part in DATO_PLAIN, f"dato/{own}.py imports {module}; it stands on {DATO_PLAIN}"
+        elif below:
+            assert top != "dato" or part not in DATO_ENTRIES, f"{path.name} of dato.{own} imports {module}, which stands on it"
+        elif own not in DATO_ENTRIES and top == "dato" and rest:
+            assert (ROOT / "dato" / f"{part}.py").exists() and part not in DATO_ENTRIES, f"dato/{own}.py imports {module}, which stands on it"
+
+
 def test_no_imports_in_a_circle() -> None:
-    files = [p for p in FILES if p.relative_to(ROOT).parts[0] != "dato"]
-    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in files if p.name != "__init__.py"}
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in FILES if p.name != "__init__.py"}
     arrows = {name: {m for m, _ in imported(ast.parse(p.read_text())) if m in names} for name, p in names.items()}
     list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError, which names the circle
 

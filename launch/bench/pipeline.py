@@ -71,5 +71,5 @@ def _variants(sources: Sequence[str], steps: int) -> list[Baseline]:
     if importlib.util.find_spec("tomesd") is None:
         print("tomesd is not installed: its rows are left out (pip install 'dato-search[baselines]')")
         return found
-    return [*found, baselines.tomesd(steps, 0.5), baselines.naive(steps, 3, 0.5)]
+    return [*found, baselines.tomesd(steps, 0.5), baselines.deepcache_tomesd(steps, 3, 0.5)]
 

@@ -27,8 +27,9 @@ from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
 from launch.view import SearchView
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
@@ -293,7 +294,7 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
     space = SearchSpace(steps=STEPS)
     # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
     algorithm = AsynchronousNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
-    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="steady" if steady else "generational")
+    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="asynchronous" if steady else "generational")
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
         config = {"search": {"generations": plan.generations, "population": population}, "cluster": {"workers": pool.size}}
         ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", config, {})
@@ -301,10 +302,10 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
         measure = _measure_toys if whole else lambda shards: shards[0]
         driver = Driver(
             Recorder(ledger, plan, measure, watchers=[view] if view else watchers),
-            Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else Protocol(images=2 * batches, batch=2),
+            EvaluationProtocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else EvaluationProtocol(images=2 * batches, batch=2),
             make_loop(algorithm),
             {UNACCELERATED: Strategy.full(STEPS)},
-            kept=KeptShards(Path(folder) / "kept") if whole else None,
+            kept=ShardStore(Path(folder) / "kept") if whole else None,
         )
         record = driver.run(pool)
         ledger.close()

@@ -33,9 +33,10 @@ from launch.bench.ledgers import print_ledgers
 from launch.bench.rivals import MixSearch, OneByOne, OptunaSearch, RandomSearch, StockNsga2, TwoStages
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from search.evaluate.evaluator import Protocol, Shard
 from search.evaluate.geometry import geometry
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
@@ -188,8 +189,8 @@ def _search(algorithm: Any, replay: Replay, counts: Sequence[int], size: int, bu
         baseline = counts[-1] * Costs().run(Strategy.full(steps))
         # A unit of budget is a full call of one image; a search counts hours of devices, here 3600 units, and baselines with them.
         plan = SearchPlan(generations=1_000_000, population=size, max_device_hours=(budget + baseline) / 3600)
-        protocol = Protocol(images=counts[-1], batch=counts[0], fidelities=tuple(counts[:-1]))
-        driver = Driver(Recorder(ledger, plan, measure), protocol, make_loop(algorithm), {UNACCELERATED: Strategy.full(steps)}, kept=KeptShards(folder / "kept"))
+        protocol = EvaluationProtocol(images=counts[-1], batch=counts[0], fidelities=tuple(counts[:-1]))
+        driver = Driver(Recorder(ledger, plan, measure), protocol, make_loop(algorithm), {UNACCELERATED: Strategy.full(steps)}, kept=ShardStore(folder / "kept"))
         pool = InProcessPool(replay)
         driver.prepare(pool)
         driver.search(pool)  # no more: what promotions add is read off the curve at every budget, not only at the end

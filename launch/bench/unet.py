@@ -24,7 +24,7 @@ from dato.costs import CostModel
 from dato.options import token_grid
 from dato.pruning import plan
 from dato.scoring import align, base_tokens, diff_score, pool_score
-from dato.units import Layout
+from dato.unet.units import Layout
 from launch.bench.timing import chosen_device, chosen_dtype, interleave, parse, print_table, summary, timed, write_result
 from launch.config import ConfigError
 from search.evaluate.geometry import geometry

@@ -19,7 +19,7 @@ FRESH_OFFSET = 1_000_000
 REFERENCE_OFFSET = 2_000_000
 """Image indices from here on are those of the unaccelerated pipeline's own images, where they are the reference."""
 OWN_REFERENCES = 500
-"""How many these are, where data.references does not say."""
+"""How many these are, where data.num_reference_images does not say."""
 CAPTIONS = Path(__file__).parent / "captions.txt"
 """Captions of our own, one a line; lines that begin with # say so and are none."""
 _KEYS = {
@@ -27,10 +27,10 @@ _KEYS = {
     "folder": ("prompts",),
     "imagenet": ("classes", "labels", "template"),
     "coco": ("captions", "count"),
-    "prompts": ("prompts", "references"),
+    "prompts": ("prompts", "num_reference_images"),
 }
 """The keys that each kind has besides those of real images, which all but digits and prompts have."""
-_IMAGE_KEYS = ("images", "image_size", "references", "statistics", "on_unreadable")
+_IMAGE_KEYS = ("images", "image_size", "num_reference_images", "statistics", "on_unreadable")
 _NEEDED = {"folder": ("prompts",), "prompts": ("prompts",), "imagenet": ("images",), "coco": ("captions", "images")}
 _WHAT = {
     "prompts": "data.prompts (a text file, one prompt a line; for kind 'prompts' also captions or imagenet, which ship)",
@@ -63,7 +63,7 @@ class DataSpec:
     """For COCO: the official caption file."""
     count: int | None = None
     """For COCO: how many prompts, one an image; None for all."""
-    references: int | None = None
+    num_reference_images: int | None = None
     """How many real images, of ImageNet equally from every class; None for all. For prompts: of the pipeline's own, None for 500."""
     statistics: str | None = None
     """A .npz with mu and sigma (pytorch-fid's format) in place of the real images' features."""
@@ -84,7 +84,7 @@ class DataSpec:
             raise DataError(f"data.kind {self.kind!r} needs {' and '.join(_WHAT[k] for k in needed)}")
         if self.on_unreadable not in ("fail", "skip"):
             raise DataError(f"data.on_unreadable is {self.on_unreadable!r}; allowed are 'fail' and 'skip'")
-        for key, least in (("image_size", 1), ("count", 1), ("references", 2)):
+        for key, least in (("image_size", 1), ("count", 1), ("num_reference_images", 2)):
             value = getattr(self, key)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise DataError(f"data.{key} is {value!r}; give an integer of at least {least}, or null")
@@ -92,7 +92,7 @@ class DataSpec:
     @property
     def own_reference(self) -> int:
         """How many of the unaccelerated pipeline's own images are the reference; 0 where real images are."""
-        return (self.references or OWN_REFERENCES) if self.kind == "prompts" else 0
+        return (self.num_reference_images or OWN_REFERENCES) if self.kind == "prompts" else 0
 
 
 class Data:
@@ -118,12 +118,12 @@ class Data:
             classes = read_classes(spec.classes)
             found = find_labelled(user_path(spec.images or ""), spec.labels, classes)
             self.prompts = prompts_of(found, classes, spec.template or "a photo of a {}")
-            self.paths = balanced(found, spec.references)
+            self.paths = balanced(found, spec.num_reference_images)
         elif spec.kind == "coco":
             from search.data.coco import read_captions
 
             self.prompts, paths = read_captions(spec.captions or "", spec.images or "", spec.count)
-            self.paths = take(paths, spec.references)
+            self.paths = take(paths, spec.num_reference_images)
         elif spec.kind == "prompts" and spec.prompts == "captions":
             self.prompts = [p for p in _read_prompts(CAPTIONS) if not p.startswith("#")]
         elif spec.kind == "prompts" and spec.prompts == "imagenet":
@@ -132,7 +132,7 @@ class Data:
         else:
             self.prompts = _read_prompts(user_path(spec.prompts or ""))
             if spec.images:
-                self.paths = take(find_images(user_path(spec.images)), spec.references)
+                self.paths = take(find_images(user_path(spec.images)), spec.num_reference_images)
         self.turn = 10 if spec.kind == "digits" else len(self.prompts)
 
     def prompt(self, index: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dato.units import Layout, unit_output
+from dato.unet.units import Layout, unit_output
 
 LOWEST, HIGHEST, BINS = -4.0, 2.0, 120
 """Edges of the histogram, powers of ten. What changes less, or was replayed and changes not at all, is in the first bin."""

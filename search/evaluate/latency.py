@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import dato
-from dato.schedule import Work, works
+from dato.call_plan import CallPlan, plan_calls
 from dato.strategy import FULL, Step, Strategy
 from search.data.datasets import Data
 from search.evaluate.generate import generate
@@ -20,6 +20,8 @@ from search.evaluate.pipelines import ModelSpec
 from search.records import is_count, is_number
 
 SCHEMA = "dato.costs/1"
+_OLDER = {"made": "precompute", "used": "reuse"}
+"""How earlier tables name the shares."""
 
 
 class CostError(ValueError):
@@ -44,12 +46,12 @@ class CostTable:
     calls: int
     order: int
     fixed_ms: float
-    work_ms: dict[Work, float]
+    work_ms: dict[CallPlan, float]
 
     def predict(self, strategy: Strategy) -> float:
         """Milliseconds per image of a strategy. Raises `CostError` for an action that was not measured."""
         total = self.fixed_ms
-        for work in works(strategy, self.calls, self.order):
+        for work in plan_calls(strategy, self.calls, self.order):
             if work not in self.work_ms:
                 raise CostError(
                     f"the cost table of {self.device} has no price for {work.step} (share {work.share}); "
@@ -72,8 +74,8 @@ class CostTable:
             raise CostError(f"a cost table of schema {data.get('schema')!r}; this version reads {SCHEMA!r}: measure it again")
         counts = {k: is_count(data[k], 1) for k in ("batch", "calls", "order")}
         wrong = [k for k, right in (counts | {"fixed_ms": is_number(data["fixed_ms"]), "device": isinstance(data["device"], str)}).items() if not right]
-        priced = {Work(Step(d, r), share): ms for d, r, share, ms in data["work_ms"]}
-        wrong += [f"the price of {w.step}" for w, ms in priced.items() if not is_number(ms) or ms < 0 or w.share not in ("none", "made", "used")]
+        priced = {CallPlan(Step(d, r), _OLDER.get(share, share)): ms for d, r, share, ms in data["work_ms"]}
+        wrong += [f"the price of {w.step}" for w, ms in priced.items() if not is_number(ms) or ms < 0 or w.share not in ("none", "precompute", "reuse")]
         if wrong:
             raise CostError(f"a cost table in which {wrong[0]} is no number that a measurement gives; measure it again")
         return cls(**{k: v for k, v in data.items() if k not in ("schema", "work_ms")}, work_ms=priced)
@@ -103,7 +105,7 @@ class Timings:
 
     def __init__(self, pipe: Any, model: ModelSpec, data: Data, indices: Sequence[int]) -> None:
         self.pipe, self.model, self.data, self.indices = pipe, model, data, list(indices)
-        self.works: dict[Work, list[float]] = defaultdict(list)
+        self.works: dict[CallPlan, list[float]] = defaultdict(list)
         self.fixed: list[float] = []
         self.calls, self.order = 0, 1
 
@@ -133,7 +135,7 @@ class Timings:
         if len(strategy) == self.model.steps:
             self.calls = len(calls)
         self.fixed.append(whole - sum(calls))
-        for work, ms in zip(works(strategy, len(calls), self.order), calls, strict=True):
+        for work, ms in zip(plan_calls(strategy, len(calls), self.order), calls, strict=True):
             self.works[work].append(ms)
         return whole
 

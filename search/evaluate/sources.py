@@ -63,5 +63,5 @@ def _read(source: str, key: str) -> list[tuple[str, Strategy]]:
         except FileError as error:
             raise StrategyError(f"{source} cannot be read as JSON ({error}); give a strategy file or a list of strategies") from None
         if isinstance(document, list):
-            return [(f"{source}, entry {i}", parse_document(one, where=f"{source}, entry {i}")) for i, one in enumerate(document)]
+            return [(f"{source}, entry {i}", Strategy.from_document(parse_document(one, f"{source}, entry {i}"), f"{source}, entry {i}")) for i, one in enumerate(document)]
     return [(source, Strategy.load(source))]

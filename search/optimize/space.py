@@ -27,9 +27,9 @@ class SearchSpace:
     """Allowed cache depths, ascending."""
     ratios: Sequence[float] = (0.3, 0.4, 0.5, 0.6, 0.7)
     """Allowed prune ratios, ascending."""
-    inert: Sequence[int] = (0,)
+    depths_without_pruning: Sequence[int] = (0,)
     """Cache depths at which a ratio has no effect: genomes that differ only there are one strategy."""
-    group: int = 1
+    steps_per_gene: int = 1
     """Consecutive steps that share their genes; the last group may be shorter."""
     fixed_depths: Sequence[int] | None = None
     """Cache depth of every step, where only ratios are searched."""
@@ -39,7 +39,7 @@ class SearchSpace:
     """Steps that are not searched, with what they are."""
 
     def __post_init__(self) -> None:
-        for name in ("depths", "ratios", "inert"):
+        for name in ("depths", "ratios", "depths_without_pruning"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("depths", "ratios"):
             values = getattr(self, name)
@@ -51,8 +51,8 @@ class SearchSpace:
         Strategy.full(self.steps)
         if FULL not in self.depths:
             raise StrategyError(f"search space: depths is {list(self.depths)}; it must hold {FULL}, the full call, which the first call needs")
-        if not isinstance(self.group, int) or not 1 <= self.group <= self.steps:
-            raise StrategyError(f"search space: group is {self.group!r}; give 1 to {self.steps} steps that share their genes")
+        if not isinstance(self.steps_per_gene, int) or not 1 <= self.steps_per_gene <= self.steps:
+            raise StrategyError(f"search space: steps_per_gene is {self.steps_per_gene!r}; give 1 to {self.steps} steps that share their genes")
         for name in ("fixed_depths", "fixed_ratios"):
             given = getattr(self, name)
             if given is not None:
@@ -68,7 +68,7 @@ class SearchSpace:
     @property
     def groups(self) -> int:
         """Genes of each kind."""
-        return -(-self.steps // self.group)
+        return -(-self.steps // self.steps_per_gene)
 
     @property
     def upper(self) -> np.ndarray:
@@ -82,13 +82,13 @@ class SearchSpace:
         depth, ratio = np.asarray(genome, dtype=int).reshape(2, self.groups)
         steps = []
         for i in range(self.steps):
-            g = i // self.group
+            g = i // self.steps_per_gene
             free = _step(
                 self.fixed_depths[i] if self.fixed_depths else self.depths[depth[g]],
                 self.fixed_ratios[i] if self.fixed_ratios else self.ratios[ratio[g]],
             )
             steps.append(self.frozen.get(i, free))
-        return Strategy(tuple(steps)).canonical(self.inert)
+        return Strategy(tuple(steps)).canonical(self.depths_without_pruning)
 
     def encode(self, strategy: Strategy) -> np.ndarray:
         """A genome of the strategy; a ratio where none has an effect becomes the first allowed one. Raises `StrategyError`."""
@@ -96,11 +96,11 @@ class SearchSpace:
             raise StrategyError(f"the strategy has {len(strategy)} steps and the search space {self.steps}; use strategy.resample({self.steps})")
         genome = self.nearest(strategy)
         # A first call is full whatever its entry, and an inert ratio is none: compare what the two do.
-        for i, (given, own) in enumerate(zip(strategy.canonical(self.inert), self.decode(genome), strict=True)):
+        for i, (given, own) in enumerate(zip(strategy.canonical(self.depths_without_pruning), self.decode(genome), strict=True)):
             if given != own:
                 raise StrategyError(
                     f"step {i} is {strategy[i]}, outside the search space: depths {list(self.depths)}, ratios {list(self.ratios)}"
-                    + (f", {self.group} steps a group" if self.group > 1 else "")
+                    + (f", {self.steps_per_gene} steps a group" if self.steps_per_gene > 1 else "")
                     + (f", frozen to {self.frozen[i]}" if i in self.frozen else "")
                 )
         return genome
@@ -113,10 +113,10 @@ class SearchSpace:
         fitted = strategy if len(strategy) == self.steps else strategy.resample(self.steps)
         depth, ratio = [], []
         for g in range(self.groups):
-            free = [i for i in range(g * self.group, min((g + 1) * self.group, self.steps)) if i not in self.frozen]
-            step = fitted[free[0] if free else g * self.group]
+            free = [i for i in range(g * self.steps_per_gene, min((g + 1) * self.steps_per_gene, self.steps)) if i not in self.frozen]
+            step = fitted[free[0] if free else g * self.steps_per_gene]
             deeper = [k for k, d in enumerate(self.depths) if d >= step.cache_depth]
             depth.append(0 if self.fixed_depths else deeper[0])
-            inert = step.cache_depth in self.inert or self.fixed_ratios is not None
+            inert = step.cache_depth in self.depths_without_pruning or self.fixed_ratios is not None
             ratio.append(0 if inert else int(np.argmin([abs(r - step.prune_ratio) for r in self.ratios])))
         return np.array(depth + ratio)

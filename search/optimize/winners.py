@@ -138,8 +138,8 @@ def _balanced(points: Points, quality: tuple[Candidate, Measurement], fastest: t
     between = [p for p in points if ends[0] <= p[1].latency_ms <= ends[1]] or [quality]
     fids, times = [m.fid for _, m in between], [m.latency_ms for _, m in between]
     weight = (max(fids) - min(fids)) / (max(times) - min(times)) if max(times) > min(times) else 0.0
-    if wanted.score_weight is not None:
-        weight, between = wanted.score_weight, list(points)
+    if wanted.latency_weight is not None:
+        weight, between = wanted.latency_weight, list(points)
     return min(between, key=lambda p: p[1].fid + weight * p[1].latency_ms)[0]
 
 

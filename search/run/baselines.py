@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Candidate, Measurement
@@ -30,9 +31,9 @@ class Baselines:
             baselines' until they are recorded; None for nowhere.
     """
 
-    def __init__(self, recorder: Recorder, protocol: Protocol, strategies: Mapping[str, Strategy], kept: KeptShards | None) -> None:
+    def __init__(self, recorder: Recorder, protocol: EvaluationProtocol, strategies: Mapping[str, Strategy], kept: ShardStore | None) -> None:
         self._recorder, self._protocol, self._strategies, self._kept = recorder, protocol, dict(strategies), kept
-        self._unrecorded = KeptShards(kept.folder.with_name(f"{kept.folder.name}-baselines")) if kept else None
+        self._unrecorded = ShardStore(kept.folder.with_name(f"{kept.folder.name}-baselines")) if kept else None
 
     def run(self, pool: Pool) -> None:
         """Measure and write down. Raises `SearchFailed` where the unaccelerated pipeline fails, or its features cannot be compared with as asked for."""
@@ -103,7 +104,7 @@ class Baselines:
                 "features of all of them are the same; look at the images, set another protocol.features, or search.max_distance=null"
             )
         if self._kept and self._recorder.plain_features is not None:
-            self._kept.put_plain(shards)
+            self._kept.put(UNACCELERATED, self._protocol.images, shards)
 
     def _recall_plain(self, pool: Pool) -> None:
         """Have the unaccelerated features of an earlier run of this search, which are made again where they were not kept."""
@@ -112,7 +113,7 @@ class Baselines:
         if self._recorder.plain_features is not None or record.finished or known is None or known[1].feature_distance is None:
             return
         wanted = {i for batch in self._protocol.batches() for i in batch}
-        shards = (self._kept.get_plain() if self._kept else None) or []
+        shards = (self._kept.get(UNACCELERATED, self._protocol.images) if self._kept else None) or []
         if wanted - {i for s in shards for i in s.indices}:
             _log.warning("the features of the unaccelerated images are not there any more: making these %d images again", len(wanted))
             found, errors = run_in_turn(pool, {UNACCELERATED: self._strategies[UNACCELERATED]}, self._protocol.batches())

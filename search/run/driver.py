@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol as EvaluationProtocol
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.baselines import Baselines
@@ -46,7 +46,7 @@ class Driver:
         loop: Loop,
         baselines: Mapping[str, Strategy],
         *,
-        kept: KeptShards | None = None,
+        kept: ShardStore | None = None,
         calibration: Sequence[Strategy] = (),
         before: Callable[[Pool], None] | None = None,
         after: Callable[[Pool, SearchRecord], None] | None = None,

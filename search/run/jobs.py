@@ -16,8 +16,6 @@ class Task(Enum):
 
     EVALUATE = "run"
     """Draw and measure images."""
-    EVALUATE_ALONE = "run_alone"
-    """The same of one entry of a comparison that failed beside others: its error is raised, not recorded."""
     REFERENCE = "reference"
     """Draw and measure images whose latency is not compared."""
     SAMPLES = "samples"

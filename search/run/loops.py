@@ -142,4 +142,4 @@ def all_failed(recorder: Recorder) -> bool:
 
 
 def _hopeless(results: Sequence[Measurement]) -> SearchFailed:
-    return SearchFailed(f"all of the first {len(results)} candidates failed; the first error: {results[0].error}. Mend it, then run the same command with search.retry_failed=true to try them again, or with restart=true to begin anew")
+    return SearchFailed(f"all of the first {len(results)} candidates failed; the first error: {results[0].error}. Mend it, then run the same command with search.retry_failed=true to try them again, or with fresh_start=true to begin anew")

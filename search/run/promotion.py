@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.optimize.pareto import first_ranks
 from search.records import Candidate, Measurement
 from search.run.jobs import Job
@@ -23,18 +24,18 @@ class Promotion:
         kept: Where shards are kept.
     """
 
-    def __init__(self, recorder: Recorder, protocol: Protocol, kept: KeptShards) -> None:
+    def __init__(self, recorder: Recorder, protocol: EvaluationProtocol, kept: ShardStore) -> None:
         self._recorder, self._protocol, self._kept = recorder, protocol, kept
         self._promising: list[tuple[Candidate, Measurement]] = []
         """Those of which shards are kept."""
 
     def keep(self, candidate: Candidate, measurement: Measurement, shards: Sequence[Shard]) -> None:
         """Keep a candidate's shards where it is promising, and delete those of the candidates that are not any more."""
-        known = self._promising or self.promising(measurement.images, self._recorder.plan.promoted_ranks)
+        known = self._promising or self.promising(measurement.images, self._recorder.plan.promote_ranks)
         # Either all of them are within the limits, or none is yet. One that is not promising any more never is again.
         before, now = bool(known) and not self._recorder.violation(known[0][1]), not self._recorder.violation(measurement)
         if now or not before:
-            known = first_ranks([*(known if before == now else ()), (candidate, measurement)], self._recorder.plan.promoted_ranks)
+            known = first_ranks([*(known if before == now else ()), (candidate, measurement)], self._recorder.plan.promote_ranks)
         self._promising = known
         chosen = [c for c, _ in known]
         if candidate in chosen:
@@ -52,7 +53,7 @@ class Promotion:
     def run(self, pool: Pool) -> None:
         """Measure the best at each number of images on the next."""
         for low, high in itertools.pairwise(self._protocol.counts):
-            ranks, known = self._recorder.plan.promoted_ranks, self._recorder.record.evaluated(low)
+            ranks, known = self._recorder.plan.promote_ranks, self._recorder.record.evaluated(low)
             while True:
                 chosen = self.promising(low, ranks)
                 self._measure([c for c, _ in chosen if self._recorder.is_due(c.number, high)], low, high, pool)

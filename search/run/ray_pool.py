@@ -40,12 +40,12 @@ class RayPool:
         gpus: GPUs reserved for each, may be a fraction.
         address: Of a running cluster; None starts Ray on this machine, reachable from it alone. Unused where this process
             is connected already.
-        code: "installed": workers import what is installed on their machine; "ship": they are sent this process's packages.
+        code: "installed": workers import what is installed on their machine; "upload": they are sent this process's packages.
         join: Puts the results of a job's batches together, so that idle workers help with others' jobs; None for whole jobs.
         latency_device: Part of the names of the devices whose latency counts; None for all.
-        tries: How often a job's batch is started at most.
-        deadline_s: Seconds after which a batch's worker is replaced and the batch tried again.
-        start_s: Seconds that the actors may take to load, and that a search waits for a worker when all are gone.
+        max_attempts: How often a job's batch is started at most.
+        batch_timeout_s: Seconds after which a batch's worker is replaced and the batch tried again.
+        load_timeout_s: Seconds that the actors may take to load, and that a search waits for a worker when all are gone.
 
     Raises:
         WorkerError: Fewer than one worker, or Ray or the actors do not start.
@@ -63,16 +63,16 @@ class RayPool:
         code: str = "installed",
         join: Callable[[Sequence[Any]], Any] | None = None,
         latency_device: str | None = None,
-        tries: int = 3,
-        deadline_s: float = 3600,
-        start_s: float = 600,
+        max_attempts: int = 3,
+        batch_timeout_s: float = 3600,
+        load_timeout_s: float = 600,
     ) -> None:
         if not isinstance(workers, int) or workers < 1:
             raise WorkerError(f"cluster.workers is {workers!r}; give at least 1")
         self._least = workers if min_workers is None else min_workers
         if not isinstance(self._least, int) or not 1 <= self._least <= workers:
             raise WorkerError(f"cluster.min_workers is {min_workers!r}; give 1 to {workers} (cluster.workers), or null for all of them")
-        self.size, self._tries, self._deadline, self._start = workers, tries, deadline_s, start_s
+        self.size, self._tries, self._deadline, self._start = workers, max_attempts, batch_timeout_s, load_timeout_s
         self._join, self._latency_device = join, latency_device
         self._connected_here = not ray.is_initialized()
         if self._connected_here:
@@ -115,7 +115,7 @@ class RayPool:
             if time.monotonic() > end:
                 raise WorkerError(
                     f"{len(self._idle)} of {self._least} workers loaded within {self._start:.0f} s; is there room for {self.size} x ({self._need})? "
-                    "Lower cluster.workers or raise cluster.start_s"
+                    "Lower cluster.workers or raise cluster.load_timeout_s"
                 )
             interrupt.check()
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=1.0)

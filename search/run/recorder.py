@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Shard, paired
 from search.evaluate.latency import CostTable
+from search.evaluate.measure import paired
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.pareto import hypervolume
@@ -110,7 +111,7 @@ class Recorder:
         if self._latencies:
             recorded = self._latencies.get((strategy.digest, measurement.images))
             if recorded is None:
-                raise LedgerError(f"no latency is recorded for strategy {strategy.digest} on {measurement.images} images: replay_latency names a ledger of another search")
+                raise LedgerError(f"no latency is recorded for strategy {strategy.digest} on {measurement.images} images: latency_from names a ledger of another search")
             return replace(measurement, latency_ms=recorded)
         if self.record.costs is not None:
             predicted = CostTable.from_dict(self.record.costs).predict(strategy)

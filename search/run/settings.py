@@ -13,10 +13,10 @@ class SearchPlan:
     """A search ends at the first of its limits."""
 
     generations: int
-    """Generations; in a steady-state search, populations of candidates."""
+    """Generations; in an asynchronous search, populations of candidates."""
     population: int
-    mode: Literal["generational", "steady"] = "generational"
-    """Steady: no worker waits for a generation's end, and which candidates come depends on who finishes first."""
+    mode: Literal["generational", "asynchronous"] = "generational"
+    """Asynchronous: no worker waits for a generation's end, and which candidates come depends on who finishes first."""
     objectives: Objectives = field(default_factory=Objectives)
     latency: Literal["measured", "predicted"] = "measured"
     """Where objectives take latency from: each candidate's own images, or the cost table of the first worker."""
@@ -27,7 +27,7 @@ class SearchPlan:
     """Hours that devices spent evaluating, those before an interruption included."""
     patience: int | None = None
     """Generations whose mean hypervolume is compared with that of as many before: the search ends where it grew by less than a thousandth."""
-    promoted_ranks: int = 1
+    promote_ranks: int = 1
     """Non-dominated ranks that are measured on more images, where the protocol has fidelities."""
     winner_speedup: float = 3.0
     """The winner `quality` is the best FID at this speedup or more."""
@@ -39,7 +39,7 @@ class SearchPlan:
     """Fresh images at most that a candidate for `fastest` is checked on; None for four times the images of the protocol."""
 
     def __post_init__(self) -> None:
-        for name in ("generations", "promoted_ranks"):
+        for name in ("generations", "promote_ranks"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"search.{name} is {value!r}; give at least 1")
@@ -53,6 +53,6 @@ class SearchPlan:
             whole = name in ("max_candidates", "patience", "max_fresh_images")
             if value is not None and (not isinstance(value, int if whole else int | float) or not value > 0):
                 raise ValueError(f"search.{name} is {value!r}; give {'an integer' if whole else 'a number'} above 0, or null for no limit")
-        for name, allowed in (("mode", ("generational", "steady")), ("latency", ("measured", "predicted"))):
+        for name, allowed in (("mode", ("generational", "asynchronous")), ("latency", ("measured", "predicted"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"search.{name} is {getattr(self, name)!r}; allowed are {' and '.join(allowed)}")

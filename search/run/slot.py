@@ -40,7 +40,7 @@ class Slot:
             return self.errors[-1]
         self.device, self.node, self.host, self.died = about["device"], about["node"], about["host"], False
         if about["error"]:
-            fix = "; install dato-search on that node, or set cluster.code=ship" if "ModuleNotFoundError" in about["error"] else ""
+            fix = "; install dato-search on that node, or set cluster.code=upload" if "ModuleNotFoundError" in about["error"] else ""
             self.errors.append(f"{about['error']} (node {self.host}{fix})")
             self.device = ""
             ray.kill(self.actor)

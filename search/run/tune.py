@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
@@ -25,27 +25,12 @@ from search.optimize.operators import Operators
 from search.optimize.space import SearchSpace
 from search.records import Measurement
 from search.run.health import poisons
+from search.run.measurer import Measurer
 
 STRATEGY = "strategy"
 """The key of a trial's config that holds its strategy as JSON."""
 BROKEN = "the process is broken, not the strategy:"
 """How the error begins that a trial's process ends with."""
-
-
-class Measurer(Protocol):
-    """Measures a strategy."""
-
-    def measure(self, strategy: Strategy) -> Measurement:
-        """Its measurement; raises where it fails."""
-        ...
-
-
-class MeasurerFactory(Protocol):
-    """Picklable; builds a measurer inside the trial's actor."""
-
-    def build(self) -> Measurer:
-        """Load everything once."""
-        ...
 
 
 class NSGA2Search(Searcher):
@@ -204,7 +189,7 @@ class StrategyTrainable(tune.Trainable):
     stays broken cannot be avoided here, as `search.engine=ray` does.
     """
 
-    def setup(self, config: dict[str, Any], factory: MeasurerFactory, deadline_s: float | None = None, known: str | None = None) -> None:
+    def setup(self, config: dict[str, Any], factory: Measurer, deadline_s: float | None = None, known: str | None = None) -> None:
         """Load once; `known` is a strategy as JSON."""
         self._measurer, self._deadline = factory.build(), deadline_s
         self._good = Strategy.from_json(known) if known else None

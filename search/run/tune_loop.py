@@ -16,8 +16,9 @@ from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.run.limits import Limits
 from search.run.loops import Evaluate, all_failed, close_if_full
+from search.run.measurer import Measurer
 from search.run.recorder import Recorder
-from search.run.tune import BROKEN, MeasurerFactory, NSGA2Search, StrategyTrainable
+from search.run.tune import BROKEN, NSGA2Search, StrategyTrainable
 
 
 class TuneLoop:
@@ -27,7 +28,7 @@ class TuneLoop:
 
     Args:
         searcher: Suggests candidates; fresh, it is brought up to date from the ledger.
-        factory: What builds a measurer in each trial's actor, given the unaccelerated features.
+        factory: The measurer that each trial's actor builds, given the unaccelerated features.
         workers: Trials at once.
         resources: CPUs and GPUs of each, as Tune takes them.
         storage: Folder of Tune's own files.
@@ -38,7 +39,7 @@ class TuneLoop:
     def __init__(
         self,
         searcher: NSGA2Search,
-        factory: Callable[[PlainFeatures | None], MeasurerFactory],
+        factory: Callable[[PlainFeatures | None], Measurer],
         *,
         workers: int,
         resources: Mapping[str, float],
@@ -125,7 +126,7 @@ class _Recording(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # A strategy's own errors are results: what is left are processes that broke or died, one after the other.
         broken = [line.split(BROKEN, 1)[1].strip() for line in str(trial.get_error() or "").splitlines() if BROKEN in line]
-        what = broken[-1] if broken else "the trial's process died, or passed cluster.deadline_s"
+        what = broken[-1] if broken else "the trial's process died, or passed cluster.batch_timeout_s"
         self._record(trial.trial_id, Measurement(error=f"{what}; its log is in the search's folder `tune`, and search.retry_failed=true tries it again"))
 
     def _record(self, trial_id: str, measurement: Measurement) -> None:

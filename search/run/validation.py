@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from search.evaluate.evaluator import Protocol, Shard, paired
+from search.evaluate.measure import paired
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shards import Shard
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
 from search.records import UNACCELERATED, Candidate, Measurement, Winner
@@ -36,7 +38,7 @@ class Validation:
         say: Told what is being checked.
     """
 
-    def __init__(self, recorder: Recorder, protocol: Protocol, pool: Pool, say: Callable[[str], None] = lambda _line: None) -> None:
+    def __init__(self, recorder: Recorder, protocol: EvaluationProtocol, pool: Pool, say: Callable[[str], None] = lambda _line: None) -> None:
         self._ledger, self._plan, self._measure, self._record = recorder.ledger, recorder.plan, recorder.measure, recorder.record
         self._protocol, self._pool, self._say = protocol, pool, say
         self._made: dict[int, _Made] = {}

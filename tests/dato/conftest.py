@@ -8,10 +8,20 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+import dato
+from dato import FULL, Step, Strategy
+from dato.hooked_model import hook_of
+from dato.runs import Runs
+from dato.unet.hook import UNetHook
+
 STEPS = 6
+SHALLOW = Strategy((Step(FULL), *[Step(2)] * (STEPS - 1)))
+MIXED = Strategy((Step(FULL), Step(1), Step(1), Step(0), Step(1), Step(1)))
+PRUNED = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
 SAMPLERS = (
     "PNDMScheduler",
     "DDIMScheduler",
@@ -33,6 +43,54 @@ def run(pipe: Any, seeds: tuple[int, ...] = (0,), **changes: Any) -> torch.Tenso
     settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "height": 32, "width": 32, "output_type": "latent", **changes}
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     return pipe(["a handwritten seven"] * len(seeds), generator=generators, **settings).images
+
+
+def sharing(pipe: Any, kind: Any = StableDiffusionPipeline, **parts: Any) -> Any:
+    """A pipeline of a kind with the same parts, but for those that are given."""
+    own = {name: part for name, part in pipe.components.items() if name not in ("image_encoder", "controlnet")}
+    other = kind(**{**own, **parts}, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def random_controlnet(unet: Any) -> ControlNetModel:
+    """A ControlNet for a UNet whose residuals are not zero, as those of an untrained one are."""
+    torch.manual_seed(5)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.1)
+    return net.to(unet.dtype)
+
+
+def with_controlnet(pipe: Any, net: ControlNetModel | None = None) -> Any:
+    """A pipeline with the same UNet and a ControlNet."""
+    return sharing(pipe, StableDiffusionControlNetPipeline, controlnet=net or random_controlnet(pipe.unet))
+
+
+def report_of(pipe: Any) -> dato.RunReport:
+    """The status of a pipeline on which a strategy is enabled."""
+    report = dato.status(pipe)
+    assert report is not None
+    return report
+
+
+def untouched(model: nn.Module) -> bool:
+    """Whether no hook is on a model and its forward is its own."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_diffusers_hook") for m in model.modules())
+    return not hooked and "forward" not in vars(model)
+
+
+def runs_of(unet: nn.Module) -> Runs:
+    """The runs of a UNet that a strategy is enabled on."""
+    hook = hook_of(unet)
+    assert isinstance(hook, UNetHook)
+    return hook.runs
+
+
+def precomputed(unet: nn.Module) -> list[int]:
+    """The depths of which something is precomputed for later calls of the last run."""
+    last = runs_of(unet).last
+    return sorted(last.kept.precomputed) if last is not None and last.kept is not None else []
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 import dato
 from dato import FULL, Options, Step, Strategy, StrategyError
-from dato.schedule import entry_of_call
-from tests.dato.conftest import STEPS, run, use
+from dato.call_plan import entry_of_call
+from tests.dato.conftest import STEPS, report_of, run, runs_of, sharing, use
 
 
 def test_enabling_twice_is_enabling_once(pipe: Any) -> None:
@@ -56,13 +56,14 @@ def test_another_unet_in_the_block_leaves_no_hook_on_either(pipe: Any, make_pipe
 def test_nothing_is_held_after_a_finished_run(make_layout: Callable[[str], Any]) -> None:
     pipe = use(make_layout("sdxl"), "EulerDiscreteScheduler")
     with dato.accelerate(pipe, Strategy.uniform(STEPS, 3, prune_ratio=0.5)):
-        runtime = pipe.unet._diffusers_hook.get_hook("dato")
+        runs = runs_of(pipe.unet)
         for settings in ({}, {"denoising_end": 0.5}):
             run(pipe, **settings)
-            report = dato.status(pipe)
-            assert report is not None
+            report = report_of(pipe)
             assert report.finished
-            assert (runtime.cached, runtime.shares, runtime.prediction, list(runtime.compared)) == ({}, {}, None, [])
+            assert runs.last is not None
+            assert runs.last in runs.open
+            assert all(state.kept is None for state in runs.open)
 
 
 def test_canonical_strategies_give_the_same_images(pipe: Any) -> None:
@@ -76,12 +77,10 @@ def test_canonical_strategies_give_the_same_images(pipe: Any) -> None:
 
 def test_the_status_counts_what_was_done(pipe: Any) -> None:
     with dato.accelerate(pipe, Strategy.uniform(STEPS, 3, prune_ratio=0.5)):
-        before = dato.status(pipe)
-        assert before is not None
+        before = report_of(pipe)
         assert not before.calls_by_depth
         run(pipe, (0, 1))
-        report = dato.status(pipe)
-    assert report is not None
+        report = report_of(pipe)
     assert report.finished
     # PNDM makes 7 calls for 6 steps: F F 1 1 F 1 1. The batch is 4 with guidance, 16 x 16 tokens, half of them pruned.
     assert report.calls_by_depth == {FULL: 3, 1: 4}
@@ -113,8 +112,7 @@ def test_every_depth_runs(pipe: Any) -> None:
     for depth in range(1, 12):
         with dato.accelerate(pipe, Strategy.uniform(STEPS, 3, depth=depth, prune_ratio=0.3)):
             assert torch.isfinite(run(pipe)).all()
-            report = dato.status(pipe)
-            assert report is not None
+            report = report_of(pipe)
             assert report.calls_by_depth[depth] == 4
 
 
@@ -135,13 +133,11 @@ def test_calls_and_entries() -> None:
 
 def test_image_to_image_follows_the_last_entries(pipe: Any) -> None:
     use(pipe, "DDIMScheduler")
-    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
+    other = sharing(pipe, StableDiffusionImg2ImgPipeline)
     strategy = Strategy((Step(FULL), Step(FULL), Step(FULL), Step(1), Step(1), Step(0)))
     with dato.accelerate(other, strategy):
         other("x", image=torch.rand(1, 3, 32, 32), strength=0.5, num_inference_steps=6, output_type="latent")
-        report = dato.status(other)
-    assert report is not None
+        report = report_of(other)
     assert report.calls_by_depth == {FULL: 1, 1: 1, 0: 1}  # entries 3, 4, 5; the first call is full all the same
     assert report.finished
 
@@ -158,8 +154,7 @@ def test_an_interrupted_run_leaves_nothing_stale(pipe: Any) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             run(pipe, callback_on_step_end=stop)
-        report = dato.status(pipe)
-        assert report is not None
+        report = report_of(pipe)
         assert not report.finished
         assert torch.equal(run(pipe), clean)
         assert run(pipe, height=48, width=24).shape[-2:] == (24, 12)
@@ -209,9 +204,8 @@ def test_what_cannot_be_accelerated_is_refused(pipe: Any, make_pipe: Callable[..
         dato.enable(pipe, "paper-b1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="has no unet"):
         dato.enable(object(), Strategy.full(4))
-    sharing = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     with dato.accelerate(pipe, Strategy.full(4)), pytest.raises(ValueError, match="another pipeline shares this UNet"):
-        dato.enable(sharing, Strategy.full(4))
+        dato.enable(sharing(pipe), Strategy.full(4))
     small = make_pipe(
         block_out_channels=(8, 16, 16),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -228,8 +222,7 @@ def test_a_report_prints_in_a_few_lines_and_its_summary_is_a_table(pipe: Any) ->
     with dato.accelerate(pipe, strategy):
         before = str(dato.status(pipe))
         run(pipe)
-        report = dato.status(pipe)
-    assert report is not None
+        report = report_of(pipe)
     assert "not run yet" in before
     shown = str(report)
     assert len(shown.splitlines()) <= 4

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
 
 from dato import Strategy, accelerate, baselines
 from tests.dato.conftest import STEPS, run, use
@@ -34,7 +33,7 @@ def test_each_changes_the_run_and_is_undone(pipe: Any) -> None:
         baselines.fewer_steps("DPM++", 3),
         baselines.deepcache(STEPS, 2),
         baselines.tomesd(STEPS, 0.5),
-        baselines.naive(STEPS, 2, 0.5),
+        baselines.deepcache_tomesd(STEPS, 2, 0.5),
     ):
         with baseline.applied(pipe) as (faster, steps):
             images = run(faster, num_inference_steps=steps)
@@ -44,13 +43,6 @@ def test_each_changes_the_run_and_is_undone(pipe: Any) -> None:
         assert torch.equal(run(pipe), plain), baseline.name
     with baselines.plain(STEPS).applied(pipe) as (same, steps):
         assert torch.equal(run(same, num_inference_steps=steps), plain)
-
-
-def test_latents_are_not_clipped_unless_the_model_says_so() -> None:
-    clipped = baselines.exchange_scheduler(DDIMScheduler(clip_sample=True), "DDPMScheduler")
-    assert clipped.config.clip_sample
-    assert not baselines.exchange_scheduler(PNDMScheduler(), "DDIMScheduler").config.clip_sample
-    assert "clip_sample" not in baselines.exchange_scheduler(PNDMScheduler(), "EulerDiscreteScheduler").config
 
 
 def test_what_is_not_one_is_refused() -> None:

@@ -14,9 +14,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import (
-    ControlNetModel,
     StableDiffusionAdapterPipeline,
-    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPAGPipeline,
@@ -28,15 +26,10 @@ from peft import LoraConfig
 
 import dato
 from dato import FULL, Options, Step, Strategy
-from tests.dato.conftest import STEPS, run, use
+from tests.dato.conftest import PRUNED, STEPS, random_controlnet, report_of, run, sharing, use, with_controlnet
 
-HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
 IMAGE = {"image": torch.ones(1, 3, 32, 32)}  # for a ControlNet
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
-
-
-def parts(pipe: Any) -> dict[str, Any]:
-    return {k: v for k, v in pipe.components.items() if k != "image_encoder"}
 
 
 def add_lora(unet: Any, targets: list[str]) -> None:
@@ -50,8 +43,8 @@ class TestLora:
         before, after = make_pipe(), make_pipe()
         without = run(after)
         add_lora(before.unet, targets)
-        dato.enable(before, HALF)
-        dato.enable(after, HALF)
+        dato.enable(before, PRUNED)
+        dato.enable(after, PRUNED)
         run(after)
         add_lora(after.unet, targets)
         result = run(before)
@@ -87,7 +80,7 @@ def test_ip_adapter_processors_survive(pipe: Any) -> None:
     plain = run(pipe, **settings)
     with dato.accelerate(pipe, Strategy.full(STEPS)):
         assert torch.equal(run(pipe, **settings), plain)
-    with dato.accelerate(pipe, HALF):
+    with dato.accelerate(pipe, PRUNED):
         assert unet.attn_processors == processors
         with_image = run(pipe, **settings)
         other = run(pipe, ip_adapter_image_embeds=[torch.zeros(2, 1, 32)])
@@ -99,13 +92,7 @@ def test_ip_adapter_processors_survive(pipe: Any) -> None:
 class TestControlNet:
     @pytest.fixture
     def control(self, pipe: Any) -> Any:
-        torch.manual_seed(5)
-        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False)
-        for p in net.parameters():
-            torch.nn.init.normal_(p, std=0.1)
-        with_control = StableDiffusionControlNetPipeline(**parts(pipe), controlnet=net.eval(), requires_safety_checker=False)
-        with_control.set_progress_bar_config(disable=True)
-        return use(with_control, "DDIMScheduler")
+        return use(with_controlnet(pipe), "DDIMScheduler")
 
     @pytest.mark.parametrize("guess", [False, True])
     def test_full_is_exact_and_replays_skip_the_controlnet(self, control: Any, guess: bool) -> None:
@@ -118,9 +105,8 @@ class TestControlNet:
         calls.clear()
         with dato.accelerate(control, Strategy((Step(FULL), Step(0), Step(1), Step(0), Step(FULL), Step(0)))):
             result = run(control, **settings)
-            report = dato.status(control)
+            report = report_of(control)
         assert len(calls) == 3
-        assert report is not None
         assert report.controls_skipped == 3
         assert torch.isfinite(result).all()
         assert torch.equal(run(control, **settings), plain)
@@ -142,26 +128,21 @@ class TestASharedControlNet:
     def two(self, make_pipe: Callable[..., Any]) -> tuple[Any, Any]:
         """Two pipelines with a UNet each and one ControlNet."""
         pipes = [use(make_pipe(), "DDIMScheduler") for _ in range(2)]
-        torch.manual_seed(5)
-        net = ControlNetModel.from_unet(pipes[0].unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
-        for p in net.parameters():
-            torch.nn.init.normal_(p, std=0.1)
-        first, second = (StableDiffusionControlNetPipeline(**parts(p), controlnet=net, requires_safety_checker=False) for p in pipes)
-        for p in (first, second):
-            p.set_progress_bar_config(disable=True)
+        net = random_controlnet(pipes[0].unet)
+        first, second = (with_controlnet(p, net) for p in pipes)
         return first, second
 
     def test_enabling_the_second_is_refused_before_anything_is_touched(self, two: tuple[Any, Any]) -> None:
         first, second = two
-        with dato.accelerate(first, HALF):
+        with dato.accelerate(first, PRUNED):
             alone = run(first, **IMAGE)
             with pytest.raises(ValueError, match=r"another pipeline shares this ControlNet.*call dato.disable on that pipeline first"):
-                dato.enable(second, HALF)
+                dato.enable(second, PRUNED)
             assert dato.status(second) is None
             assert not hasattr(second.unet, "_diffusers_hook")
             assert not any(m._forward_hooks for m in second.unet.modules())
             assert torch.equal(run(first, **IMAGE), alone)
-        with dato.accelerate(second, HALF):
+        with dato.accelerate(second, PRUNED):
             run(second, **IMAGE)
 
     @pytest.mark.parametrize("one_scheduler", [False, True])
@@ -178,12 +159,10 @@ class TestASharedControlNet:
             with pytest.raises(KeyboardInterrupt):
                 run(first, callback_on_step_end=stop, **IMAGE)
             assert torch.equal(run(second, **IMAGE), plain)
-            report = dato.status(first)
-            assert report is not None
+            report = report_of(first)
             assert report.controls_skipped == 0
             run(first, **IMAGE)
-            report = dato.status(first)
-            assert report is not None
+            report = report_of(first)
             assert report.controls_skipped == 5
 
     def test_enabling_that_fails_midway_leaves_everything_as_it_was(self, two: tuple[Any, Any]) -> None:
@@ -192,7 +171,7 @@ class TestASharedControlNet:
         registry = HookRegistry.check_if_exists_or_initialize(first.controlnet)
         registry.register_hook(DiffusersHook(), "dato")  # someone else's, of our name
         with pytest.raises(ValueError, match="already exists"):
-            dato.enable(first, HALF)
+            dato.enable(first, PRUNED)
         assert not hasattr(first.unet, "_diffusers_hook")
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in first.unet.modules())
         registry.remove_hook("dato")
@@ -201,16 +180,16 @@ class TestASharedControlNet:
 
 class TestOtherHooks:
     def test_an_offloading_hook_before_or_after(self, pipe: Any) -> None:
-        with dato.accelerate(pipe, HALF):
+        with dato.accelerate(pipe, PRUNED):
             alone = run(pipe)
         plain = run(pipe)
         add_hook_to_module(pipe.unet, ModelHook())
-        with dato.accelerate(pipe, HALF):
+        with dato.accelerate(pipe, PRUNED):
             assert torch.equal(run(pipe), alone)
         assert torch.equal(run(pipe), plain)
         remove_hook_from_module(pipe.unet)
         assert torch.equal(run(pipe), plain)
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         add_hook_to_module(pipe.unet, ModelHook())
         assert torch.equal(run(pipe), alone)
         dato.disable(pipe)
@@ -221,50 +200,45 @@ class TestOtherHooks:
 
     def test_a_hook_that_is_exchanged_leaves_the_strategy_on(self, pipe: Any) -> None:
         plain = run(pipe)
-        with dato.accelerate(pipe, HALF):
+        with dato.accelerate(pipe, PRUNED):
             alone = run(pipe)
         add_hook_to_module(pipe.unet, ModelHook())
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         add_hook_to_module(pipe.unet, ModelHook())  # as a second enable_model_cpu_offload does
         assert torch.equal(run(pipe), alone)
-        report = dato.status(pipe)
-        assert report is not None
+        report = report_of(pipe)
         assert report.finished
         dato.disable(pipe)
         assert torch.equal(run(pipe), plain)
         assert dato.status(pipe) is None
 
     def test_attention_slicing_switched_while_enabled(self, pipe: Any) -> None:
-        with dato.accelerate(pipe, HALF):
+        with dato.accelerate(pipe, PRUNED):
             whole = run(pipe)
             pipe.enable_attention_slicing(1)
             sliced = run(pipe)
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert sum(report.tokens_pruned.values()) > 0
         assert torch.allclose(sliced, whole, atol=1e-3)
 
 
 class TestOtherPipelines:
     def test_inpainting(self, pipe: Any) -> None:
-        inpaint = StableDiffusionInpaintPipeline(**parts(pipe), requires_safety_checker=False)
-        inpaint.set_progress_bar_config(disable=True)
+        inpaint = sharing(pipe, StableDiffusionInpaintPipeline)
         settings = {"image": torch.zeros(1, 3, 32, 32), "mask_image": torch.ones(1, 1, 32, 32), "strength": 1.0}
         plain = run(inpaint, **settings)
         with dato.accelerate(inpaint, Strategy.full(STEPS)):
             assert torch.equal(run(inpaint, **settings), plain)
-        with dato.accelerate(inpaint, HALF):
+        with dato.accelerate(inpaint, PRUNED):
             assert torch.isfinite(run(inpaint, **settings)).all()
 
     def test_a_pipeline_that_shares_the_unet_follows_from_its_own_start(self, pipe: Any) -> None:
         use(pipe, "DDIMScheduler")
-        other = StableDiffusionImg2ImgPipeline(**parts(pipe), requires_safety_checker=False)
-        other.set_progress_bar_config(disable=True)
+        other = sharing(pipe, StableDiffusionImg2ImgPipeline)
         with dato.accelerate(pipe, Strategy((*[Step(FULL)] * 3, Step(1), Step(1), Step(0)))):
             run(pipe)
             other("x", image=torch.rand(1, 3, 32, 32), strength=0.5, num_inference_steps=6, output_type="latent")
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.finished
         assert report.calls_by_depth == {FULL: 1, 1: 1, 0: 1}
 
@@ -272,13 +246,12 @@ class TestOtherPipelines:
         pipe = use(make_layout("sdxl"), "EulerDiscreteScheduler")
         with dato.accelerate(pipe, Strategy((*[Step(FULL)] * 3, *[Step(1)] * 3))):
             run(pipe, denoising_end=0.5)
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.calls_by_depth == {FULL: 3}
         assert report.finished
 
     def test_several_images_a_prompt_and_odd_sizes(self, pipe: Any) -> None:
-        with dato.accelerate(pipe, HALF):
+        with dato.accelerate(pipe, PRUNED):
             several = pipe("x", num_images_per_prompt=3, num_inference_steps=STEPS, height=40, width=24, output_type="latent").images
             assert several.shape == (3, 4, 20, 12)
             for height, width in ((40, 24), (16, 48), (72, 56), (32, 32)):
@@ -292,8 +265,7 @@ class TestOtherPipelines:
             assert torch.equal(run(pipe), plain)
         with dato.accelerate(pipe, Strategy((Step(FULL), Step(1), Step(0), Step(FULL), Step(1), Step(1)))):
             run(pipe)
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.calls_by_depth == {FULL: 4, 1: 5, 0: 2}
 
     def test_few_steps_of_lcm(self, make_pipe: Callable[..., Any]) -> None:
@@ -305,25 +277,25 @@ class TestOtherPipelines:
             assert torch.isfinite(run(pipe, num_inference_steps=4)).all()
 
     def test_three_way_guidance_is_refused(self, pipe: Any) -> None:
-        pag = StableDiffusionPAGPipeline(**parts(pipe), requires_safety_checker=False, pag_applied_layers=["mid"])
+        pag = sharing(pipe, StableDiffusionPAGPipeline, pag_applied_layers=["mid"])
         with pytest.raises(ValueError, match="guides three ways"):
-            dato.enable(pag, HALF)
+            dato.enable(pag, PRUNED)
         with pytest.raises(ValueError, match="without PAG"):
-            dato.enable(pag, HALF, Options(align="none"))
+            dato.enable(pag, PRUNED, Options(align="none"))
 
 
 class TestRefusals:
     def test_t2i_adapter_and_shallow_calls(self, pipe: Any) -> None:
         adapter = T2IAdapter(in_channels=3, channels=[8, 16, 16, 16], num_res_blocks=1, downscale_factor=2)
-        with_adapter = StableDiffusionAdapterPipeline(**parts(pipe), adapter=adapter, requires_safety_checker=False)
+        with_adapter = sharing(pipe, StableDiffusionAdapterPipeline, adapter=adapter)
         with pytest.raises(ValueError, match="StableDiffusionAdapterPipeline: T2I-Adapter residuals do not work with cached features; use cache depths 12 and 0 only"):
-            dato.enable(with_adapter, HALF)
+            dato.enable(with_adapter, PRUNED)
         dato.enable(with_adapter, Strategy((Step(FULL), Step(0)) * 3))
 
     def test_gligen_and_shallow_calls(self, make_pipe: Callable[..., Any]) -> None:
         pipe = make_pipe(attention_type="gated")
         with pytest.raises(ValueError, match="GLIGEN does not work with cached features; use cache depths 12 and 0 only"):
-            dato.enable(pipe, HALF)
+            dato.enable(pipe, PRUNED)
         dato.enable(pipe, Strategy((Step(FULL), Step(0)) * 3))
 
     @torch.inference_mode()
@@ -331,7 +303,7 @@ class TestRefusals:
         use(pipe, "DDIMScheduler").scheduler.set_timesteps(STEPS)
         pipe._guidance_scale = 1.0
         mask = {"attention_mask": torch.ones(1, 256)}
-        with dato.accelerate(pipe, HALF), pytest.raises(ValueError, match=r"token pruning cannot follow a self-attention mask: use prune_ratio 0, or dato.disable\(pipe\)"):
+        with dato.accelerate(pipe, PRUNED), pytest.raises(ValueError, match=r"token pruning cannot follow a self-attention mask: use prune_ratio 0, or dato.disable\(pipe\)"):
             pipe.unet(torch.ones(1, 4, 16, 16), pipe.scheduler.timesteps[0], torch.ones(1, 7, 64), **mask)
 
 
@@ -343,14 +315,14 @@ class TestCompile:
         regional.unet.up_blocks[3].attentions[2].transformer_blocks[0].compile()
         for pipe in (whole, in_place, regional):
             with pytest.raises(ValueError, match=r'plain UNet.*dato.Options\(compile="default"\)'):
-                dato.enable(pipe, HALF)
+                dato.enable(pipe, PRUNED)
         with pytest.raises(ValueError, match="compile is 'fast'; allowed are None, 'default'"):
             Options(compile="fast")
 
     @pytest.mark.parametrize("how", ["whole", "in place"])
     def test_a_unet_compiled_after_enabling_is_refused_when_a_run_begins(self, pipe: Any, how: str) -> None:
         plain, unet = run(pipe), pipe.unet
-        with dato.accelerate(pipe, HALF):
+        with dato.accelerate(pipe, PRUNED):
             run(pipe)
             if how == "whole":
                 pipe.unet = torch.compile(unet, backend="eager")
@@ -376,10 +348,9 @@ class TestCompile:
             first = run(pipe)
             graphs = counters["stats"]["unique_graphs"]
             again = run(pipe)
-            report = dato.status(pipe)
+            report = report_of(pipe)
         assert graphs == 3
         assert counters["stats"]["unique_graphs"] == 3
-        assert report is not None
         assert report.tokens_pruned[report.layers[-1]] == 2 * 2 * 128
         assert torch.equal(first, again)
         assert torch.allclose(first, eager, atol=1e-3 * float(eager.abs().max()))
@@ -389,7 +360,7 @@ def test_a_deep_copy_of_the_weights_is_not_needed(pipe: Any) -> None:
     """Enabling neither copies nor moves parameters."""
     before = {name: p.data_ptr() for name, p in pipe.unet.named_parameters()}
     weights = copy.deepcopy(pipe.unet.state_dict())
-    with dato.accelerate(pipe, HALF):
+    with dato.accelerate(pipe, PRUNED):
         run(pipe)
         assert {name: p.data_ptr() for name, p in pipe.unet.named_parameters()} == before
     assert all(torch.equal(weights[k], v) for k, v in pipe.unet.state_dict().items())

@@ -10,7 +10,7 @@ import torch
 
 import dato
 from dato import FULL, Step, Strategy
-from tests.dato.conftest import SAMPLERS, STEPS, cast, run, use
+from tests.dato.conftest import SAMPLERS, STEPS, cast, report_of, run, use
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -34,8 +34,7 @@ class TestContract:
         dato.enable(pipe, strategy)
         assert torch.equal(run(pipe, guidance_scale=guidance), once)
         assert not torch.equal(once, plain)
-        report = dato.status(pipe)
-        assert report is not None
+        report = report_of(pipe)
         assert report.finished
         assert sum(report.tokens_pruned.values()) > 0
         dato.disable(pipe)
@@ -52,9 +51,8 @@ class TestContract:
         handle = pipe.unet.register_forward_hook(lambda _m, _a, output: seen.append(output[0].clone()))
         with dato.accelerate(pipe, Strategy((Step(FULL), Step(0), Step(0, 0.5), Step(1), Step(0), Step(FULL)))):
             run(pipe, guidance_scale=guidance)
-            report = dato.status(pipe)
+            report = report_of(pipe)
         handle.remove()
-        assert report is not None
         assert report.calls_by_depth == {FULL: 2 + len(seen) - STEPS, 0: 3, 1: 1}
         assert torch.equal(seen[-6], seen[-5])
         assert torch.equal(seen[-6], seen[-4])
@@ -106,6 +104,5 @@ def test_full_size(name: str) -> None:
         assert torch.equal(pipe.unet(**first).sample, plain)
         assert torch.allclose(pipe.unet(**second).sample, plain, atol=0.05 * float(plain.abs().max()))
         assert torch.isfinite(pipe.unet(**third).sample).all()
-        report = dato.status(pipe)
-    assert report is not None
+        report = report_of(pipe)
     assert report.calls_by_depth == {FULL: 1, 1: 1, 2: 1}

@@ -14,32 +14,20 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from diffusers.hooks import HookRegistry, apply_group_offloading
 from diffusers.hooks import ModelHook as DiffusersHook
 
 import dato
 from dato import FULL, Step, Strategy
-from tests.dato.conftest import STEPS, run, use
+from tests.dato.conftest import PRUNED, STEPS, random_controlnet, report_of, run, untouched, use, with_controlnet
 
-HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
 DEEP = Strategy((Step(FULL), Step(11, 0.3), Step(5), Step(0), Step(8), Step(1)))
 
 
-def accelerated(pipe: Any, strategy: Strategy = HALF) -> torch.Tensor:
+def accelerated(pipe: Any, strategy: Strategy = PRUNED) -> torch.Tensor:
     with dato.accelerate(pipe, strategy):
         return run(pipe)
-
-
-def report_of(pipe: Any) -> dato.RunReport:
-    report = dato.status(pipe)
-    assert report is not None
-    return report
-
-
-def untouched(unet: Any) -> bool:
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_diffusers_hook") for m in unet.modules())
-    return not hooked and "forward" not in vars(unet)
 
 
 class TestOffloading:
@@ -49,7 +37,7 @@ class TestOffloading:
         plain, expected = run(pipe), accelerated(pipe)
         # Of sequential offloading the UNet's part: on a CPU accelerate cannot move the text encoder's buffers.
         offload = (lambda: pipe.enable_model_cpu_offload(device="cpu")) if how == "model" else (lambda: cpu_offload(pipe.unet, torch.device("cpu")))
-        steps = [offload, lambda: dato.enable(pipe, HALF)]
+        steps = [offload, lambda: dato.enable(pipe, PRUNED)]
         for do in steps if first == "offload" else reversed(steps):
             do()
         for _ in range(3):
@@ -69,7 +57,7 @@ class TestOffloading:
     def test_taken_off_while_enabled(self, pipe: Any) -> None:
         plain, expected = run(pipe), accelerated(pipe)
         pipe.enable_model_cpu_offload(device="cpu")
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         run(pipe)
         pipe.remove_all_hooks()
         assert torch.equal(run(pipe), expected)
@@ -80,23 +68,20 @@ class TestOffloading:
         assert torch.equal(run(pipe), plain)
 
     def test_a_controlnet_is_skipped_run_after_run(self, pipe: Any) -> None:
-        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
-        parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-        control = use(StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False), "DDIMScheduler")
-        control.set_progress_bar_config(disable=True)
-        add_hook_to_module(net, ModelHook())
+        control = use(with_controlnet(pipe), "DDIMScheduler")
+        add_hook_to_module(control.controlnet, ModelHook())
         dato.enable(control, Strategy((Step(FULL), Step(0)) * 3))
         for _ in range(2):
             run(control, image=torch.ones(1, 3, 32, 32))
             assert report_of(control).controls_skipped == 3
-            remove_hook_from_module(net)
-            add_hook_to_module(net, ModelHook())
+            remove_hook_from_module(control.controlnet)
+            add_hook_to_module(control.controlnet, ModelHook())
         dato.disable(control)
-        assert not hasattr(net, "_diffusers_hook")
+        assert untouched(control.controlnet)
 
     @pytest.mark.parametrize("order", ["offload first", "enable first"])
     @pytest.mark.parametrize("settings", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "block_level", "num_blocks_per_group": 3}], ids=["leaf", "block", "blocks"])
-    @pytest.mark.parametrize("strategy", [HALF, DEEP], ids=["half", "deep"])
+    @pytest.mark.parametrize("strategy", [PRUNED, DEEP], ids=["half", "deep"])
     def test_in_groups(self, pipe: Any, settings: dict[str, Any], strategy: Strategy, order: str, tmp_path: Path) -> None:
         # Kept on disk, weights that are not loaded are whatever memory holds: NaN here.
         use(pipe, "DDIMScheduler")
@@ -130,13 +115,13 @@ def spoil(unet: Any) -> None:
 class TestForwardsOfOthers:
     def test_one_that_is_put_back_is_noticed_in_the_run(self, pipe: Any) -> None:
         plain, before = run(pipe), pipe.unet.forward
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         pipe.unet.forward = before  # as a tool does that was there before, when it is switched off
         for ask in (dato.status, run):
             with pytest.raises(RuntimeError, match=r"another tool has since put back.*call dato.enable\(pipe, strategy\) again"):
                 ask(pipe)
         expected = accelerated(pipe)
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         assert torch.equal(run(pipe), expected)
         dato.disable(pipe)
         assert torch.equal(run(pipe), plain)
@@ -158,7 +143,7 @@ class TestForwardsOfOthers:
         do: dict[str, Callable[[], Any]] = {
             "0": lambda: add_hook_to_module(pipe.unet, Also()),
             "1": lambda: HookRegistry.check_if_exists_or_initialize(pipe.unet).register_hook(Counting(), "counting"),
-            "d": lambda: dato.enable(pipe, HALF),
+            "d": lambda: dato.enable(pipe, PRUNED),
         }
         for key in order:
             do[key]()
@@ -172,7 +157,7 @@ class TestForwardsOfOthers:
 class TestCopies:
     def test_a_copy_follows_by_itself(self, pipe: Any) -> None:
         plain, expected = run(pipe), accelerated(pipe)
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         run(pipe)
         other = copy.deepcopy(pipe)
         assert torch.equal(run(other), expected)
@@ -199,12 +184,12 @@ class TestCopies:
                 copies.append(copy.deepcopy(_pipe))
             return kwargs
 
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         assert torch.equal(run(pipe, callback_on_step_end=duplicate), expected)
         assert torch.equal(run(copies[0]), expected)
 
     def test_a_copy_has_weights_of_its_own(self, pipe: Any) -> None:
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         other = copy.deepcopy(pipe)
         for p in other.unet.parameters():
             p.data.mul_(0.9)
@@ -213,7 +198,7 @@ class TestCopies:
         dato.disable(other)
         assert torch.equal(accelerated(other), changed)
         original = weakref.ref(pipe.unet)
-        dato.enable(other, HALF)
+        dato.enable(other, PRUNED)
         del pipe
         gc.collect()
         assert original() is None or sum(p.numel() for p in other.unet.parameters())  # the fixture may hold it
@@ -221,7 +206,7 @@ class TestCopies:
 
     def test_a_copy_of_the_unet_alone_belongs_to_the_pipeline_it_is_put_into(self, pipe: Any, make_pipe: Callable[..., Any]) -> None:
         plain, expected = run(pipe), accelerated(pipe)
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         other = make_pipe()
         other.unet = copy.deepcopy(pipe.unet)
         assert torch.equal(run(other), expected)
@@ -232,10 +217,7 @@ class TestCopies:
         assert torch.equal(run(pipe), expected)
 
     def test_with_a_controlnet_and_features(self, pipe: Any) -> None:
-        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
-        parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-        control = use(StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False), "DDIMScheduler")
-        control.set_progress_bar_config(disable=True)
+        control = use(with_controlnet(pipe), "DDIMScheduler")
         image = {"image": torch.ones(1, 3, 32, 32)}
         dato.enable(control, Strategy((Step(FULL), Step(0), Step(1, 0.5)) * 2), dato.Options(diff_source="feature", plan_per="layer"))
         expected = run(control, **image)
@@ -248,7 +230,7 @@ class TestCopies:
         assert untouched(other.controlnet)
 
     def test_pickling_is_refused_with_the_way_out(self, pipe: Any) -> None:
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         for what in (pipe, pipe.unet):
             with pytest.raises(TypeError, match=r"cannot be pickled: call dato.disable\(pipe\) before"):
                 pickle.dumps(what)
@@ -257,7 +239,7 @@ class TestCopies:
 
     def test_saving_and_from_pipe(self, pipe: Any, tmp_path: Path) -> None:
         plain, expected = run(pipe), accelerated(pipe)
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         pipe.save_pretrained(tmp_path)
         saved = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
         assert untouched(saved)
@@ -288,11 +270,11 @@ class TestCopies:
             with dato.accelerate(pipe, Strategy.full(STEPS)):
                 assert torch.equal(run(pipe, **settings), plain)
             pipe.unet.float()
-            with dato.accelerate(pipe, HALF):
+            with dato.accelerate(pipe, PRUNED):
                 assert run(pipe, **settings).dtype == torch.float64
                 assert report_of(pipe).calls_by_depth == {FULL: 3, 2: 3}  # calls 0 and 3, and 4, which nothing that is kept fits
             return
-        with dato.accelerate(pipe, HALF):
+        with dato.accelerate(pipe, PRUNED):
             expected = run(pipe)
             pipe.to(torch.float64)
             assert torch.equal(run(pipe), accelerated(use(make_pipe(), "DDIMScheduler").to(torch.float64)))
@@ -303,7 +285,7 @@ class TestCopies:
 class TestExchangedUNets:
     def test_disabling_frees_the_one_before(self, pipe: Any, make_pipe: Callable[..., Any]) -> None:
         plain, expected, old, spare = run(pipe), accelerated(pipe), pipe.unet, make_pipe()
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         pipe.unet = spare.unet
         assert torch.equal(run(pipe), plain)
         assert dato.status(pipe) is None
@@ -315,9 +297,9 @@ class TestExchangedUNets:
 
     def test_enabling_again_frees_it_too(self, pipe: Any, make_pipe: Callable[..., Any]) -> None:
         expected, old = accelerated(pipe), pipe.unet
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         pipe.unet = make_pipe().unet
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         assert untouched(old)
         assert torch.equal(run(pipe), expected)
         dato.disable(pipe)
@@ -328,7 +310,7 @@ class TestExchangedUNets:
         dato.enable(pipe, Strategy.uniform(STEPS, 2))
         pipe.unet = spare.unet
         spare.unet = old
-        dato.enable(spare, HALF)
+        dato.enable(spare, PRUNED)
         assert torch.equal(run(spare), expected)
         dato.disable(pipe)  # nothing of it is left
         assert torch.equal(run(spare), expected)
@@ -338,8 +320,8 @@ class TestExchangedUNets:
     def test_two_enabled_pipelines_exchange_theirs(self, make_pipe: Callable[..., Any]) -> None:
         first, second = make_pipe(), make_pipe()
         unets = [first.unet, second.unet]
-        dato.enable(first, HALF)
-        dato.enable(second, HALF)
+        dato.enable(first, PRUNED)
+        dato.enable(second, PRUNED)
         first.unet, second.unet = second.unet, first.unet
         dato.disable(first)
         dato.disable(second)
@@ -349,17 +331,17 @@ class TestExchangedUNets:
         pipe = make_pipe()
         other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
         gone = weakref.ref(pipe)
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         del pipe
         gc.collect()
         assert gone() is None
-        dato.enable(other, HALF)
+        dato.enable(other, PRUNED)
         dato.disable(other)
         assert untouched(other.unet)
 
     def test_an_enabled_pipeline_is_freed_with_its_unet(self, make_pipe: Callable[..., Any]) -> None:
         pipe = make_pipe()
-        dato.enable(pipe, HALF)
+        dato.enable(pipe, PRUNED)
         run(pipe)
         unet = weakref.ref(pipe.unet)
         del pipe
@@ -367,12 +349,11 @@ class TestExchangedUNets:
         assert unet() is None
 
     def test_a_controlnet_that_is_left_behind(self, pipe: Any, make_pipe: Callable[..., Any]) -> None:
-        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
-        kinds = [{k: v for k, v in p.components.items() if k != "image_encoder"} for p in (pipe, make_pipe())]
-        first, second = (StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False) for parts in kinds)
-        dato.enable(first, HALF)
+        net = random_controlnet(pipe.unet)
+        first, second = (with_controlnet(p, net) for p in (pipe, make_pipe()))
+        dato.enable(first, PRUNED)
         first.controlnet = None
-        dato.enable(second, HALF)
+        dato.enable(second, PRUNED)
         dato.disable(first)
         dato.disable(second)
         assert untouched(net)

@@ -14,9 +14,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionUpscalePipeli
 import dato
 from dato import FULL, Options, Step, Strategy, StrategyError
 from dato.costs import CostModel
-from dato.options import chosen_layers
-from dato.units import Layout
-from tests.dato.conftest import STEPS, run, use
+from dato.unet.attention import chosen_layers
+from dato.unet.units import Layout
+from tests.dato.conftest import STEPS, report_of, run, use
 
 HALF = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
 
@@ -83,8 +83,7 @@ def test_narrow_grids_are_pruned_where_a_patch_fits(pipe: Any, size: tuple[int, 
     with dato.accelerate(own, strategy, options):
         for t in own.scheduler.timesteps:
             own.unet(torch.randn(1, 4, *size), t, torch.randn(1, 7, 64))
-        report = dato.status(own)
-    assert report is not None
+        report = report_of(own)
     # The cost model agrees on whether anything is pruned; the similarity of Eq. 9 may cost more than so few tokens save.
     costs = CostModel(pipe.unet, *size, options)
     assert bool(report.tokens_pruned) == (costs.macs(Step(FULL, 0.5)) != costs.macs(Step(FULL))) == (size[0] > 1)

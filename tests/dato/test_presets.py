@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from dato import FULL, Strategy, StrategyError
-from dato.presets import presets
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -44,7 +43,7 @@ def test_deepcache_with_any_interval() -> None:
 
 
 def test_the_second_reading_of_table_6_is_the_first_backwards() -> None:
-    b1, other = presets()["paper-b1"], presets()["paper-b1-reversed"]
+    b1, other = Strategy.preset("paper-b1"), Strategy.preset("paper-b1-reversed")
     assert other.steps == tuple(reversed(b1.steps))
     assert str(b1).startswith("011111F1111")
 

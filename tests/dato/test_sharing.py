@@ -12,7 +12,6 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     DDIMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
@@ -23,9 +22,8 @@ from diffusers import (
 
 import dato
 from dato import FULL, Options, Step, Strategy
-from tests.dato.conftest import STEPS, run, use
+from tests.dato.conftest import PRUNED, STEPS, random_controlnet, report_of, run, runs_of, sharing, use
 
-PRUNED = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 MASK = torch.zeros(1, 1, 32, 32).index_fill(3, torch.arange(16), 1.0)
 WAYS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -39,16 +37,10 @@ WAYS: dict[str, tuple[type, dict[str, Any]]] = {
 
 def as_kind(pipe: Any, way: str, scheduler: Any = None) -> Any:
     """A pipeline of another kind with the same UNet."""
-    kind, extra = WAYS[way][0], {}
+    parts = {"scheduler": scheduler} if scheduler is not None else {}
     if way == "controlnet":
-        torch.manual_seed(5)
-        extra["controlnet"] = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
-        for p in extra["controlnet"].parameters():
-            torch.nn.init.normal_(p, std=0.1)
-    parts = {k: v for k, v in pipe.components.items() if k not in ("image_encoder", "controlnet")}
-    other = kind(**{**parts, **extra, "scheduler": scheduler or pipe.scheduler}, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    return other
+        parts["controlnet"] = random_controlnet(pipe.unet)
+    return sharing(pipe, WAYS[way][0], **parts)
 
 
 def generate(pipe: Any, way: str, **changes: Any) -> torch.Tensor:
@@ -92,8 +84,7 @@ def test_each_gets_what_it_gets_alone(fresh: Any, alone: Any, enabled: str, runn
     with dato.accelerate(first, PRUNED):
         for _ in range(2):  # before and after the enabled pipeline ran
             assert torch.equal(generate(second, running), expected[running])
-            report = dato.status(first)
-            assert report is not None
+            report = report_of(first)
             assert (report.pipeline, report.finished) == (type(second).__name__, True)
             assert torch.equal(generate(first, enabled), expected[enabled])
         assert dato.status(second) is None
@@ -122,8 +113,7 @@ def test_a_run_within_a_callback_of_another(fresh: Any, alone: Any, inner: str, 
     with dato.accelerate(outer, PRUNED):
         assert torch.equal(run(outer, callback_on_step_end=preview), alone("guided"))
         assert all(torch.equal(r, alone(inner)) for r in results)
-        report = dato.status(outer)
-    assert report is not None
+        report = report_of(outer)
     assert (report.pipeline, report.finished, report.calls) == ("StableDiffusionPipeline", True, STEPS)
 
 
@@ -161,8 +151,7 @@ def test_a_run_that_fails_within_a_callback_leaves_the_outer_one_alone(fresh: An
             run(outer, callback_on_step_end=stop)
         assert torch.equal(generate(other, "img2img"), alone("img2img"))
         assert torch.equal(run(outer), alone("guided"))
-        runtime = outer.unet._diffusers_hook.get_hook("dato")
-        assert len(runtime.runs._runs) == 1  # nothing of the abandoned ones is held
+        assert len(runs_of(outer.unet).open) == 1  # nothing of the abandoned ones is held
 
 
 def test_two_threads_with_one_unet(fresh: Any, alone: Any) -> None:
@@ -206,14 +195,13 @@ def sampling(self: Any, prompt: str, guidance_scale: float) -> torch.Tensor:
 def test_a_pipeline_whose_loop_is_written_elsewhere(fresh: Any, scale: float) -> None:
     kind = type("Written", (StableDiffusionPipeline,), {"__call__": sampling})
     base = fresh()
-    other = kind(**{k: v for k, v in base.components.items() if k != "image_encoder"}, requires_safety_checker=False)
+    other = sharing(base, kind)
     with dato.accelerate(other, PRUNED):
         expected = other("a seven", scale)
     with dato.accelerate(base, PRUNED):
         run(base, guidance_scale=4.0 - scale)
         assert torch.equal(other("a seven", scale), expected)
-        report = dato.status(base)
-    assert report is not None
+        report = report_of(base)
     assert report.pipeline == "Written"
 
 
@@ -240,9 +228,7 @@ def test_another_scheduler_on_the_running_pipeline(fresh: Any, exchange: str) ->
 
 class TestRefusedWhenTheyRun:
     def test_perturbed_attention(self, pipe: Any) -> None:
-        parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-        other = StableDiffusionPAGPipeline(**parts, requires_safety_checker=False, pag_applied_layers=["mid"])
-        other.set_progress_bar_config(disable=True)
+        other = sharing(pipe, StableDiffusionPAGPipeline, pag_applied_layers=["mid"])
         alone, processors = run(pipe), dict(pipe.unet.attn_processors)
         with dato.accelerate(pipe, PRUNED):
             accelerated = run(pipe)
@@ -262,9 +248,7 @@ class TestRefusedWhenTheyRun:
 
     def test_ledits(self, pipe: Any) -> None:
         scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="sde-dpmsolver++", solver_order=2)
-        parts = {k: v for k, v in pipe.components.items() if k not in ("image_encoder", "scheduler")}
-        other = diffusers.LEditsPPPipelineStableDiffusion(**parts, scheduler=scheduler, requires_safety_checker=False)
-        other.set_progress_bar_config(disable=True)
+        other = sharing(pipe, diffusers.LEditsPPPipelineStableDiffusion, scheduler=scheduler)
         image = torch.rand(1, 3, 32, 32)
         with dato.accelerate(pipe, PRUNED), pytest.raises(ValueError, match=r"LEditsPPPipelineStableDiffusion reads the attention maps.*invert.*dato.disable"):
             other.invert(image=image, source_prompt="", num_inversion_steps=STEPS, skip=0.1, height=32, width=32)
@@ -278,7 +262,7 @@ class TestRefusedWhenTheyRun:
                     self.unet(torch.zeros(1, 4, 16, 16), t, torch.zeros(1, 7, 64))
 
         use(pipe, "DDIMScheduler")
-        other = Inverting(**{k: v for k, v in pipe.components.items() if k != "image_encoder"}, requires_safety_checker=False)
+        other = sharing(pipe, Inverting)
         with dato.accelerate(other, PRUNED):
             run(other)
             with pytest.raises(ValueError, match=r"Inverting.invert does not sample.*dato.disable.*before invert"):
@@ -312,8 +296,7 @@ class TestOwnLoops:
         with pytest.raises(ValueError, match="the pipeline that the strategy was enabled on is gone"):
             unet(torch.ones(1, 4, 16, 16), scheduler.timesteps[0], torch.ones(1, 7, 64))
         generate(other, "unguided")  # a pipeline that runs is known
-        report = dato.status(other)
-        assert report is not None
+        report = report_of(other)
         assert report.finished
         dato.enable(other, Strategy.full(STEPS))
         dato.disable(other)

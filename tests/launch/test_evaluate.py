@@ -59,7 +59,7 @@ def test_an_evaluation_over_ray_is_a_table_and_continues(tmp_path: Path) -> None
     assert all(r["images"] == 6 and r["error"] is None for r in found["results"])
     assert found["reference_images"] == 500
     assert (folder / "samples.png").is_file()
-    files = sorted(folder.glob("shards/*/*.npz"))
+    files = sorted(folder.glob("shards/*.safetensors"))
     assert len(files) == 7 * 3
     files[0].unlink()
     times = {f: f.stat().st_mtime_ns for f in files[1:]}

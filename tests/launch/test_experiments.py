@@ -54,7 +54,7 @@ def test_the_settings_are_the_papers(name: str, steps: int, guidance: float, sid
 
 
 def test_searches_on_sdxl_know_where_ratios_have_no_effect() -> None:
-    assert tuple(build(compose_config("search", ["experiment=sdxl_coco", *PATHS["coco"]])).space.inert) == (0, 1)
+    assert tuple(build(compose_config("search", ["experiment=sdxl_coco", *PATHS["coco"]])).space.depths_without_pruning) == (0, 1)
 
 
 @pytest.fixture(scope="module")

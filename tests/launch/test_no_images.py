@@ -24,7 +24,7 @@ from search.publish.strategies import winner_strategies
 from search.run.own_reference import FILE
 
 DIGITS = "\n".join(prompt(i % 10, i // 10) for i in range(40))
-SHORT = ["data.references=40", "model.steps=4", "protocol.batch=10", "protocol.interval_groups=4"]
+SHORT = ["data.num_reference_images=40", "model.steps=4", "protocol.batch=10", "protocol.interval_groups=4"]
 HERE = [f"model.path={EMBEDDED}", "model.dtype=float32", "model.height=null", "model.width=null", "model.guidance=3", "model.device=cpu", "protocol.features=embedded"]
 """The small model in the place of Stable Diffusion v1.5, which is not at hand."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dato import Step, Strategy
-from dato.schedule import Work
+from dato.call_plan import CallPlan
 from launch.__main__ import main
 from launch.retarget import comparable_images, priced_record
 from search.evaluate.latency import CostTable
@@ -22,10 +22,10 @@ RATIOS = (0.0, 0.3, 0.5, 0.7)
 
 def make_table(name: str, full: float, pruned: float) -> CostTable:
     """`pruned`: what a ratio of 1 would save of any call; negative where pruning costs more than it saves."""
-    priced = {Work(Step(0)): 0.01}
+    priced = {CallPlan(Step(0)): 0.01}
     for ratio in RATIOS:
-        priced[Work(Step(12, ratio))] = full * (1 - pruned * ratio)
-        priced |= {Work(Step(1, ratio), share): 2.0 * (1 - pruned * ratio) for share in ("none", "made", "used")}
+        priced[CallPlan(Step(12, ratio))] = full * (1 - pruned * ratio)
+        priced |= {CallPlan(Step(1, ratio), share): 2.0 * (1 - pruned * ratio) for share in ("none", "precompute", "reuse")}
     return CostTable(device=name, batch=10, calls=21, order=1, fixed_ms=1.0, work_ms=priced)
 
 
@@ -119,5 +119,5 @@ def test_this_device_is_measured(make_search: Callable[..., Path], tmp_path: Pat
     assert main(["retarget", f"folder={folder}", "rounds=1"]) == 0
     table = CostTable.from_dict(json.loads((folder / "retargeted" / "costs.json").read_text()))
     assert table.calls == 21
-    assert table.work_ms[Work(Step(12))] > table.work_ms[Work(Step(0))]
+    assert table.work_ms[CallPlan(Step(12))] > table.work_ms[CallPlan(Step(0))]
     assert Strategy.load(folder / "retargeted" / "quality.json").provenance["latency"]["device"] == table.device

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from dato.strategy import Strategy
 from launch.__main__ import main
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -92,7 +92,7 @@ def test_a_server_that_is_away_stops_no_search_and_sync_says_what_to_do(
                 ledger=ledger,
                 algorithm=Nsga2(space=SearchSpace(steps=8), population=4, seed=0),
                 plan=SearchPlan(generations=2, population=4),
-                protocol=Protocol(images=4, batch=4),
+                protocol=EvaluationProtocol(images=4, batch=4),
                 pool=InProcessPool(ToyEvaluator()),
                 measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
                 baselines={UNACCELERATED: Strategy.full(8)},

@@ -12,7 +12,7 @@ import torch
 import dato
 from analysis.dynamics import Series, distribution_figure, heatmap_figure, write_page
 from dato.strategy import FULL, Step, Strategy
-from dato.units import Layout, unit_output
+from dato.unet.units import Layout, unit_output
 from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
 
 STEPS = 4

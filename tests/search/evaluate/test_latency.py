@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dato import FULL, Step, Strategy
-from dato.schedule import Work, works
+from dato.call_plan import CallPlan, plan_calls
 from search.data.datasets import Data
 from search.embedded.check import DIGITS, MODEL
 from search.evaluate.latency import CostError, CostTable, Timings, calibration
@@ -17,8 +17,8 @@ DEPTHS, RATIOS = (0, 1, FULL), (0.3, 0.5)
 
 
 def make_table() -> CostTable:
-    priced = {Work(Step(FULL)): 10.0, Work(Step(FULL, 0.5)): 9.0, Work(Step(0)): 0.0}
-    priced |= {Work(Step(1, 0.5), share): ms for share, ms in (("none", 2.0), ("made", 2.5), ("used", 1.0))}
+    priced = {CallPlan(Step(FULL)): 10.0, CallPlan(Step(FULL, 0.5)): 9.0, CallPlan(Step(0)): 0.0}
+    priced |= {CallPlan(Step(1, 0.5), share): ms for share, ms in (("none", 2.0), ("precompute", 2.5), ("reuse", 1.0))}
     return CostTable(device="a", batch=4, calls=7, order=1, fixed_ms=3.0, work_ms=priced)
 
 
@@ -42,10 +42,10 @@ def test_a_table_survives_json() -> None:
 
 @pytest.mark.parametrize("steps", [8, 20, 50])
 def test_calibration_holds_every_kind_of_call(steps: int) -> None:
-    held = {w for s in calibration(steps, DEPTHS, RATIOS) for w in works(s, steps + 1)}
+    held = {w for s in calibration(steps, DEPTHS, RATIOS) for w in plan_calls(s, steps + 1)}
     for ratio in RATIOS:
-        assert {Work(Step(FULL, ratio)), *(Work(Step(1, ratio), share) for share in ("none", "made", "used"))} <= held
-    assert {Work(Step(0)), Work(Step(FULL))} <= held
+        assert {CallPlan(Step(FULL, ratio)), *(CallPlan(Step(1, ratio), share) for share in ("none", "precompute", "reuse"))} <= held
+    assert {CallPlan(Step(0)), CallPlan(Step(FULL))} <= held
 
 
 @pytest.mark.slow
@@ -58,5 +58,5 @@ def test_measuring_prices_every_call_of_a_run() -> None:
     table = timings.table("here")
     assert (table.calls, table.batch) == (21, 2)
     assert sum(len(t) for t in timings.works.values()) == 21 * len(calibration(20, DEPTHS, RATIOS))
-    assert 0 < table.work_ms[Work(Step(1, 0.5), "used")] < table.work_ms[Work(Step(FULL, 0.5))]
+    assert 0 < table.work_ms[CallPlan(Step(1, 0.5), "reuse")] < table.work_ms[CallPlan(Step(FULL, 0.5))]
     assert table.predict(Strategy.uniform(20, 3, prune_ratio=0.5)) < table.predict(Strategy.full(20))

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from dato.strategy import Strategy
 from launch.__main__ import main
 from launch.config import compose_config
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.importance import importance, importance_metrics
 from search.optimize.nsga2 import Nsga2
@@ -221,7 +221,7 @@ def drive(folder: Path, uri: str, *others: Any, flush_s: float) -> tuple[SearchR
     try:
         recorder = Recorder(ledger, SearchPlan(generations=3, population=8), lambda shards: shards[0], watchers=[*others, tracker])  # type: ignore[arg-type,return-value]
         loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=8, seed=0))
-        record = Driver(recorder, Protocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(ToyEvaluator()))
+        record = Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(ToyEvaluator()))
         tracker.finished(record, {})
         return record, tracker
     finally:

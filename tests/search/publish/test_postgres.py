@@ -63,7 +63,7 @@ from search.run.loops import GenerationalLoop
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.records import UNACCELERATED
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -81,7 +81,7 @@ ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", config, {})
 tracker = Tracker(experiment="shared")
 record = Driver(
     Recorder(ledger, SearchPlan(generations=2, population=4), lambda shards: shards[0], watchers=[tracker]),
-    Protocol(images=4, batch=4),
+    EvaluationProtocol(images=4, batch=4),
     GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=4, seed=seed)),
     {UNACCELERATED: Strategy.full(8), "rival": Strategy.uniform(8, 3)},
 ).run(InProcessPool(Toy(str(folder), pause=0.0)))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
@@ -24,7 +25,7 @@ from search.run.pools import InProcessPool
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
-MODES = ("generational", "steady")
+MODES = ("generational", "asynchronous")
 COST = {0: 0.01, 1: 0.1, 12: 1.0}
 
 
@@ -66,7 +67,7 @@ class Stops(Toy):
 
 def loop(plan: SearchPlan, seed: int = 0) -> Loop:
     settings: dict[str, Any] = {"space": SearchSpace(steps=8), "population": plan.population, "seed": seed, "objectives": plan.objectives.count}
-    return AsynchronousLoop(AsynchronousNsga2(**settings)) if plan.mode == "steady" else GenerationalLoop(Nsga2(**settings))
+    return AsynchronousLoop(AsynchronousNsga2(**settings)) if plan.mode == "asynchronous" else GenerationalLoop(Nsga2(**settings))
 
 
 def search(
@@ -78,7 +79,7 @@ def search(
     baselines = {UNACCELERATED: Strategy.full(8), "rival": Strategy.uniform(8, 3)}
     try:
         recorder = Recorder(ledger, chosen, lambda shards: shards[0], latencies=latencies, retry_failed=retry_failed)  # type: ignore[arg-type,return-value]
-        return Driver(recorder, Protocol(images=4, batch=4), loop(chosen, seed), baselines).run(InProcessPool(evaluator))
+        return Driver(recorder, EvaluationProtocol(images=4, batch=4), loop(chosen, seed), baselines).run(InProcessPool(evaluator))
     finally:
         ledger.close()
 
@@ -116,10 +117,10 @@ def of_shards(shards: Sequence[Shard]) -> Measurement:
     )
 
 
-STEPS = Protocol(images=40, fidelities=[8, 20], batch=4)
+STEPS = EvaluationProtocol(images=40, fidelities=[8, 20], batch=4)
 
 
-def search_in_steps(folder: Path, evaluator: Images, kept: type[KeptShards] = KeptShards, **plan: Any) -> SearchRecord:
+def search_in_steps(folder: Path, evaluator: Images, kept: type[ShardStore] = ShardStore, **plan: Any) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "steps", {}, {})
     chosen = SearchPlan(generations=5, population=8, **plan)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Shard
+from search.evaluate.shards import Shard
 from search.records import UNACCELERATED, Measurement
 from tests.search.run.searches import Images, Stops, Toy, search, search_in_steps
 

@@ -64,17 +64,17 @@ def test_when_everything_fails_the_first_error_is_shown(tmp_path: Path) -> None:
                 raise RuntimeError("the device is gone")
             return super().run(strategies, batches)
 
-    with pytest.raises(SearchFailed, match=r"first 6 candidates failed; .*: the device is gone.*search.retry_failed=true.*restart=true"):
+    with pytest.raises(SearchFailed, match=r"first 6 candidates failed; .*: the device is gone.*search.retry_failed=true.*fresh_start=true"):
         search(tmp_path, Broken())
     failed = read_ledger(tmp_path / "ledger.jsonl").results.values()
     assert all(m.seconds >= 0.02 for m in failed), "the time that failures took is counted"
     with pytest.raises(SearchFailed, match="all of the first 6 candidates failed"):
-        search(tmp_path / "steady", Broken(), mode="steady")
+        search(tmp_path / "asynchronous", Broken(), mode="asynchronous")
 
 
 def test_limits_end_a_search(tmp_path: Path) -> None:
     assert len(search(tmp_path / "a", Toy(), max_candidates=10).results) == 12, "no generation begins after 10 candidates"
-    assert len(search(tmp_path / "b", Toy(), max_candidates=10, mode="steady").results) == 10
+    assert len(search(tmp_path / "b", Toy(), max_candidates=10, mode="asynchronous").results) == 10
     assert len(search(tmp_path / "c", Toy(pause=0.05), generations=500, max_minutes=0.01).results) < 60
     stalled = search(tmp_path / "d", Toy(), generations=500, patience=3)
     assert has_stalled(stalled.hypervolumes, 3)
@@ -90,18 +90,18 @@ def test_candidates_beyond_a_limit_never_win(tmp_path: Path) -> None:
 
 
 def test_a_single_score_picks_its_best(tmp_path: Path) -> None:
-    scored = Objectives(score_weight=3.0)
+    scored = Objectives(latency_weight=3.0)
     record = search(tmp_path, Toy(), generations=8, objectives=scored)
     best = min(scored.values(m) for _, m in record.evaluated())
     assert scored.values(record.winners["balanced"].searched) == best
 
 
 def test_an_asynchronous_search_continues_in_the_order_of_its_ledger(tmp_path: Path) -> None:
-    whole = outcome(search(tmp_path / "a", Toy(), mode="steady"))
+    whole = outcome(search(tmp_path / "a", Toy(), mode="asynchronous"))
 
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path / "b", Stops(12), mode="steady")
-    assert outcome(search(tmp_path / "b", Toy(), mode="steady")) == whole
+        search(tmp_path / "b", Stops(12), mode="asynchronous")
+    assert outcome(search(tmp_path / "b", Toy(), mode="asynchronous")) == whole
 
 
 def test_children_know_their_parents(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def _size(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_failed_candidates_are_tried_again_and_a_replay_stays_exact(tmp_path: Path, mode: Literal["generational", "steady"]) -> None:
+def test_failed_candidates_are_tried_again_and_a_replay_stays_exact(tmp_path: Path, mode: Literal["generational", "asynchronous"]) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, Stops(18, fails="0123456"), mode=mode)
     before = read_ledger(tmp_path / "ledger.jsonl")

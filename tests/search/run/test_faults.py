@@ -24,7 +24,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -91,7 +91,7 @@ def search(folder: Path, pool: Any, *watchers: At) -> SearchRecord:
     try:
         recorder = Recorder(ledger, SearchPlan(generations=4, population=6), lambda shards: shards[0], watchers=watchers)  # type: ignore[arg-type,return-value]
         loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=6, seed=0))
-        return Driver(recorder, Protocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(pool)
+        return Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(pool)
     finally:
         ledger.close()
 
@@ -128,7 +128,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def pool_of(cluster: Cluster, folder: Path, pause: float = 0.15, **settings: Any) -> RayPool:
-    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"start_s": 60, "workers": 2, **settings})
+    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"load_timeout_s": 60, "workers": 2, **settings})
 
 
 def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: object) -> None:

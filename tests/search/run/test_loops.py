@@ -127,7 +127,7 @@ def test_a_loop_goes_on_where_the_ledger_stands(recorder: Recorder, kind: type[N
 
 @pytest.mark.parametrize("kind", [Nsga2, AsynchronousNsga2])
 def test_it_ends_when_the_first_candidates_all_fail(recorder: Recorder, kind: type[Nsga2] | type[AsynchronousNsga2]) -> None:
-    with pytest.raises(SearchFailed, match=r"first 4 candidates failed; the first error: out of memory.*search.retry_failed=true.*restart=true"):
+    with pytest.raises(SearchFailed, match=r"first 4 candidates failed; the first error: out of memory.*search.retry_failed=true.*fresh_start=true"):
         make_loop(kind(space=SPACE, population=4, seed=0)).run(recorder, Limits(PLAN), by_table(recorder, lambda s: Measurement(error="out of memory")))
     assert len(recorder.record.results) == 4
     assert all_failed(recorder)

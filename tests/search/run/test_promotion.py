@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dato.strategy import Step, Strategy
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger
 from search.optimize.objectives import Objectives
 from search.records import UNACCELERATED, Candidate, Measurement
@@ -46,9 +47,9 @@ def test_promotion_pays_for_new_images_only_and_compares_equal_counts(tmp_path: 
 def test_lost_shards_cost_time_and_nothing_else(tmp_path: Path) -> None:
     undisturbed = search_in_steps(tmp_path / "a", Images())
 
-    class Forgets(KeptShards):
+    class Forgets(ShardStore):
         def get(self, number: int, images: int) -> None:
-            path = self._path(number, images)
+            path = self.path(number, images)
             path.write_bytes(path.read_bytes()[:40])
             assert super().get(number, images) is None
 
@@ -71,9 +72,9 @@ def test_a_full_disk_for_kept_features_costs_time_and_nothing_else(tmp_path: Pat
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_what_is_promising_is_the_same_result_by_result_as_all_at_once(tmp_path: Path, limits: dict[str, float], ranks: int) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl", "steps", {}, {})
-    recorder = Recorder(ledger, SearchPlan(generations=9, population=8, promoted_ranks=ranks, objectives=Objectives(**limits)), of_shards)
-    kept = KeptShards(tmp_path / "kept")
-    promotion = Promotion(recorder, Protocol(images=40, fidelities=[8], batch=4), kept)
+    recorder = Recorder(ledger, SearchPlan(generations=9, population=8, promote_ranks=ranks, objectives=Objectives(**limits)), of_shards)
+    kept = ShardStore(tmp_path / "kept")
+    promotion = Promotion(recorder, EvaluationProtocol(images=40, fidelities=[8], batch=4), kept)
     ledger.baseline(Candidate(number=-1, generation=-1, strategy=Strategy.full(8), origin=UNACCELERATED), Measurement(fid=10.0, images=8, latency_ms=8.0))
     chance, strategies = random.Random(ranks), set()
     while len(strategies) < 60:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Shard
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.optimize.objectives import Objectives
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
@@ -113,7 +113,7 @@ def test_limits_and_bounds_are_of_the_unaccelerated_pipeline_on_the_least_images
     slow = Measurement(fid=10.0, images=4, latency_ms=7.5)
     assert mine.values(slow) == ((10.0, 7.5), pytest.approx(0.5))
     assert mine.violation(replace(slow, latency_ms=5.0)) == 0.0
-    assert recorder(ledger, limits={"score_weight": 1.0}).bounds() is None
+    assert recorder(ledger, limits={"latency_weight": 1.0}).bounds() is None
 
 
 def test_what_failed_is_due_again_once_and_only_where_it_is_asked_for(ledger: Ledger) -> None:

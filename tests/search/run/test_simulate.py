@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dato.strategy import FULL, Step, Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -120,7 +120,7 @@ def run(folder: Path, pool: SimulatedPool) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "simulated", {}, {})
     recorder = Recorder(ledger, SearchPlan(generations=5, population=10), lambda shards: shards[0])  # type: ignore[arg-type,return-value]
     loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=10, seed=0))
-    record = Driver(recorder, Protocol(images=8, batch=2), loop, {UNACCELERATED: Strategy.full(8)}).run(pool)
+    record = Driver(recorder, EvaluationProtocol(images=8, batch=2), loop, {UNACCELERATED: Strategy.full(8)}).run(pool)
     ledger.close()
     return record
 

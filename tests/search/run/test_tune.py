@@ -17,7 +17,7 @@ import ray
 from ray import tune
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, LedgerError, read_ledger
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
@@ -134,7 +134,7 @@ def drive(
 ) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "tune", {}, {})
     try:
-        recorder = Recorder(ledger, SearchPlan(generations=generations, population=6, mode="steady", **plan), lambda shards: shards[0])  # type: ignore[arg-type,return-value]
+        recorder = Recorder(ledger, SearchPlan(generations=generations, population=6, mode="asynchronous", **plan), lambda shards: shards[0])  # type: ignore[arg-type,return-value]
         loop = TuneLoop(
             NSGA2Search(SPACE, population=6, seed=0),
             lambda plain: factory or Toy(fails, pause),
@@ -144,7 +144,7 @@ def drive(
             tries=tries,
             deadline_s=deadline_s,
         )
-        return Driver(recorder, Protocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(Toy()))
+        return Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(Toy()))
     finally:
         ledger.close()
 
@@ -207,7 +207,7 @@ def test_it_stops_when_the_first_candidates_all_fail(local_ray: None, tmp_path: 
 
 @pytest.mark.slow
 def test_a_trial_past_its_deadline_is_ended(local_ray: None, tmp_path: Path) -> None:
-    with pytest.raises(SearchFailed, match=r"passed cluster.deadline_s"):
+    with pytest.raises(SearchFailed, match=r"passed cluster.batch_timeout_s"):
         drive(tmp_path, 1, pause=60.0, deadline_s=0.5)
 
 

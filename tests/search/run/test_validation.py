@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dato.strategy import Step, Strategy
-from search.evaluate.evaluator import Protocol, Shard, measure, paired
+from search.evaluate.measure import Metrics, measure, paired
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.metrics.intervals import Groups
 from search.metrics.quality import Fid
@@ -20,9 +22,9 @@ from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.validation import Validation
 
-PROTOCOL = Protocol(images=40, batch=10)
+PROTOCOL = EvaluationProtocol(images=40, batch=10)
 FULL, SHIFT = Strategy.full(4), torch.linspace(0.1, 0.8, 4)
-FID = Fid(torch.randn(2000, 4, generator=torch.Generator().manual_seed(5)))
+METRICS = Metrics(fid=Fid(torch.randn(2000, 4, generator=torch.Generator().manual_seed(5))), groups=Groups(turn=4))
 
 
 class Sets:
@@ -62,7 +64,7 @@ def validate(folder: Path, evaluator: Sets, strategies: Sequence[Strategy] = (FA
     ledger = Ledger(folder / "ledger.jsonl", "toy", {}, {})
 
     def judge(shards: Sequence[Shard]):  # type: ignore[no-untyped-def]
-        return measure(shards, FID, Groups(turn=4))
+        return measure(shards, METRICS)
 
     try:
         if not ledger.record.results:

@@ -69,19 +69,20 @@ def _way_out(entries: int, needed: int, calls: int, steps: int | None, repeats: 
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one UNet call does.
+class CallPlan:
+    """What one call of the model does.
 
     Attributes:
         step: Its depth and ratio; nothing is pruned where nothing is computed.
-        share: Whether it does, or uses, the cached half of its first resnet apart (see `dato.split`): "none", "made", "used".
+        share: What it has in common with later calls: "none", or it is done here for them too, "precompute", or was done before, "reuse"
+            (see `dato.unet.split_resnet`).
     """
 
     step: Step
     share: str = "none"
 
 
-def works(strategy: Strategy, all_calls: int, order: int = 1, start: int = 0) -> list[Work]:
+def plan_calls(strategy: Strategy, all_calls: int, order: int = 1, start: int = 0) -> list[CallPlan]:
     """What each call of a run does. The first one is full, because nothing is cached.
 
     Args:
@@ -91,17 +92,17 @@ def works(strategy: Strategy, all_calls: int, order: int = 1, start: int = 0) ->
         start: Place of the run's first call; later than 0 in image-to-image.
     """
     entries = [strategy[entry_of_call(p, all_calls, len(strategy), order)] for p in range(start, all_calls)]
-    found: list[Work] = []
-    kept: set[int] = set()  # depths whose cached tensor has its share made
+    found: list[CallPlan] = []
+    precomputed: set[int] = set()  # depths whose share is there
     for i, entry in enumerate(entries):
         depth = entry.cache_depth if i else FULL
         step = Step(depth, entry.prune_ratio if entry.cache_depth else 0.0)
-        kept = {d for d in kept if d >= depth}  # a deeper call makes what shallower ones start from anew
+        precomputed = {d for d in precomputed if d >= depth}  # a deeper call makes what shallower ones start from anew
         share = "none"
         if 0 < depth < FULL:
             later = next((e.cache_depth for e in entries[i + 1 :] if e.cache_depth >= depth), None)
-            share = "used" if depth in kept else "made" if later == depth else "none"
-            if share == "made":
-                kept.add(depth)
-        found.append(Work(step, share))
+            share = "reuse" if depth in precomputed else "precompute" if later == depth else "none"
+            if share == "precompute":
+                precomputed.add(depth)
+        found.append(CallPlan(step, share))
     return found

@@ -7,17 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch import nn
 
 import dato
 from dato import FULL, Options, Step, Strategy
-from tests.dato.conftest import STEPS, run
-from tests.dato.naive import close, naive
-
-SHALLOW = Strategy((Step(FULL), *[Step(2)] * (STEPS - 1)))
-MIXED = Strategy((Step(FULL), Step(1), Step(1), Step(0), Step(1), Step(1)))
-PRUNED = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
+from tests.dato.conftest import MIXED, PRUNED, SHALLOW, STEPS, report_of, run, with_controlnet
+from tests.dato.unet.naive import close, naive
 
 
 def guidance(off: int | None, on: int | None) -> dict[str, Any]:
@@ -83,8 +78,7 @@ class TestWithinARun:
         plain = run(pipe, seeds, **settings())
         with dato.accelerate(pipe, Strategy.full(STEPS)):
             assert torch.equal(run(pipe, seeds, **settings()), plain)
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.finished
         assert torch.equal(run(pipe, seeds, **settings()), plain)
 
@@ -95,8 +89,7 @@ class TestWithinARun:
         pipe = make()
         with dato.accelerate(pipe, strategy):
             assert close(run(pipe, seeds, **settings()), expected)
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.calls_by_depth == {d: made.count(d) for d in set(made)}
 
     def test_pruned(self, make: Callable[[], Any], name: str) -> None:
@@ -126,8 +119,7 @@ def test_the_next_call_after_a_change_prunes_at_random_until_two_predictions_fit
     pipe = make()
     with dato.accelerate(pipe, Strategy((Step(FULL, 0.5),) * STEPS)):
         run(pipe, **larger(2))
-        report = dato.status(pipe)
-    assert report is not None
+        report = report_of(pipe)
     # 3 calls at 16 x 16 tokens and 3 at 24 x 20, each of a batch of 2, half of them pruned.
     assert set(report.tokens_pruned.values()) == {3 * 2 * 128 + 3 * 2 * 240}
 
@@ -135,17 +127,6 @@ def test_the_next_call_after_a_change_prunes_at_random_until_two_predictions_fit
 @pytest.mark.parametrize("guess", [False, True])
 @pytest.mark.parametrize("name", ["guidance off", "guidance off and on", "guidance on", "larger"])
 def test_a_controlnet_is_run_where_its_residuals_are_needed(make: Callable[[], Any], name: str, guess: bool) -> None:
-    def build() -> Any:
-        base = make()
-        torch.manual_seed(5)
-        net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8), load_weights_from_unet=False).eval()
-        for p in net.parameters():
-            torch.nn.init.normal_(p, std=0.1)
-        parts = {k: v for k, v in base.components.items() if k != "image_encoder"}
-        pipe = StableDiffusionControlNetPipeline(**parts, controlnet=net.double(), requires_safety_checker=False)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
     def settings() -> dict[str, Any]:
         found = WITHIN[name][0]()
         inner = found["callback_on_step_end"]
@@ -165,11 +146,10 @@ def test_a_controlnet_is_run_where_its_residuals_are_needed(make: Callable[[], A
         return {**found, "image": torch.ones(1, 3, 32, 32, dtype=torch.float64), "guess_mode": guess, "callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
 
     strategy = Strategy((Step(FULL), *[Step(0)] * (STEPS - 1)))
-    expected, made = naive(build(), strategy, **settings())
-    pipe = build()
+    expected, made = naive(with_controlnet(make()), strategy, **settings())
+    pipe = with_controlnet(make())
     with dato.accelerate(pipe, strategy):
         assert close(run(pipe, **settings()), expected)
-        report = dato.status(pipe)
-    assert report is not None
+        report = report_of(pipe)
     assert report.calls_by_depth == {d: made.count(d) for d in set(made)}
     assert 0 < report.controls_skipped <= made.count(0)

@@ -9,9 +9,10 @@ from torch import nn
 
 import dato
 from dato import FULL, Step, Strategy
-from dato.split import cached_share, can_split, run_resnet
-from dato.units import Layout, bind_call, run_shallow, share_of
-from tests.dato.conftest import STEPS, run
+from dato.unet.shallow import bind_call, run_shallow, share_of
+from dato.unet.split_resnet import cached_share, can_split, run_resnet
+from dato.unet.units import Layout
+from tests.dato.conftest import STEPS, precomputed, run
 
 
 def make_resnet(first: int, second: int, **changes: Any) -> ResnetBlock2D:
@@ -63,7 +64,7 @@ def test_shallow_calls_agree_at_every_depth(pipe: Any, depth: int) -> None:
 
 def test_only_work_that_is_used_again_is_kept(pipe: Any) -> None:
     kept = []
-    handle = pipe.unet.register_forward_hook(lambda m, _a, _o: kept.append(sorted(m._diffusers_hook.get_hook("dato").shares)))
+    handle = pipe.unet.register_forward_hook(lambda m, _a, _o: kept.append(precomputed(m)))
     with dato.accelerate(pipe, Strategy((Step(FULL), Step(1), Step(FULL), Step(1), Step(0), Step(1)))):
         run(pipe)
     handle.remove()

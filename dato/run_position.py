@@ -8,7 +8,7 @@ import torch
 
 
 @dataclass
-class Position:
+class RunPosition:
     """Where a run stands in its sampler's list of timesteps.
 
     Every scheduler makes a new `timesteps` tensor in `set_timesteps`, so its identity marks a run, and pipelines call the
@@ -51,7 +51,7 @@ class Position:
             place += 1
         return place if _close(value, self.values[place]) else None
 
-    def begun(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> Position | None:
+    def begun(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> RunPosition | None:
         """A new run whose first call is at `timestep`; None where none can begin there.
 
         With a new list a run may begin anywhere. With the same list again it begins where the list or the last run began, or,
@@ -67,7 +67,7 @@ class Position:
             places = [index]
         over = self.next >= self.end
         places = [p for p in places if new or p in (0, self.first) or (over and p != self.next - 1)]
-        return Position(timesteps, values, places[0], places[0], len(values), index is not None) if places else None
+        return RunPosition(timesteps, values, places[0], places[0], len(values), index is not None) if places else None
 
 
 def index_in(timestep: torch.Tensor | float, timesteps: torch.Tensor) -> int | None:

@@ -13,12 +13,8 @@ from torch import nn
 
 import dato
 from dato import FULL, Step, Strategy
-from tests.dato.conftest import STEPS, run
-from tests.dato.naive import Change, changing, close, naive
-
-SHALLOW = Strategy((Step(FULL), *[Step(2)] * (STEPS - 1)))
-MIXED = Strategy((Step(FULL), Step(1), Step(1), Step(0), Step(1), Step(1)))
-PRUNED = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
+from tests.dato.conftest import MIXED, PRUNED, SHALLOW, STEPS, report_of, run
+from tests.dato.unet.naive import Change, changing, close, naive
 
 
 def split_resnet(pipe: Any) -> Any:
@@ -140,8 +136,7 @@ def test_what_is_kept_of_weights_does_not_outlive_them(make: Callable[[], Any], 
             continue
         with dato.accelerate(pipe, strategy):
             results[way] = run(pipe, **settings)
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.calls_by_depth == {FULL: 1, depth: STEPS - 1}
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
     assert close(results["dato"], results["naive"])
@@ -165,14 +160,12 @@ def test_modules_exchanged_between_runs_are_hooked_anew(make: Callable[[], Any])
     exchange_block(other)
     with dato.accelerate(other, PRUNED):
         expected = run(other)
-        pruned = dato.status(other)
+        pruned = report_of(other)
     dato.enable(pipe, PRUNED)
     run(pipe)
     exchange_block(pipe)
     assert torch.equal(run(pipe), expected)
-    report = dato.status(pipe)
-    assert report is not None
-    assert pruned is not None
+    report = report_of(pipe)
     assert report.tokens_pruned == pruned.tokens_pruned
     dato.disable(pipe)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())

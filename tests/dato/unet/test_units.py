@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from dato.units import Layout, bind_call, run_shallow, unit_output
+from dato.unet.shallow import bind_call, run_shallow
+from dato.unet.units import Layout, unit_output
 
 
 @pytest.fixture(scope="module")

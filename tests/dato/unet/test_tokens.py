@@ -10,12 +10,9 @@ import tomesd
 import torch
 
 import dato
-from dato import FULL, Step, Strategy
-from tests.dato.conftest import STEPS, run
-from tests.dato.naive import changing, close, naive
-
-SHALLOW = Strategy((Step(FULL), *[Step(2)] * (STEPS - 1)))
-PRUNED = Strategy.uniform(STEPS, 3, depth=2, prune_ratio=0.5)
+from dato import Strategy
+from tests.dato.conftest import PRUNED, SHALLOW, STEPS, run
+from tests.dato.unet.naive import changing, close, naive
 
 
 class TestTokens:

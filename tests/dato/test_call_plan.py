@@ -12,51 +12,50 @@ from hypothesis import strategies as st
 
 import dato
 from dato import FULL, Step, Strategy, StrategyError
-from dato.schedule import Work, check_steps, works
-from tests.dato.conftest import SAMPLERS, STEPS, run, use
+from dato.call_plan import CallPlan, check_steps, plan_calls
+from tests.dato.conftest import SAMPLERS, STEPS, precomputed, report_of, run, use
 
 STEP = st.builds(Step, st.sampled_from([0, 1, 2, 5, FULL]), st.sampled_from([0.0, 0.5]))
 
 
 @given(st.lists(STEP, min_size=1, max_size=12), st.integers(0, 1), st.integers(0, 5))
-def test_works_follow_the_rules(steps: list[Step], extra: int, start: int) -> None:
+def test_plans_follow_the_rules(steps: list[Step], extra: int, start: int) -> None:
     strategy = Strategy(tuple(steps))
     calls = len(strategy) + extra
-    found = works(strategy, calls, start=min(start, calls - 1))
+    found = plan_calls(strategy, calls, start=min(start, calls - 1))
     assert len(found) == calls - min(start, calls - 1)
     assert found[0].step.cache_depth == FULL
-    assert all(w.step.prune_ratio == 0 for w in found[1:] if w.step.cache_depth == 0)
-    for i, work in enumerate(found):
-        if work.share == "used":
-            # What it uses was made before, and no deeper call has come between.
-            before = [w for w in found[:i] if w.step.cache_depth >= work.step.cache_depth]
-            assert before[-1].share in ("made", "used")
-            assert before[-1].step.cache_depth == work.step.cache_depth
-        if work.share == "made":
-            assert next(w for w in found[i + 1 :] if w.step.cache_depth >= work.step.cache_depth).share == "used"
+    assert all(p.step.prune_ratio == 0 for p in found[1:] if p.step.cache_depth == 0)
+    for i, plan in enumerate(found):
+        if plan.share == "reuse":
+            # What it reuses was made before, and no deeper call has come between.
+            before = [p for p in found[:i] if p.step.cache_depth >= plan.step.cache_depth]
+            assert before[-1].share in ("precompute", "reuse")
+            assert before[-1].step.cache_depth == plan.step.cache_depth
+        if plan.share == "precompute":
+            assert next(p for p in found[i + 1 :] if p.step.cache_depth >= plan.step.cache_depth).share == "reuse"
 
 
 def test_by_hand() -> None:
     depths = (FULL, 1, 0, 1, 2, 1, FULL, 1)
-    shares = [w.share for w in works(Strategy(tuple(Step(d) for d in depths)), 8)]
-    assert shares == ["none", "made", "none", "used", "none", "none", "none", "none"]
-    assert works(Strategy((Step(0, 0.5), Step(1, 0.5))), 3) == [Work(Step(FULL)), Work(Step(0)), Work(Step(1, 0.5))]
+    shares = [p.share for p in plan_calls(Strategy(tuple(Step(d) for d in depths)), 8)]
+    assert shares == ["none", "precompute", "none", "reuse", "none", "none", "none", "none"]
+    assert plan_calls(Strategy((Step(0, 0.5), Step(1, 0.5))), 3) == [CallPlan(Step(FULL)), CallPlan(Step(0)), CallPlan(Step(1, 0.5))]
 
 
 def test_a_run_does_what_was_foreseen(pipe: Any) -> None:
     strategy = Strategy((Step(0), Step(1), Step(2, 0.5), Step(2), Step(FULL), Step(1)))
-    seen: list[dict[int, Any]] = []
-    handle = pipe.unet.register_forward_hook(lambda m, _a, _o: seen.append(dict(m._diffusers_hook.get_hook("dato").shares)))
+    seen: list[list[int]] = []
+    handle = pipe.unet.register_forward_hook(lambda m, _a, _o: seen.append(precomputed(m)))
     with dato.accelerate(pipe, strategy):
         run(pipe)
-        report = dato.status(pipe)
+        report = report_of(pipe)
     handle.remove()
-    foreseen = works(strategy, STEPS + 1)
-    assert report is not None
-    assert report.calls_by_depth == Counter(w.step.cache_depth for w in foreseen)
-    for work, kept in list(zip(foreseen, seen, strict=True))[:-1]:
-        if 0 < work.step.cache_depth < FULL:
-            assert (work.step.cache_depth in kept) == (work.share != "none")
+    foreseen = plan_calls(strategy, STEPS + 1)
+    assert report.calls_by_depth == Counter(p.step.cache_depth for p in foreseen)
+    for plan, kept in list(zip(foreseen, seen, strict=True))[:-1]:
+        if 0 < plan.step.cache_depth < FULL:
+            assert (plan.step.cache_depth in kept) == (plan.share != "none")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

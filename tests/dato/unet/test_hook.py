@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 
 import dato
 from dato import FULL, Step, Strategy
+from tests.dato.conftest import report_of, sharing
 
 
 @pytest.fixture
@@ -34,13 +35,11 @@ def test_freeu_which_scales_in_place_leaves_the_cache_alone(freeu: Any, depth: i
 
 
 def test_image_to_image_with_an_extra_call_follows_the_last_entries(pipe: Any) -> None:
-    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
+    other = sharing(pipe, StableDiffusionImg2ImgPipeline)
     strategy = Strategy((*[Step(FULL)] * 4, Step(2), Step(1), Step(1), Step(1), Step(1), Step(0)))
     with dato.accelerate(other, strategy):
         other("x", image=torch.rand(1, 3, 32, 32), strength=0.6, num_inference_steps=10, output_type="latent")
-        report = dato.status(other)
-    assert report is not None
+        report = report_of(other)
     assert report.finished
     # PNDM makes 11 calls for 10 steps, and the last 7 at this strength: entries 3 to 9.
     assert report.calls_by_depth == {FULL: 1, 2: 1, 1: 4, 0: 1}

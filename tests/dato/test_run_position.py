@@ -14,18 +14,15 @@ from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeli
 
 import dato
 from dato import FULL, Step, Strategy, StrategyError
-from dato.position import Position, index_in
-from tests.dato.conftest import STEPS, run, use
+from dato.run_position import RunPosition, index_in
+from tests.dato.conftest import STEPS, report_of, run, runs_of, sharing, use
 
 CACHED = Strategy.uniform(STEPS, STEPS)  # the first call full, the others shallow
 
 
-def sharing(pipe: Any, kind: Any = StableDiffusionPipeline) -> Any:
+def beside(pipe: Any, kind: Any = StableDiffusionPipeline) -> Any:
     """A pipeline with the same UNet and a scheduler of its own."""
-    other = kind(**{k: v for k, v in pipe.components.items() if k != "image_encoder"}, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    other.scheduler = copy.deepcopy(pipe.scheduler)
-    return other
+    return sharing(pipe, kind, scheduler=copy.deepcopy(pipe.scheduler))
 
 
 def stop_after(step: int) -> Any:
@@ -39,7 +36,7 @@ def stop_after(step: int) -> Any:
 
 class TestPipelinesThatShareTheUNet:
     def test_with_its_own_scheduler_it_follows_from_its_own_start(self, pipe: Any) -> None:
-        other = sharing(use(pipe, "DDIMScheduler"))
+        other = beside(use(pipe, "DDIMScheduler"))
         with dato.accelerate(pipe, CACHED):
             alone = run(pipe)
             assert torch.equal(run(other), alone)
@@ -47,23 +44,21 @@ class TestPipelinesThatShareTheUNet:
                 run(other, callback_on_step_end=stop_after(2))
             assert torch.equal(run(other), alone)
             assert torch.equal(run(pipe), alone)
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.calls_by_depth == {FULL: 1, 1: 5}
 
     def test_image_to_image_with_its_own_scheduler(self, pipe: Any) -> None:
-        other = sharing(use(pipe, "DDIMScheduler"), StableDiffusionImg2ImgPipeline)
+        other = beside(use(pipe, "DDIMScheduler"), StableDiffusionImg2ImgPipeline)
         settings = {"strength": 0.5, "num_inference_steps": STEPS, "output_type": "latent", "image": torch.zeros(1, 3, 32, 32)}
         with dato.accelerate(pipe, CACHED):
             run(pipe)
             results = [other("x", **settings, generator=torch.Generator().manual_seed(0)).images for _ in range(3)]
-            report = dato.status(pipe)
-        assert report is not None
+            report = report_of(pipe)
         assert report.calls_by_depth == {FULL: 1, 1: 2}
         assert all(torch.equal(r, results[0]) for r in results)
 
     def test_other_steps_are_refused(self, pipe: Any) -> None:
-        other = sharing(use(pipe, "DDIMScheduler"))
+        other = beside(use(pipe, "DDIMScheduler"))
         dato.enable(pipe, CACHED)
         for _ in range(2):  # before the enabled pipeline ever ran, and after
             with pytest.raises(StrategyError, match=r"6 steps, but the scheduler makes 4 calls.*num_inference_steps=6.*resample\(4\)") as error:
@@ -76,14 +71,13 @@ class TestPipelinesThatShareTheUNet:
             run(other, num_inference_steps=4)
 
     def test_pndm_with_its_own_scheduler_begins_at_either_of_the_repeated_timesteps(self, pipe: Any) -> None:
-        other = sharing(pipe, StableDiffusionImg2ImgPipeline)
+        other = beside(pipe, StableDiffusionImg2ImgPipeline)
         with dato.accelerate(pipe, CACHED):
             run(pipe)
             # Of 7 calls for 6 steps the last 6, then the last 5: the second list begins at the repeated timestep's second place.
             for strength, calls in ((0.9, 6), (0.7, 5)):
                 other("x", image=torch.zeros(1, 3, 32, 32), strength=strength, num_inference_steps=STEPS, output_type="latent")
-                report = dato.status(pipe)
-                assert report is not None
+                report = report_of(pipe)
                 assert report.finished
                 assert report.calls_by_depth == {FULL: 1, 1: calls - 1}
 
@@ -104,8 +98,7 @@ class TestOwnLoops:
             for _ in range(2):
                 for t in loop.scheduler.timesteps[:3]:
                     results.append(loop.unet(loop.x, as_given(t), loop.e).sample)
-            report = dato.status(loop)
-        assert report is not None
+            report = report_of(loop)
         assert report.calls_by_depth == {FULL: 1, 1: 2}
         assert all(torch.equal(a, b) for a, b in zip(results[:3], results[3:], strict=True))
 
@@ -123,13 +116,15 @@ class TestOwnLoops:
     def test_asking_does_not_change_the_position(self, loop: Any) -> None:
         loop.scheduler.set_timesteps(3)
         with dato.accelerate(loop, Strategy((Step(FULL), Step(0), Step(1)))):
-            runtime = loop.unet._diffusers_hook.get_hook("dato")
+            runs = runs_of(loop.unet)
             first, second, third = loop.scheduler.timesteps
-            assert not runtime.replays(first)
+            assert runs.replaying(first, loop.x) is None
+            assert runs.last is None
             loop.unet(loop.x, first, loop.e)
-            assert runtime.replays(second)
-            assert not runtime.replays(third)
-            assert runtime.coming_step(second) == runtime.coming_step(second) == Step(0)
+            assert runs.replaying(second, loop.x) is runs.last is not None
+            assert runs.replaying(third, loop.x) is None
+            assert runs.replaying(second, loop.x) is runs.last
+            assert runs.replaying(second, loop.x.repeat(2, 1, 1, 1)) is None  # a batch that changes makes the call a full one
             with pytest.raises(ValueError, match=r"at timestep 1, but .* SimpleNamespace comes to 334 next \(call 2 of 3\)"):
                 loop.unet(loop.x, third, loop.e)
             loop.unet(loop.x, second, loop.e)
@@ -143,14 +138,14 @@ def test_an_element_is_told_by_where_it_lies() -> None:
     assert [index_in(x.expand(2), t) for x in t[2:]] == list(range(2, STEPS + 1))
     assert [index_in(x, t) for x in (t[0].clone(), float(t[0]), t[0].double())] == [None] * 3
     assert [index_in(x, t[::2]) for x in t[:3]] == [0, None, 1]
-    position = Position().begun(t, t[2])
+    position = RunPosition().begun(t, t[2])
     assert position is not None
     assert (position.first, position.own) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionPanoramaPipeline", "StableDiffusionSAGPipeline", "StableDiffusionAttendAndExcitePipeline"])
 def test_pipelines_that_call_more_than_once_in_a_step_are_refused(pipe: Any, name: str) -> None:
-    other = sharing(pipe, getattr(diffusers, name))
+    other = beside(pipe, getattr(diffusers, name))
     with pytest.raises(ValueError, match=re.escape(f"{name} calls its UNet more than once in a step")):
         dato.enable(other, CACHED)
     assert not hasattr(pipe.unet, "_diffusers_hook")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from dato import FULL, Strategy
-from dato.units import Layout, bind_call, run_shallow, unit_output
+from dato.unet.shallow import bind_call, run_shallow
+from dato.unet.units import Layout, unit_output
 from tests.dato.conftest import run
 
 Change = Callable[[Any], None]

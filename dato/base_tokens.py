@@ -9,10 +9,10 @@ import torch
 
 from dato import scoring
 from dato.options import Options, patch_side, token_grid
-from dato.run_state import Kind
+from dato.reuse import Kind
 
 
-def base_tokens(downsamples: Iterable[int], kind: Kind, compared: Sequence[torch.Tensor], options: Options, generator: torch.Generator) -> dict[int, torch.Tensor]:
+def choose_base_tokens(downsamples: Iterable[int], kind: Kind, compared: Sequence[torch.Tensor], options: Options, generator: torch.Generator) -> dict[int, torch.Tensor]:
     """One base token per patch for each token grid: (B, N_base) by downsample. A grid with no room for a patch has none.
 
     Args:

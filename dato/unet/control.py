@@ -7,8 +7,8 @@ from typing import Any
 from diffusers.hooks import ModelHook
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
-from dato.hooks import HookedModel
-from dato.runtime import Runtime
+from dato.hooked_model import HookedModel
+from dato.unet.hook import UNetHook
 
 
 class ControlSkip(ModelHook):
@@ -19,23 +19,23 @@ class ControlSkip(ModelHook):
 
     Args:
         module: The ControlNet, hooked from now on until `undo`.
-        runtime: Of the UNet beside it.
+        unet_hook: Of the UNet beside it.
     """
 
-    def __init__(self, module: Any, runtime: Runtime) -> None:
+    def __init__(self, module: Any, unet_hook: UNetHook) -> None:
         super().__init__()
-        self.runtime = runtime
+        self.unet_hook = unet_hook
         self.undo = HookedModel(module, self).undo
 
     def serves(self, module: Any) -> bool:
         """Whether the pipeline that it was made for is still there, and still has this ControlNet."""
-        return getattr(self.runtime.owner(), "controlnet", None) is module
+        return getattr(self.unet_hook.owner(), "controlnet", None) is module
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """The ControlNet's residuals, or one zero in the place of each kind."""
         sample = args[0] if args else kwargs["sample"]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        run = self.runtime.replaying(timestep, sample, bool(kwargs.get("guess_mode", False)))
+        run = self.unet_hook.runs.replaying(timestep, sample, bool(kwargs.get("guess_mode", False)))
         if run is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         run.report.controls_skipped += 1
