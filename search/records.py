@@ -339,6 +339,14 @@ def prediction_error(record: SearchRecord) -> float | None:
     return statistics.median(abs(r / factor - 1) for r in ratios)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values, such as a configuration, as one level: keys are joined by dots, as in "model.path"."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 class Watcher(Protocol):
     """Is told what happens: the terminal view and MLflow."""
 
