@@ -9,7 +9,7 @@ from pathlib import Path
 from dato.sources import without_credentials
 from launch.arguments import parse, read_search, search_folder, tracking_uri
 from launch.config import build
-from launch.search import make_tracker
+from launch.deliver import make_tracker
 from search.publish.mlflow_runs import Tracker, TrackingError
 from search.publish.registry import RegistryError, register
 from search.publish.strategies import read_facts, winner_strategies
@@ -43,11 +43,10 @@ def run(arguments: Sequence[str]) -> int:
         raise SyncError(f"{error}; {fix}") from None
     versions: dict[str, str] = {}
     stayed: dict[str, str] = {}
-    name = config.raw["registry"]["name"]
+    name = config.keys.registry.name
     if record.winners and tracker.run_id:
         try:
-            replace = bool(config.raw["registry"].get("replace", False))
-            made = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id, replace=replace)
+            made = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id, replace=config.keys.registry.replace)
             versions, stayed = made.versions, made.stayed
         except RegistryError as error:
             raise SyncError(f"MLflow holds the runs of search {record.search_id}, and not its winners: {error}") from None

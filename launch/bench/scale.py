@@ -26,7 +26,7 @@ from rich.console import Console
 from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from launch.view import SearchView
+from launch.terminal import SearchView
 from search.evaluate.evaluator import Protocol, Shard
 from search.evaluate.shard_store import KeptShards
 from search.ledger import Ledger
@@ -298,7 +298,7 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
             ledger=ledger,
             algorithm=algorithm,
             plan=plan,
-            protocol=Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else Protocol(images=2 * batches, batch=2),
+            protocol=Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=(0.5,)) if whole else Protocol(images=2 * batches, batch=2),
             pool=pool,
             measure=_measure_toys if whole else lambda shards: shards[0],  # type: ignore[arg-type,return-value]
             baselines={UNACCELERATED: Strategy.full(STEPS)},

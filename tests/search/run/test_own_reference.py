@@ -51,7 +51,7 @@ class Counting:
             yield job, result
 
 
-@pytest.mark.filterwarnings("ignore::search.quality.FewImagesWarning")
+@pytest.mark.filterwarnings("ignore::search.metrics.quality.FewImagesWarning")
 def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tmp_path: Path) -> None:
     mine, counting, told = own(tmp_path / "search"), Counting(pool), list[float]()
     assert mine.fetch(counting) is None
