@@ -16,14 +16,13 @@ from search.run.ray_cluster import connect
 from search.run.settings import ClusterSettings
 
 
-def start_pool(config: Configured, factory: EvaluatorFactory, say: Callable[[str], None], note: Callable[[int], str | None] = lambda workers: None) -> RayPool | InProcessPool:
+def start_pool(config: Configured, factory: EvaluatorFactory, say: Callable[[str], None]) -> RayPool | InProcessPool:
     """Ray workers with the pipeline loaded, on nodes that were looked at; this process alone where there are to be no workers.
 
     Args:
         config: Of a search or an evaluation.
         factory: Builds the evaluator of each worker.
         say: Prints a line.
-        note: What else to say of so many workers.
 
     Raises:
         ClusterError: The cluster cannot be joined.
@@ -32,7 +31,12 @@ def start_pool(config: Configured, factory: EvaluatorFactory, say: Callable[[str
     """
     if config.keys.cluster.workers == 0:
         return InProcessPool(factory)
-    return start_workers(config, factory, connect_cluster(config), say, note)
+    workers = connect_cluster(config)
+    try:
+        return start_workers(config, factory, workers, say)
+    except BaseException:
+        ray.shutdown()
+        raise
 
 
 def connect_cluster(config: Configured) -> int:
@@ -52,7 +56,7 @@ def join_ray(cluster: ClusterSettings) -> None:
 
 
 def start_workers(config: Configured, factory: EvaluatorFactory, workers: int, say: Callable[[str], None], note: Callable[[int], str | None] = lambda workers: None) -> RayPool:
-    """Load the pipeline in every worker of the joined cluster."""
+    """Load the pipeline in every worker of the joined cluster; `note` is what else to say of so many."""
     cluster = config.keys.cluster
     say(f"starting {workers} workers; each loads the pipeline once")
     if said := note(workers):
