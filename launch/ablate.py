@@ -12,6 +12,7 @@ from dato.strategy import Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
+from launch.hydra_app import run_with_hydra
 from search.evaluate.variants import Variant
 
 TABLES = {
@@ -48,7 +49,10 @@ def run(arguments: Sequence[str]) -> int:
         from launch.bench.search import run as compare_searches  # its rivals need packages that nothing else here does
 
         return compare_searches([f"methods={';'.join(_SEARCHES)}", *(a for a in arguments if not a.startswith("table="))])
-    evaluation = build_evaluation("ablate", [a for a in arguments if not a.startswith("table=")])
+    return run_with_hydra("ablate", "evaluate", [a for a in arguments if not a.startswith("table=")], lambda raw: _run(table, build_evaluation("ablate", raw)))
+
+
+def _run(table: str, evaluation: Evaluation) -> int:
     outcome = evaluate(evaluation, ablation_variants(table, evaluation))
     results = [r.to_dict() for r in outcome.results]
     metric = evaluation.spec.metrics[0]
@@ -63,16 +67,16 @@ def run(arguments: Sequence[str]) -> int:
 
 def ablation_variants(table: str, evaluation: Evaluation) -> list[Variant]:
     """The unaccelerated pipeline and the ablation's variants, each with its place in the table."""
-    steps, settings = evaluation.steps, evaluation.raw["ablation"]
+    steps, settings = evaluation.steps, evaluation.keys.ablation
     found = [Variant.unaccelerated(steps)]
     if table == "order":
         for name in ("paper-b1", "paper-b1-reversed"):
             label = name if steps == 50 else f"{name} (50 steps resampled to {steps})"
             found.append(Variant.of(_fit(Strategy.load(name), steps), label, row=(label, evaluation.spec.metrics[0])))
         return found
-    choices = _OPTIONS.get(table) or [(f"{p} x {p}", Options(patch=int(p))) for p in settings["patches"]]
-    caches: list[tuple[str, Callable[[float], Strategy]]] = [_cache(c, steps) for c in settings["caches"]]
-    for ratio in settings["ratios"]:
+    choices = _OPTIONS.get(table) or [(f"{p} x {p}", Options(patch=int(p))) for p in settings.patches]
+    caches: list[tuple[str, Callable[[float], Strategy]]] = [_cache(c, steps) for c in settings.caches]
+    for ratio in settings.ratios:
         for cache, make in caches:
             for label, options in choices:
                 name = f"{cache}, r={ratio:g}, {label}"

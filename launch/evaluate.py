@@ -10,18 +10,22 @@ from analysis.bias import write_bias_page
 from analysis.quoted import quoted
 from analysis.tables import comparison_table, equal_latency_block, quoted_block, similarity_note, write_tables
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
-from launch.pictures import grid
+from launch.hydra_app import run_with_hydra
+from launch.image_grid import grid
 from search.evaluate.results import at_speedups
 from search.evaluate.variants import Variant, rival_variants
 
 
 def run(overrides: Sequence[str]) -> int:
     """Evaluate, or continue, and write the tables; returns 1 where one failed."""
-    evaluation = build_evaluation("evaluate", overrides)
-    key = evaluation.raw["evaluation"]["quoted"]
+    return run_with_hydra("evaluate", "evaluate", overrides, lambda raw: _run(build_evaluation("evaluate", raw)))
+
+
+def _run(evaluation: Evaluation) -> int:
+    key = evaluation.keys.evaluation.quoted
     if key is not None:
         quoted(key)
-    variants = [*rival_variants(evaluation.steps, evaluation.raw["rivals"]), *evaluation.strategies()]
+    variants = [*rival_variants(evaluation.steps, asdict(evaluation.keys.rivals)), *evaluation.strategies()]
     outcome = evaluate(evaluation, variants)
     head, rows = comparison_table([r.to_dict() for r in outcome.results], key)
     against = {kind: {s: asdict(v) if v else None for s, v in row.items()} for kind, row in at_speedups(outcome.results).items()}

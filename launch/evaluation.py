@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,16 @@ import ray
 import torch
 
 from dato.files import shown
-from launch.config import ConfigError, compose_config
+from launch.config import ConfigError, evaluation_keys
 from launch.environment import environment
-from launch.estimate import Workload
-from launch.keys import check_keys
-from launch.preflight import room
-from launch.search import first_batch_s
-from search.data.datasets import Data, DataSpec
+from launch.estimate import Workload, first_batch_s
+from launch.pool import start_pool
+from launch.schema import EvaluationKeys
+from search.data.datasets import Data
 from search.evaluate.edit import Edit
 from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.measure import load_metrics
 from search.evaluate.pipelines import ModelError, ModelSpec, check_model, left_out, weights_digest
-from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.results import EVALUATION_SCHEMA, Result, compare_to_plain, fid_by_images
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.variants import Variant, strategy_variants, unique
@@ -34,9 +31,7 @@ from search.metrics.similarity import check_similarity
 from search.run.comparison import compare, kept, missing
 from search.run.jobs import Job, Task
 from search.run.own_reference import OwnReference, own_reference
-from search.run.pools import InProcessPool, Pool
-from search.run.ray_cluster import connect
-from search.run.ray_pool import RayPool
+from search.run.pools import Pool
 
 
 class EvaluationError(RuntimeError):
@@ -49,6 +44,7 @@ class Evaluation:
 
     Attributes:
         raw: The resolved configuration as plain data.
+        keys: The same as typed objects.
         name: Model, data and a digest of every key that changes what an image or a metric is.
         spec: For the workers.
         shards: Batches of image indices, by shard.
@@ -56,6 +52,7 @@ class Evaluation:
     """
 
     raw: dict[str, Any]
+    keys: EvaluationKeys
     name: str
     spec: EvaluatorSpec
     shards: list[list[list[int]]]
@@ -73,67 +70,37 @@ class Evaluation:
 
     def strategies(self) -> list[Variant]:
         """Variants of the configured strategies."""
-        return strategy_variants(listed(self.raw["strategy"], "strategy"), self.steps)
+        return strategy_variants(self.keys.strategy, self.steps)
 
 
-def listed(value: Any, key: str) -> list[str]:
-    """A list of texts from one text or a list of them. Raises `ConfigError`."""
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(v, str) and v for v in found):
-        raise ConfigError(f"{key} is {shown(value)}; give a list of names, such as {key}=[paper-b1,deepcache-5]")
-    return found
-
-
-def build_evaluation(command: str, overrides: Sequence[str]) -> Evaluation:
-    """Compose and check the configuration of an evaluation. Raises ValueError subclasses that say what is allowed."""
-    if any(o.lstrip("+").startswith("protocol.images=") for o in overrides):
-        raise ConfigError("protocol.images is for dato search; set evaluation.images")
-    raw = compose_config("evaluate", overrides)
-    check_keys(raw)
-    settings = raw["evaluation"]
+def build_evaluation(command: str, raw: dict[str, Any]) -> Evaluation:
+    """Check a resolved configuration of an evaluation. Raises ValueError subclasses that say what is allowed."""
+    keys = evaluation_keys(raw)
+    settings, model, data = keys.evaluation, keys.model, keys.data
+    protocol = replace(keys.protocol, images=settings.images, similarity=(), fidelities=())
     try:
-        model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
-        protocol = EvaluationProtocol(**{**raw["protocol"], "images": settings["images"], "similarity": (), "fidelities": ()})
-        edit = Edit(**settings["edit"]) if settings["edit"] else None
-        spec = EvaluatorSpec(model, data, protocol, tuple(listed(settings["metrics"], "evaluation.metrics")), edit, raw["cluster"]["threads"])
+        edit = Edit(**settings.edit) if settings.edit else None
     except TypeError as error:
-        raise ConfigError(f"a value in the configuration has the wrong type or name ({error}); see the comments in conf/evaluate.yaml") from None
-    if not spec.metrics or len(set(spec.metrics)) < len(spec.metrics):
-        raise ConfigError(f"evaluation.metrics is {list(spec.metrics)}; give one or more different ones, such as [fid]")
-    if "is" in spec.metrics and protocol.images < 10:
-        raise ConfigError(f"evaluation.metrics holds is, the Inception Score, which needs evaluation.images of at least 10; it is {protocol.images}")
+        raise ConfigError(f"evaluation.edit is {shown(settings.edit)} ({error}); write {{strength: 0.6, inputs: generated, size: null}}") from None
+    spec = EvaluatorSpec(model, data, protocol, settings.metrics, edit, keys.cluster.threads)
     if edit and edit.inputs == "real" and data.own_reference:
         raise ConfigError("evaluation.edit.inputs is 'real', and data of kind 'prompts' have no real images; set inputs: generated, or data=folder with data.images")
     check_similarity(spec.similarities, "evaluation.metrics")
     check_model(model)
-    batches, size = protocol.batches(fresh=bool(settings["held_out"])), settings["shard"]
+    batches, size = protocol.batches(fresh=settings.held_out), settings.shard
     shards = [batches[i : i + size] for i in range(0, len(batches), size)]
     identity = {
         "model": raw["model"], "weights": weights_digest(model), "data": raw["data"], "protocol": raw["protocol"],
-        "evaluation": {k: settings[k] for k in ("images", "held_out", "metrics", "shard", "edit")}, "threads": spec.threads,
+        "evaluation": {k: raw["evaluation"][k] for k in ("images", "held_out", "metrics", "shard", "edit")}, "threads": spec.threads,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     name = f"{command}-{model.name}-{data.name}-{digest}"
-    return Evaluation(raw=raw, name=name, spec=spec, shards=shards, folder=Path(raw["output"]).absolute() / name)
+    return Evaluation(raw=raw, keys=keys, name=name, spec=spec, shards=shards, folder=Path(keys.output).absolute() / name)
 
 
 def say(text: str) -> None:
     """A line for whoever watches."""
     print(text, flush=True)
-
-
-def start_pool(evaluation: Evaluation) -> RayPool | InProcessPool:
-    """Ray workers with the pipeline loaded; with cluster.workers=0, this process alone."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    cluster = evaluation.raw["cluster"]
-    if cluster["workers"] == 0:
-        return InProcessPool(evaluation.spec)
-    cpus, gpus = cluster["cpus"], cluster["gpus"]
-    connect(cluster["address"], cpus=(cluster["workers"] or 1) * cpus, code=cluster["code"])
-    workers = cluster["workers"] or room([{"resources": n["Resources"]} for n in ray.nodes() if n["Alive"]], cpus, gpus)
-    say(f"starting {workers} workers; each loads the pipeline once")
-    keys = ("min_workers", "cpus", "gpus", "code", "max_attempts", "batch_timeout_s", "load_timeout_s")
-    return RayPool(evaluation.spec, workers=workers, **{k: cluster[k] for k in keys})
 
 
 @dataclass(frozen=True)
@@ -159,7 +126,7 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
     say(f"evaluation {evaluation.name}  (folder {evaluation.folder})")
     errors: dict[str, str] = {}
     if any(missing(variants, count, store)) or (own and features is None):
-        pool = start_pool(evaluation)
+        pool = start_pool(evaluation, evaluation.spec, say)
         try:
             drawn = say_how_long(evaluation, variants, store, pool, own)
             if drawn is not None and features is None:
@@ -219,9 +186,9 @@ def _left_out(model: ModelSpec) -> list[str]:
 
 def _draw_samples(pool: Pool, evaluation: Evaluation, variants: Sequence[Variant]) -> None:
     """A PNG row of the first images of every variant that has none yet."""
-    from launch.pictures import write_row  # Pillow is not needed to plan
+    from launch.image_grid import write_row  # Pillow is not needed to plan
 
-    count = evaluation.raw["evaluation"]["samples"]
+    count = evaluation.keys.evaluation.samples
     indices = [i for shard in evaluation.shards for batch in shard for i in batch][:count]
     folder = evaluation.folder / "samples"
     wanted = {v.digest: v for v in variants if not (folder / f"{v.digest}.png").is_file()}

@@ -16,7 +16,8 @@ from dato.strategy import Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, say
-from launch.pictures import grid, write_row
+from launch.hydra_app import run_with_hydra
+from launch.image_grid import grid, write_row
 from search.data.datasets import Data
 from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
 from search.evaluate.generate import generate
@@ -26,21 +27,22 @@ from search.evaluate.variants import Variant
 
 def run(overrides: Sequence[str]) -> int:
     """Run the pipeline in each way, recording, and write ``figures.html``, ``figure2.png`` and ``figures.json``."""
-    evaluation = build_evaluation("figures", overrides)
-    settings = evaluation.raw["figures"]
-    if not isinstance(settings["images"], int) or settings["images"] < 1:
-        raise ConfigError(f"figures.images is {settings['images']!r}; give at least 1")
+    return run_with_hydra("figures", "evaluate", overrides, lambda raw: _run(build_evaluation("figures", raw)))
+
+
+def _run(evaluation: Evaluation) -> int:
+    settings = evaluation.keys.figures
     recorded, shown = figure_variants(evaluation)
     if evaluation.spec.threads:
         torch.set_num_threads(evaluation.spec.threads)
     pipe, data, model = load_pipeline(evaluation.spec.model), Data(evaluation.spec.data), evaluation.spec.model
-    protocol = replace(evaluation.spec.protocol, images=max(2, settings["images"]))
-    batches = protocol.batches(fresh=bool(evaluation.raw["evaluation"]["held_out"]))
+    protocol = replace(evaluation.spec.protocol, images=max(2, settings.images))
+    batches = protocol.batches(fresh=evaluation.keys.evaluation.held_out)
     wanted = sorted({max(1, round(f * model.steps)) for f in (0.1, 0.25, 0.5, 0.75, 0.95)})
     found: list[Dynamics] = []
     for variant in [*recorded, *shown]:
         say(variant.name)
-        recorder = Recorder(variant.name, settings["heat_maps"], wanted)
+        recorder = Recorder(variant.name, settings.heat_maps, wanted)
         for batch in batches if variant in recorded else batches[:1]:
             with variant.baseline.applied(pipe, variant.options) as (faster, steps), recorder.recording(faster):
                 made = generate(faster, model, data, batch, steps=steps)
@@ -76,11 +78,11 @@ def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant
         Variant.of(cache_only, "cache only"),
         Variant.of(strategy, f"DaTo: {name}"),
     ]
-    rivals = evaluation.raw["rivals"]
-    ratio = float((rivals.get("tomesd") or [0.5])[-1])
+    rivals = evaluation.keys.rivals
+    ratio = (rivals.tomesd or (0.5,))[-1]
     shown = [
         Variant(name=b.name, baseline=b, family="tomesd")
-        for b in (baselines.tomesd(steps, ratio), baselines.deepcache_tomesd(steps, int((rivals.get("deepcache") or [5])[-1]), ratio))
+        for b in (baselines.tomesd(steps, ratio), baselines.deepcache_tomesd(steps, (rivals.deepcache or (5,))[-1], ratio))
     ]
     return recorded, shown
 

@@ -154,13 +154,13 @@ class TwoStages(Rival):
     def __init__(self, space: SearchSpace, population: int, seed: int, first: int, given: Sequence[Strategy] = ()) -> None:
         self.space, self._population, self._seed, self._left = space, population, seed, first
         middle = space.ratios[len(space.ratios) // 2]
-        self._stage = Nsga2(space=replace(space, fixed_ratios=[middle] * space.steps), population=population, seed=seed, given=given)
+        self._stage = Nsga2(space=replace(space, fixed_ratios=(middle,) * space.steps), population=population, seed=seed, given=given)
         self._told: list[tuple[Strategy, tuple[float, ...]]] = []
 
     def ask(self) -> list[Strategy]:
         """A population of the stage's strategies."""
         if self._left <= 0 and self._told:
-            depths = [step.cache_depth for step in self._chosen()]
+            depths = tuple(step.cache_depth for step in self._chosen())
             self._stage = Nsga2(space=replace(self.space, fixed_depths=depths), population=self._population, seed=self._seed)
             self._told = []
         self._asked = self._stage.ask()

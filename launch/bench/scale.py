@@ -26,7 +26,7 @@ from rich.console import Console
 from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from launch.view import SearchView
+from launch.terminal import SearchView
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
@@ -302,7 +302,7 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
         measure = _measure_toys if whole else lambda shards: shards[0]
         driver = Driver(
             Recorder(ledger, plan, measure, watchers=[view] if view else watchers),
-            EvaluationProtocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else EvaluationProtocol(images=2 * batches, batch=2),
+            EvaluationProtocol(images=IMAGES, batch=IMAGES // 2, fidelities=(0.5,)) if whole else EvaluationProtocol(images=2 * batches, batch=2),
             make_loop(algorithm),
             {UNACCELERATED: Strategy.full(STEPS)},
             kept=ShardStore(Path(folder) / "kept") if whole else None,

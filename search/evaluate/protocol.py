@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dato.fields import check, limited
 from search.data.datasets import FRESH_OFFSET
 from search.metrics.similarity import check_similarity
 
@@ -14,33 +14,29 @@ from search.metrics.similarity import check_similarity
 class EvaluationProtocol:
     """How every candidate is measured; two measurements compare only under one protocol."""
 
-    images: int = 100
+    images: int = limited(100, least=2, most=FRESH_OFFSET)
     """Images per candidate, from fixed prompts and seeds."""
-    batch: int = 20
+    batch: int = limited(10, least=1, most=100_000)
     """Images per call of the pipeline."""
     features: str = "embedded"
     """Feature net of the FID."""
-    interval_groups: int = 20
+    interval_groups: int = limited(20, least=0, most=100_000)
     """Groups of images that are left out in turn behind an interval; 0 for none (with Inception features each takes seconds)."""
-    offset: int = 0
+    offset: int = limited(0, least=0, most=FRESH_OFFSET - 2)
     """Index of the first image."""
-    similarity: Sequence[str] = ("psnr", "ssim")
+    similarity: tuple[str, ...] = ("psnr", "ssim")
     """Image metrics of baselines and winners against the unaccelerated images, see `search.metrics.similarity`."""
-    fidelities: Sequence[float] = ()
+    fidelities: tuple[int | float, ...] = ()
     """Smaller numbers of images, ascending: every candidate is measured on the first, and the best on the next, up to `images`.
 
     A value below 1 is a share of `images`, in whole batches; it is left out where that is all of them.
     """
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 2), ("batch", 1), ("interval_groups", 0), ("offset", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
+        check(self, "protocol")
         if self.offset + self.images > FRESH_OFFSET:
             raise ValueError(f"protocol.offset is {self.offset}; with {self.images} images it must stay below {FRESH_OFFSET}, where the images begin that no search uses")
         check_similarity(self.similarity, "protocol.similarity")
-        object.__setattr__(self, "similarity", tuple(self.similarity))
         given = [self._share(c) if isinstance(c, float) and 0 < c < 1 else c for c in self.fidelities]
         counts = [*(c for c in given if c is not None), self.images]
         if any(not isinstance(c, int) or c < 2 for c in counts) or counts != sorted(set(counts)):

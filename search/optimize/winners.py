@@ -30,9 +30,12 @@ def reference_point(record: SearchRecord) -> tuple[float, float]:
 
 def tolerance_of(config: dict[str, Any]) -> float:
     """By how many FID points a winner may be worse, of a search's configuration; the default of its feature net where it says null or is older than the key."""
-    given = (config.get("search") or {}).get("tolerance")
-    features = str((config.get("protocol") or {}).get("features", "embedded")).partition(":")[0]
-    return float(given) if given is not None else TOLERANCES.get(features, TOLERANCES["inception"])
+    return tolerance_for(str((config.get("protocol") or {}).get("features", "embedded")), (config.get("search") or {}).get("tolerance"))
+
+
+def tolerance_for(features: str, given: float | None) -> float:
+    """The given tolerance, or the default of a feature net."""
+    return float(given) if given is not None else TOLERANCES.get(features.partition(":")[0], TOLERANCES["inception"])
 
 
 def compare_to_tolerance(m: Measurement, plain: Measurement, tolerance: float) -> Literal["passes", "fails", "undecided"]:

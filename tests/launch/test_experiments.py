@@ -48,7 +48,7 @@ def test_the_settings_are_the_papers(name: str, steps: int, guidance: float, sid
     assert evaluation["evaluation"]["images"] == images
     assert evaluation["protocol"]["features"] == "inception"
     assert compose_config("evaluate", [f"experiment={name}", "model.steps=30", *paths_of(name)])["model"]["steps"] == 30
-    spec = build_evaluation("evaluate", [f"experiment={name}", *paths_of(name)]).spec
+    spec = build_evaluation("evaluate", compose_config("evaluate", [f"experiment={name}", *paths_of(name)])).spec
     assert spec.protocol.images == images
     assert (spec.edit is not None) == (name == "sd15_img2img")
 

@@ -16,7 +16,7 @@ from launch.config import build, compose_config
 from launch.doctor import check_inception, check_time
 from launch.estimate import Workload, search_workload
 from launch.preflight import needed_paths
-from launch.view import SearchView
+from launch.terminal import SearchView
 from search.embedded.digits import prompt
 from search.evaluate.pipelines import EMBEDDED
 from search.ledger import Ledger, read_ledger

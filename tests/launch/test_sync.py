@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,3 +143,17 @@ def test_the_registry_of_an_unknown_address_is_refused(command: str, words: list
     toy = make_search(tmp_path / "toy")
     assert main([command, *(w.format(toy=toy) for w in words), "to=registry", "uri=foo://x"]) == 2
     assert "uri is 'foo://x', which is no MLflow address; give a server" in capsys.readouterr().err
+
+
+def test_a_search_that_runs_is_not_synced_beside_itself(database: str, make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_search(tmp_path / "toy", stop="running")
+    record = read_ledger(folder / "ledger.jsonl")
+    ledger = Ledger(folder / "ledger.jsonl", record.search_id, record.config, record.environment)
+    try:
+        assert main(["sync", f"folder={folder}", f"uri={database}"]) == 1
+        said = capsys.readouterr().err
+        assert "ledger.jsonl is in use by another dato search" in said
+        assert not Path("/proc/locks").exists() or f"process {os.getpid()}" in said
+    finally:
+        ledger.close()
+    assert main(["sync", f"folder={folder}", f"uri={database}"]) == 0

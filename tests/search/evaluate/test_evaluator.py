@@ -77,7 +77,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path) -> None:  # type: ignore
     ("changes", "message"),
     [
         ({"dtype": "int8"}, "allowed are float32"),
-        ({"steps": 0}, "at least 1 sampler step"),
+        ({"steps": 0}, "model.steps is 0; give an integer of at least 1"),
         ({"scheduler": "UNet2DModel"}, "give a diffusers scheduler class"),
     ],
 )

@@ -82,7 +82,7 @@ def test_unknown_similarities_are_refused(names: list[Any], what: str) -> None:
     with pytest.raises(QualityError, match=what) as raised:
         check_similarity(names, "protocol.similarity")
     assert "protocol.similarity" in str(raised.value)
-    with pytest.raises(QualityError):
+    with pytest.raises(ValueError, match=r"protocol\.similarity"):
         EvaluationProtocol(similarity=names)
 
 

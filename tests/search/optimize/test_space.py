@@ -91,7 +91,7 @@ def test_the_nearest_genome_of_any_strategy() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps_per_gene": 0}, "steps_per_gene is 0; give 1 to 4"),
+        ({"steps_per_gene": 0}, "steps_per_gene is 0; give an integer of at least 1"),
         ({"steps_per_gene": 5}, "steps_per_gene is 5; give 1 to 4"),
         ({"fixed_depths": [12, 1]}, "fixed_depths has 2 values for 4 steps"),
         ({"fixed_ratios": [0.9] * 4}, "prune_ratio is 0.9"),
