@@ -120,6 +120,8 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
     """Compute what is missing of the variants and compare them all; the same call continues where it was stopped."""
     variants, spec = unique(variants), evaluation.spec
     own, features = own_reference(evaluation.folder, spec), None
+    if own is None and {"fid", "kid"} & set(spec.metrics):
+        say("reference statistics of the real images")
     if own is None or (features := own.kept()) is not None:
         metrics = load_metrics(spec, features)
     store, count = ShardStore(evaluation.folder / "shards", time.strftime("%Y%m%dT%H%M%S")), len(evaluation.shards)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoPipelineForImage2Image
 
 from search.data.datasets import Data
 from search.evaluate.generate import generate
@@ -43,6 +42,8 @@ class Editor:
     """
 
     def __init__(self, edit: Edit, pipe: Any, model: ModelSpec, data: Data) -> None:
+        from diffusers import AutoPipelineForImage2Image  # which imports every pipeline: not for whoever edits nothing
+
         self._edit, self._source, self._model, self._data = edit, pipe, model, data
         self.pipe: Any = AutoPipelineForImage2Image.from_pipe(pipe)
         self.pipe.set_progress_bar_config(disable=True)
