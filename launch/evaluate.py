@@ -50,7 +50,7 @@ def caption(evaluation: Evaluation, about: Mapping[str, Any] | None = None) -> s
 
 
 def write_grid(evaluation: Evaluation, variants: Sequence[Variant]) -> None:
-    """Figure 2: a row of images for every entry."""
+    """Figure 2: a row of images for every variant."""
     folder = evaluation.folder / "samples"
     rows = [(v.name, folder / f"{v.digest}.png") for v in variants if (folder / f"{v.digest}.png").is_file()]
     if rows:

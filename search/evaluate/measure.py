@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from search.data.datasets import Data
-from search.evaluate.evaluator import EvaluatorSpec
+from search.evaluate.evaluator import FEATURE_METRICS, EvaluatorSpec
 from search.evaluate.pipelines import resolve_device
 from search.evaluate.shards import Shard, in_order
 from search.metrics.feature_net import FeatureNet, class_logits
@@ -45,24 +46,33 @@ class Metrics:
     net: FeatureNet | None = None
     reference_images: int | None = None
     unreadable: tuple[str, ...] = ()
+    _known: dict[tuple[str, Groups, str], Value] = field(default_factory=dict, repr=False)
+    """Of features seen before, by their digest: the unaccelerated images are made again wherever others are timed beside them."""
 
     def of(self, shards: Sequence[Shard], intervals: Collection[str] | None = None) -> dict[str, Value]:
         """Every metric of one variant, with intervals of those named; None for all of them."""
         found = {}
         features = in_order(shards, torch.cat([s.features for s in shards]))
+        digest = hashlib.sha256(features.numpy().tobytes()).hexdigest()
         for name in self.names:
             groups = self.groups if intervals is None or name in intervals else Groups(most=0)
-            if name == "fid" and self.fid is not None:
-                found[name] = self.fid.value(features, groups)
-            elif name == "kid" and self.kid is not None:
-                found[name] = self.kid.value(features, groups)
-            elif name == "is" and self.net is not None:
-                found[name] = inception_score(class_logits(self.net, features), groups)
+            if name in FEATURE_METRICS:
+                if (name, groups, digest) not in self._known:
+                    self._known[name, groups, digest] = self._of_features(name, features, groups)
+                found[name] = self._known[name, groups, digest]
             elif not is_similarity(name):
                 found[name] = mean_score(in_order(shards, _scores(shards, name)), groups)
             elif all(name in s.scores for s in shards):  # the unaccelerated images are not compared with themselves
                 found[name] = mean_with_interval(_scores(shards, name))
         return found
+
+    def _of_features(self, name: str, features: torch.Tensor, groups: Groups) -> Value:
+        if name == "is":
+            assert self.net is not None
+            return inception_score(class_logits(self.net, features), groups)
+        metric = self.fid if name == "fid" else self.kid
+        assert metric is not None
+        return metric.value(features, groups)
 
 
 def _scores(shards: Sequence[Shard], name: str) -> torch.Tensor:

@@ -90,7 +90,7 @@ def compare_to_plain(
     first = next(v for v in variants if v.family == "plain")
     plain = shards[first.digest] if first.name not in errors else []
     features = PlainFeatures.of_shards(plain)
-    known: dict[str, dict[str, Value]] = {}
+    base: dict[str, Value] = {}
     results = []
     for variant in sorted(variants, key=lambda v: v is not first):
         strategy = variant.baseline.strategy
@@ -105,11 +105,11 @@ def compare_to_plain(
             results.append(Result(**common, error=errors[variant.name]))
             continue
         mine = shards[variant.digest]
-        if variant.digest not in known:
-            known[variant.digest] = metrics.of(mine)
-            distance = feature_distance(mine, features) if variant is not first else None
-            known[variant.digest] |= {DISTANCE: distance} if distance else {}
-        values, base = known[variant.digest], known.get(first.digest, {})
+        values = metrics.of(mine)
+        if variant is first:
+            base = values
+        elif distance := feature_distance(mine, features):
+            values[DISTANCE] = distance
         m = to_measurement(mine, values)
         results.append(
             Result(

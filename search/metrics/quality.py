@@ -1,6 +1,6 @@
 """Metrics over extracted features and per-image scores, by torchmetrics: FID, KID, Inception Score, CLIP score, plug-ins.
 
-Every value comes with a 95 % interval over the choice of generated images (`search.intervals`), by groups of images that are the
+Every value comes with a 95 % interval over the choice of generated images (`search.metrics.intervals`), by groups of images that are the
 same for every strategy, so that the differences between strategies have intervals too.
 """
 

@@ -14,7 +14,7 @@ from dato.files import FileError, read_json
 from dato.strategy import Strategy
 from search.evaluate.pipelines import ModelError, ModelSpec, weights_digest
 from search.optimize.winners import in_words, passed, tolerance_of
-from search.records import SearchRecord, Winner, fid_difference, speedup
+from search.records import SearchRecord, Winner, fid_difference, flat, speedup
 
 MODEL_FILE = "model.json"
 
@@ -125,7 +125,7 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
 
 def command(config: Mapping[str, Any]) -> str:
     """The `dato search` command that makes the same search: every resolved value, so that no default can change it."""
-    rows = _flatten({k: v for k, v in config.items() if k not in _LOCAL})
+    rows = flat({k: v for k, v in config.items() if k not in _LOCAL}).items()
     # A model's or data set's keys are not those of the default ones: ++ adds what is not there.
     words = ["dato", "search", *(f"{'++' if k.startswith(('model.', 'data.')) else ''}{k}={_value(v)}" for k, v in rows)]
     return " \\\n  ".join([" ".join(words[:2]), *map(shlex.quote, words[2:])])
@@ -151,13 +151,6 @@ def hydra_text(text: str, mark: str = "'") -> str:
     escaped = re.sub(rf"(\\*){mark}", lambda found: found[1] * 2 + "\\" + mark, text)
     ending = len(escaped) - len(escaped.rstrip("\\"))
     return mark + escaped + "\\" * ending + mark
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return rows
 
 
 def _files_digest(model: Mapping[str, Any]) -> str | None:

@@ -28,7 +28,7 @@ from search.metrics.intervals import Groups, Value
 from search.metrics.moments import Moments
 from search.metrics.quality import Fid
 from search.run.comparison import compare, kept
-from search.run.pools import InProcessPool
+from search.run.pools import InProcessPool, Job
 
 STEPS = 4
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=STEPS, guidance=3.0)
@@ -88,6 +88,17 @@ def test_a_failing_variant_is_a_row_and_its_neighbours_go_on(pool: InProcessPool
     assert cached.differences["fid"].low < cached.differences["fid"].value < cached.differences["fid"].high
     assert cached.calls_by_depth == {"1": 2, "12": 3}
     assert "left_out" not in str(cached.to_dict())
+
+
+def test_an_error_stays_in_its_shard_unless_nothing_works(pool: InProcessPool) -> None:
+    bad, worse = (Variant.of(Strategy.uniform(STEPS, 2, prune_ratio=0.5), name, Options(layers=("nowhere",))) for name in ("bad", "worse"))
+    jobs = [Job(0, [bad, CACHED], SHARDS[0]), Job(1, [bad], SHARDS[0]), Job(2, [bad, worse], SHARDS[0])]
+    (beside, found), (alone, nothing), (both, neither) = pool.map(jobs)
+    assert "no self-attention layer" in found[0].error
+    assert (found[1].error, found[1].indices) == (None, [0, 1])
+    assert beside.errors == []
+    assert nothing is neither is None
+    assert all("no self-attention layer" in job.errors[0] for job in (alone, both))
 
 
 def test_an_image_does_not_depend_on_its_shard(pool: InProcessPool, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,3 +72,17 @@ def test_who_makes_which_batch_changes_neither_features_nor_intervals(workers: i
 def test_shards_that_do_not_tell_their_images_stay_as_they_are() -> None:
     parts = [shard(1, "A", 1.0), shard(0, "A", 1.0)]
     assert in_order(parts, torch.cat([s.features for s in parts]))[:, 0].tolist() == [1, 1, 0, 0]
+
+
+def test_the_same_images_are_not_measured_twice() -> None:
+    metrics = Metrics(fid=Fid(torch.randn(50, 3, generator=torch.Generator().manual_seed(0))), groups=Groups(most=5))
+    slow, quick, other = (replace(of_images(images), batch_ms=[ms]) for images, ms in (([0, 1, 2, 3], 5.0), ([0, 1, 2, 3], 4.0), ([4, 5, 6, 7], 4.0)))
+    assert metrics.of([slow])["fid"] is metrics.of([quick])["fid"]
+    assert metrics.of([slow], intervals=())["fid"].left_out == () != metrics.of([slow])["fid"].left_out
+    assert (measure([slow], metrics).latency_ms, measure([quick], metrics).latency_ms) == (5.0, 4.0)
+    assert measure([other], metrics).fid != measure([slow], metrics).fid
+
+
+def test_a_failed_batch_fails_its_shard() -> None:
+    failed = join_shards([shard(0, "A", 1.0), Shard(torch.empty(0, 3), seconds=2.0, error="NaN"), shard(1, "A", 1.0)])
+    assert (failed.error, failed.seconds) == ("NaN", 4.0)

@@ -43,10 +43,11 @@ class Counting:
     """A pool that counts the batches it draws, and is stopped after so many."""
 
     def __init__(self, pool: InProcessPool, most: int = 100) -> None:
-        self.pool, self.most, self.drawn = pool, most, list[int]()
+        self.pool, self.most, self.drawn, self.asked = pool, most, list[int](), 0
 
     def map(self, jobs: Any) -> Iterator[tuple[Job, Any]]:
         for job, result in self.pool.map(jobs):
+            self.asked += job.task is Task.MODEL_INFO
             if job.task is Task.REFERENCE:
                 if len(self.drawn) == self.most:
                     raise KeyboardInterrupt
@@ -62,6 +63,7 @@ def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tm
     drawn = mine.draw(counting, PLAIN, told.append)
     assert counting.drawn == [REFERENCE_OFFSET, REFERENCE_OFFSET + 4, REFERENCE_OFFSET + 8]
     assert len(told) == 1
+    assert counting.asked == 1, "what the model is, once for fetching and drawing"
     assert 0 < told[0] < 600
     evaluator = pool.evaluator
     expected = extract(evaluator.net, [generate(evaluator.pipe, MODEL, evaluator.data, range(REFERENCE_OFFSET + 8, REFERENCE_OFFSET + 10)).images])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,17 +136,31 @@ def test_images_that_are_not_finite_do_not_win(tmp_path: Path) -> None:
         validate(tmp_path / "b", Sets(fresh={FULL.digest: float("nan")}))
 
 
-class Raises(Sets):
-    """One strategy raises on fresh images, as one does whose images are not finite."""
+class Fails(Sets):
+    """One strategy fails on fresh images, as one does whose images are not finite: beside others, which go on, its error is in its shard."""
 
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
-        if batches[0][0] >= 1_000_000 and FAST in strategies:
-            raise ValueError("images of the strategy are not finite")
-        return super().run(strategies, batches)
+        shards, error = super().run(strategies, batches), "ValueError: images of the strategy are not finite"
+        if batches[0][0] < 1_000_000 or FAST not in strategies:
+            return shards
+        if len(strategies) == 1:
+            raise ValueError(error)
+        return [replace(shard, error=error) if s == FAST else shard for s, shard in zip(strategies, shards, strict=True)]
 
 
-def test_a_candidate_that_raises_on_fresh_images_is_dropped(tmp_path: Path) -> None:
-    record = validate(tmp_path, Raises())
+class Raises(Fails):
+    """It ends the job for its neighbours too, as where it takes the worker with it."""
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
+        shards = super().run(strategies, batches)
+        if any(shard.error for shard in shards):
+            raise ValueError("nothing works any more")
+        return shards
+
+
+@pytest.mark.parametrize("evaluator", [Fails(), Raises()])
+def test_a_candidate_that_fails_on_fresh_images_is_dropped(tmp_path: Path, evaluator: Fails) -> None:
+    record = validate(tmp_path, evaluator)
     assert record.winners["fastest"].candidate.strategy == MIDDLE
-    assert "not finite" in (record.fresh[0][40].error or "")
+    assert "are not finite" in (record.fresh[0][40].error or "")
     assert all(w.candidate.strategy != FAST for w in record.winners.values())
