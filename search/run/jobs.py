@@ -47,7 +47,7 @@ class Job:
 
     Attributes:
         key: The caller's name for it.
-        strategies: What to run, as the evaluator takes it: strategies, or the entries of a comparison.
+        strategies: What to run, as the evaluator takes it: strategies, or the variants of a comparison.
         batches: Image indices by batch.
         task: What is asked of the evaluator.
         tries: How often its unluckiest batch was started, machines that vanished not counted; never more than it may fail.
