@@ -63,10 +63,12 @@ def run_with_hydra(command: str, name: str, words: Sequence[str], task: Callable
     if folder is not None and not os.path.isdir(folder):
         raise ConfigError(f"--config-dir is {folder!r}, which is no folder; give the folder of your own configuration")
     register()
-    _store_help(command, name)
     known = choices(*([Path(folder)] if folder is not None else []))
     completing = "--shell-completion" in flags or "-sc" in flags
-    prepared = list(overrides) if completing else [*prepare(name, overrides, known, several), *_QUIET, f"hydra/help=dato_{command}"]
+    prepared = list(overrides) if completing else [*prepare(name, overrides, known, several), *_QUIET]
+    if "--help" in flags or "-h" in flags:
+        _store_help(command, name)
+        prepared.append(f"hydra/help=dato_{command}")
     if several:
         prepared = ["hydra.sweep.dir=${output}/multirun/${now:%Y-%m-%d_%H-%M-%S}", *prepared]
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -25,8 +26,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    argv = list(sys.argv)
+    argv, root = list(sys.argv), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     yield
+    root.handlers[:], root.level = handlers, level  # Hydra's --help and --info log to this test's stdout
     assert sys.argv == argv
     assert not GlobalHydra.instance().is_initialized()
 
