@@ -16,7 +16,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     assert not [link for link in links if not (page.parent / link).exists()]
-    named = {path for path in re.findall(r"`((?:analysis|conf|dato|launch|search|tests)/[\w./-]+)`", text)}
+    named = {path for path in re.findall(r"`((?:analysis|conf|dato|launch|search|tests)/[\w./-]+\.\w+)`", text)}
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
