@@ -7,6 +7,7 @@ from dato import pruning, scoring
 from dato.accelerate import accelerate, disable, enable, status
 from dato.options import Options
 from dato.report import RunReport
+from dato.sampler import Sampler
 from dato.strategy import FULL, Step, Strategy, StrategyError
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "FULL",
     "Options",
     "RunReport",
+    "Sampler",
     "Step",
     "Strategy",
     "StrategyError",

@@ -12,6 +12,7 @@ from dato.options import Options
 from dato.provenance import check
 from dato.refusals import refuse_compiled, refuse_pipeline
 from dato.report import RunReport
+from dato.scheduler import SchedulerExchange, scheduler_for
 from dato.strategy import Strategy
 from dato.unet.control import ControlSkip
 from dato.unet.hook import UNetHook
@@ -42,6 +43,10 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
         StrategyError: The strategy has a depth that the model does not have, or was found on another architecture.
         ValueError: Something on the pipeline cannot follow a strategy: the message says what, and the way out.
 
+    Where the strategy has a sampler, the pipeline has a scheduler of that kind until `disable`, made from the configuration of its own,
+    which is put back then (unless the pipeline has been given another one since). Another pipeline that shares the UNet needs such
+    a scheduler too, or its run is refused by name: this one's can be given to it.
+
     A strategy whose provenance names other weights, another sampler or other steps is a `dato.provenance.ProvenanceWarning`.
     """
     _enable(pipe, strategy, options)
@@ -56,7 +61,9 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> UNetHook:
     if unet is None:
         raise TypeError(f"{type(pipe).__name__} has no unet; dato accelerates pipelines with a UNet2DConditionModel")
     refuse_compiled(unet)
-    hook = UNetHook(pipe, strategy, options or Options())
+    own = _own_scheduler(pipe)
+    exchange = SchedulerExchange(own, scheduler_for(pipe, own, strategy.sampler)) if strategy.sampler is not None else None
+    hook = UNetHook(pipe, strategy, options or Options(), exchange)
     refuse_pipeline(pipe, unet, strategy, hook.options)
     active = _find(pipe)
     if active is not None and not _belongs(active, pipe):
@@ -65,7 +72,7 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> UNetHook:
     abandoned = isinstance(control, ControlSkip) and not control.serves(pipe.controlnet)
     if isinstance(control, ControlSkip) and not abandoned and not _belongs(control.unet_hook, pipe):
         raise ValueError("another pipeline shares this ControlNet and is accelerated already: call dato.disable on that pipeline first")
-    check(pipe, strategy)
+    check(pipe, strategy, exchange.new if exchange is not None else own)
     if isinstance(control, ControlSkip) and abandoned:
         control.undo()
     if active is not None:
@@ -131,6 +138,8 @@ def _install(hook: UNetHook) -> None:
         _uninstall(previous)  # it was enabled while the pipeline had another UNet
     if hasattr(pipe, "__dict__"):
         setattr(pipe, _MARK, hook)
+    if hook.exchange is not None and pipe is not None:
+        hook.exchange.apply(pipe)
 
 
 def _reinstall(hook: UNetHook) -> None:
@@ -148,6 +157,8 @@ def _uninstall(hook: UNetHook) -> None:
         undo()
     hook.hooked = None
     pipe = hook.owner()
+    if hook.exchange is not None:
+        hook.exchange.undo(pipe)
     if _marked(pipe) is hook:
         delattr(pipe, _MARK)
 
@@ -158,6 +169,13 @@ def _belongs(hook: UNetHook, pipe: Any) -> bool:
     if owner is pipe:
         return True
     return (owner is None or not has_unet(owner, hook.unet)) and has_unet(pipe, hook.unet)
+
+
+def _own_scheduler(pipe: Any) -> Any:
+    """The pipeline's scheduler, or where one is in its place the one that will be put back."""
+    hook, shown = _marked(pipe), getattr(pipe, "scheduler", None)
+    exchange = hook.exchange if hook is not None and hook.owner() is pipe else None
+    return exchange.own if exchange is not None and exchange.new is shown else shown
 
 
 def _marked(pipe: Any) -> UNetHook | None:

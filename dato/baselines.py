@@ -14,7 +14,8 @@ from typing import Any
 
 from dato.accelerate import accelerate
 from dato.options import Options
-from dato.sampler import SAMPLERS, exchange_scheduler
+from dato.sampler import SAMPLERS
+from dato.scheduler import SchedulerExchange, scheduler_for
 from dato.strategy import Strategy
 
 
@@ -49,10 +50,9 @@ class Baseline:
         """The pipeline with this baseline on, and the steps to run it with; everything is undone afterwards."""
         with ExitStack() as stack:
             if self.sampler is not None:
-                name, settings = SAMPLERS[self.sampler]
-                before = pipe.scheduler
-                pipe.scheduler = exchange_scheduler(before, name, **settings)
-                stack.callback(setattr, pipe, "scheduler", before)
+                exchange = SchedulerExchange(pipe.scheduler, scheduler_for(pipe, pipe.scheduler, SAMPLERS[self.sampler]))
+                exchange.apply(pipe)
+                stack.callback(exchange.undo, pipe)
             if self.merge_ratio:
                 tomesd = _package("tomesd")
                 tomesd.apply_patch(pipe, ratio=self.merge_ratio)

@@ -97,8 +97,9 @@ def _what(strategy: Strategy) -> str:
     pruned = [s.prune_ratio for s in strategy if s.prune_ratio and s.cache_depth]
     tokens = f"; self-attention skips {min(pruned):.0%} to {max(pruned):.0%} of its tokens in {len(pruned)} of them" if pruned else "; no tokens are pruned"
     origin = strategy.provenance.get("source")
+    steps = f"steps of {strategy.sampler}" if strategy.sampler else "sampler steps"
     return (
-        f"A per-step caching and token pruning schedule for a diffusion pipeline (DaTo, arXiv 2501.00375), {len(strategy)} sampler steps: {calls}{tokens}.\n\n"
+        f"A per-step caching and token pruning schedule for a diffusion pipeline (DaTo, arXiv 2501.00375), {len(strategy)} {steps}: {calls}{tokens}.\n\n"
         f"`{strategy}` (the first executed first; F full, 0 replayed, 1 depth 1)" + (f"\n\nSource: {origin}" if origin else "")
     )
 

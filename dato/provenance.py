@@ -52,8 +52,8 @@ def describe(pipe: Any) -> dict[str, Any]:
     }
 
 
-def check(pipe: Any, strategy: Strategy) -> None:
-    """Compare a strategy's provenance with a pipeline. A strategy without provenance is not compared.
+def check(pipe: Any, strategy: Strategy, scheduler: Any = None) -> None:
+    """Compare a strategy's provenance with a pipeline, and the scheduler that it will run with (None: its own). A strategy without provenance is not compared.
 
     Another UNet architecture cannot use it: the strategy's depths and prices are those of another network. Other weights,
     another sampler or another number of steps can, so these are a `ProvenanceWarning`.
@@ -73,7 +73,7 @@ def check(pipe: Any, strategy: Strategy) -> None:
             f"this strategy was found for {searched}, whose UNet is another: {'; '.join(different)}. Load {searched}, or search "
             "on this model (dato search model.path=...). To run the steps without their figures: dato.Strategy(strategy.steps)"
         )
-    notes = [*_weights(pipe, model, searched), *_scheduler(pipe, sampler), *_steps(strategy, sampler)]
+    notes = [*_weights(pipe, model, searched), *_scheduler(scheduler if scheduler is not None else pipe.scheduler, sampler), *_steps(strategy, sampler)]
     if notes:
         warnings.warn(
             f"the strategy runs here, but its measured quality and speed are not this pipeline's: {'; '.join(notes)}. "
@@ -125,14 +125,14 @@ def _weights(pipe: Any, model: Mapping[str, Any], searched: str) -> list[str]:
     return [f"the UNet's weights are {here[common[0]][:12]} ({common[0]}) and were {str(known[common[0]])[:12]}, those of {searched}"]
 
 
-def _scheduler(pipe: Any, sampler: Mapping[str, Any]) -> list[str]:
+def _scheduler(scheduler: Any, sampler: Mapping[str, Any]) -> list[str]:
     settings = _mapping(sampler, "settings")
-    searched, here = settings.get("class"), type(pipe.scheduler).__name__
+    searched, here = settings.get("class"), type(scheduler).__name__
     if not searched:
         return []
     if searched != here:
         return [f"the sampler is {here} and was {searched}: pipe.scheduler = diffusers.{searched}.from_config(pipe.scheduler.config)"]
-    own = _settings(pipe.scheduler)
+    own = _settings(scheduler)
     different = [k for k in _SCHEDULER_KEYS if k in settings and k in own and _plain(own[k]) != settings[k]]
     return [f"the sampler's {k} is {own[k]!r} and was {settings[k]!r}" for k in different]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dato.caller import GUIDES, Caller, guides
 from dato.options import Options
+from dato.scheduler import samples_with
 from dato.strategy import FULL, Strategy
 
 # No call of theirs has one timestep, and one place in the image, to itself.
@@ -57,7 +58,7 @@ def refuse_pipeline(pipe: Any, unet: Any, strategy: Strategy, options: Options) 
 
 
 def refuse_run(pipe: Any, caller: Caller | None, strategy: Strategy, options: Options) -> None:
-    """Raise ValueError for a run that is none of sampling, or whose guidance is not known.
+    """Raise ValueError for a run that is none of sampling, with another sampler, or whose guidance is not known.
 
     Args:
         pipe: The pipeline that runs, or in a loop of one's own the enabled one.
@@ -70,6 +71,12 @@ def refuse_run(pipe: Any, caller: Caller | None, strategy: Strategy, options: Op
         raise ValueError(
             f"{name}.{caller.method} does not sample by its scheduler's timesteps, so it cannot follow a strategy, which is for sampling: call "
             f"dato.disable on the enabled pipeline before {caller.method}, and dato.enable again after it"
+        )
+    sampler = strategy.sampler
+    if sampler is not None and not samples_with(pipe.scheduler, sampler):
+        raise ValueError(
+            f"{name} runs with {type(pipe.scheduler).__name__}, and the enabled strategy is for the sampler {sampler}: a pipeline that was given another scheduler "
+            "since needs dato.enable again, and one that shares the UNet needs the scheduler of the enabled one (or call dato.disable on that one first)"
         )
     if aligned(strategy, options) and options.use_score and guides(pipe) is None:
         raise ValueError(

@@ -9,7 +9,10 @@ from typing import Any
 
 from dato.files import FileError, check_plain, parse_json, shown
 
-SCHEMA = "dato.strategy/1"
+SCHEMA = "dato.strategy/2"
+"""Adds to schema 1 the sampler, and writes the complete call as "full"."""
+SCHEMAS = ("dato.strategy/1", SCHEMA)
+"""What is read as it stands; a strategy is written in the first that holds all of it, so that older versions read it too."""
 FULL = 12
 """The cache depth that computes everything. A symbol: models of fewer units, such as SDXL's UNet, use it too."""
 
@@ -19,25 +22,29 @@ class StrategyError(ValueError):
 
 
 def content_digest(document: Mapping[str, Any]) -> str:
-    """``sha256:`` and 64 hex digits over steps and provenance, the same however the JSON is laid out.
+    """``sha256:`` and 64 hex digits over all that a document holds but its schema and digest, the same however the JSON is laid out.
 
     It shows a file that was changed after it was written. It is no signature: who changes a file can also digest it anew.
     """
-    content = {"steps": document["steps"], "provenance": _native(document.get("provenance") or {})}
-    text = json.dumps(_plain(content), sort_keys=True, separators=(",", ":"))
+    content = {k: v for k, v in document.items() if k not in ("schema", "digest")} | {"provenance": native(document.get("provenance") or {}, "provenance")}
+    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def write(document: Mapping[str, Any]) -> str:
-    """JSON text of ``{"steps": [...], "provenance": {...}}``, one step a line, with schema and digest."""
+    """JSON text of ``{"steps": [...], "provenance": {...}}`` and "sampler" where there is one; one step a line, with schema and digest."""
+    schema, sampler = SCHEMAS[0], ""
+    if document.get("sampler") is not None:
+        schema, sampler = SCHEMA, f'  "sampler": {json.dumps(document["sampler"])},\n'
+        document = {**document, "steps": [{**s, "cache_depth": "full" if s["cache_depth"] == FULL else s["cache_depth"]} for s in document["steps"]]}
     rows = ",\n".join(f"    {json.dumps(step)}" for step in document["steps"])
-    notes = _native(document.get("provenance"))
+    notes = native(document.get("provenance"), "provenance")
     provenance = f',\n  "provenance": {_indented(notes)}' if notes else ""
-    return f'{{\n  "schema": "{SCHEMA}",\n  "digest": "{content_digest(document)}",\n  "steps": [\n{rows}\n  ]{provenance}\n}}\n'
+    return f'{{\n  "schema": "{schema}",\n  "digest": "{content_digest(document)}",\n{sampler}  "steps": [\n{rows}\n  ]{provenance}\n}}\n'
 
 
 def read(text: str, where: str) -> dict[str, Any]:
-    """The document of JSON text, brought to the present schema: ``steps``, a list, and ``provenance``, a mapping.
+    """The document of JSON text: ``steps``, a list, in which the complete call is `FULL`, ``provenance``, a mapping, and ``sampler`` where there is one.
 
     Raises:
         StrategyError: No JSON, another schema, unknown keys, or a content that is not what its digest says.
@@ -55,22 +62,34 @@ def migrate(data: Any, where: str) -> dict[str, Any]:
     """`read` of JSON that is parsed already."""
     schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
     if isinstance(schema, str) and schema in MIGRATIONS:
-        data = MIGRATIONS[schema](data, where)
-    elif not isinstance(data, dict) or schema != SCHEMA:
-        older = ", ".join(map(repr, MIGRATIONS))
-        raise StrategyError(f"{where} has schema {shown(schema)}; this version reads {SCHEMA!r} (and the older {older}): export it again or update dato")
-    unknown = sorted(set(data) - {"schema", "digest", "steps", "provenance"})
+        data, schema = MIGRATIONS[schema](data, where), SCHEMAS[0]
+    elif not isinstance(data, dict) or schema not in SCHEMAS:
+        reads, older = " and ".join(map(repr, SCHEMAS)), ", ".join(map(repr, MIGRATIONS))
+        raise StrategyError(f"{where} has schema {shown(schema)}; this version reads {reads} (and the older {older}): export it again or update dato")
+    allowed = ("schema", "digest", "steps", *(("sampler",) if schema == SCHEMA else ()), "provenance")
+    unknown = sorted(set(data) - set(allowed))
     if unknown:
-        raise StrategyError(f"{where} has the unknown keys {shown(unknown)}; allowed are schema, digest, steps and provenance")
+        raise StrategyError(f"{where} has the unknown keys {shown(unknown)}; allowed in {schema} are {', '.join(allowed[:-1])} and {allowed[-1]}")
     steps, notes = data.get("steps"), data.get("provenance", {})
     if not isinstance(steps, list) or not isinstance(notes, dict):
         raise StrategyError(f"{where}: steps must be a list of objects, and provenance, if given, an object")
-    found = {"steps": steps, "provenance": notes}
-    if "digest" in data and data["digest"] != content_digest(found):
+    if "digest" in data and data["digest"] != content_digest(data):
         raise StrategyError(
-            f"{where} was changed after it was written: its content has digest {content_digest(found)}, and it says {shown(data['digest'])}. Get it again from where it was exported; to use steps that you edited yourself, "
+            f"{where} was changed after it was written: its content has digest {content_digest(data)}, and it says {shown(data['digest'])}. Get it again from where it was exported; to use steps that you edited yourself, "
             "remove digest and provenance, which speak of the steps that were measured"
         )
+    found = {"steps": steps, "provenance": notes}
+    return {**found, "steps": _depths(steps, where), "sampler": data.get("sampler")} if schema == SCHEMA else found
+
+
+def _depths(steps: list[Any], where: str) -> list[Any]:
+    """Steps of schema 2 with its "full" as `FULL`."""
+    found = []
+    for i, step in enumerate(steps):
+        depth = step.get("cache_depth") if isinstance(step, dict) else None
+        if isinstance(depth, int) and depth >= FULL:
+            raise StrategyError(f'{where}, step {i}: cache_depth is {shown(depth)}; allowed in {SCHEMA} are the integers 0 to {FULL - 1}, and "full" to compute everything')
+        found.append({**step, "cache_depth": FULL} if depth == "full" else step)
     return found
 
 
@@ -78,14 +97,14 @@ def _indented(notes: Mapping[str, Any]) -> str:
     return json.dumps(notes, indent=2, allow_nan=False).replace("\n", "\n  ")
 
 
-def _native(notes: Any) -> Any:
-    """Provenance as JSON has it: numpy's numbers become Python's. Raises `StrategyError` for what JSON cannot hold."""
+def native(notes: Any, what: str) -> Any:
+    """Notes as JSON has them: numpy's numbers become Python's. Raises `StrategyError` for what JSON cannot hold, naming `what`."""
     try:
         found = json.loads(json.dumps(notes, default=_scalar))
         check_plain(found)
     except (RecursionError, FileError, TypeError, ValueError) as error:
         why = "it is nested too deeply, or holds itself" if isinstance(error, RecursionError) or "Circular" in str(error) else str(error)
-        raise StrategyError(f"the provenance cannot be written ({why}); give a flat note of texts, finite numbers, lists and mappings") from None
+        raise StrategyError(f"the {what} cannot be written ({why}); give a flat note of texts, finite numbers, lists and mappings") from None
     return found
 
 
@@ -95,12 +114,13 @@ def _scalar(value: Any) -> Any:
     raise TypeError(f"it holds {shown(value)}, a {type(value).__name__}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain data as a digest takes it: whole numbers are integers."""
     # Tools that rewrite JSON write 1.0 as 1: to the digest they are the same.
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -115,7 +135,7 @@ def _from_0(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise StrategyError(f"{where} has schema 'dato.strategy/0', whose cache_depths and prune_ratios are lists of one length; given {given}")
     notes = {"migrated_from": "dato.strategy/0"} | ({"source": data["source"]} if "source" in data else {})
     steps = [{"cache_depth": d, "prune_ratio": r} for d, r in zip(depths, ratios, strict=True)]
-    return {"schema": SCHEMA, "steps": steps, "provenance": notes}
+    return {"steps": steps, "provenance": notes}
 
 
 MIGRATIONS: dict[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {"dato.strategy/0": _from_0}

@@ -104,7 +104,7 @@ _COPIED = ("model", "sampler", "quality", "latency")
 
 def _of_card(document: Any, where: str) -> dict[str, Any]:
     """The document of a card's strategy. It is written with its digest: a card without it is one that somebody changed."""
-    if isinstance(document, dict) and document.get("schema") == schema.SCHEMA and "digest" not in document:
+    if isinstance(document, dict) and document.get("schema") in schema.SCHEMAS and "digest" not in document:
         raise StrategyError(
             f"{where} is a card whose strategy has no digest, so it was changed after it was written; get it again from where it was exported, or give "
             "the steps alone, a file of schema and steps without figures"

@@ -1,4 +1,4 @@
-"""What to compute at each sampler step: a cache depth and a prune ratio, validated, in plain JSON."""
+"""What to compute at each sampler step: a cache depth and a prune ratio, and with which sampler; validated, in plain JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, overload
 
 from dato import presets, schema, sources
 from dato.files import refuse_target, shown
+from dato.sampler import Sampler
 from dato.schema import FULL, StrategyError
 from dato.text_table import text_table
 
@@ -54,19 +55,26 @@ class Step:
 
 @dataclass(frozen=True)
 class Strategy(Sequence[Step]):
-    """One `Step` per sampler step, the first executed first, and where it comes from.
+    """One `Step` per sampler step, the first executed first, the sampler, and where it comes from.
 
-    Two strategies are equal when their steps are; `provenance` is a note and takes no part in equality or digest.
+    Two strategies are equal when their steps and samplers are; `provenance` is a note and takes no part in equality or digest.
+
+    Attributes:
+        steps: One for each step of the sampler.
+        provenance: Notes, in what JSON can hold.
+        sampler: What it runs with: a `Sampler`, or given as a name such as "DPM++"; None for the pipeline's own.
     """
 
     steps: tuple[Step, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         given: Any = self.steps
         if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
             raise StrategyError(f"steps is {_typed(given)}; give a dato.Step for each sampler step, or dato.Strategy.load for a file or a preset's name")
         object.__setattr__(self, "steps", tuple(_step(i, entry) for i, entry in enumerate(given)))
+        object.__setattr__(self, "sampler", Sampler.of(self.sampler))
         if not isinstance(self.provenance, Mapping):
             raise StrategyError(f"provenance is {_typed(self.provenance)}; give a mapping of notes, or leave it out")
         if not 1 <= len(self.steps) <= MAX_STEPS:
@@ -100,7 +108,7 @@ class Strategy(Sequence[Step]):
         spread = f"{ratios[0]:g}" if len(set(ratios)) == 1 else f"{min(ratios):g} to {max(ratios):g}" if ratios else ""
         pruning = f"pruning {spread} in {len(ratios)} of them" if ratios else "no pruning"
         made = self.provenance.get("source") or self.provenance.get("search_id")
-        return f"{len(self)} steps {code}, {pruning}, digest {self.digest}" + (f", from {str(made)[:100]}" if made else "")
+        return f"{len(self)} steps {f'of {self.sampler} ' if self.sampler else ''}{code}, {pruning}, digest {self.digest}" + (f", from {str(made)[:100]}" if made else "")
 
     def summary(self) -> str:
         """A table of the steps, a row for each stretch of equal ones: which, at what cache depth and prune ratio."""
@@ -111,20 +119,19 @@ class Strategy(Sequence[Step]):
             rows.append((str(position) if end == position + 1 else f"{position}-{end - 1}", depth_name(depth), f"{ratio:g}" if depth else "-"))
             position = end
         calls = ", ".join(f"{n} {depth_name(d)}" for d, n in self.calls_by_depth.items())
-        return f"{len(self)} steps: {calls}; digest {self.digest}\n{text_table(rows)}"
+        return f"{len(self)} steps{f' of {self.sampler}' if self.sampler else ''}: {calls}; digest {self.digest}\n{text_table(rows)}"
 
     @classmethod
-    def full(cls, steps: int) -> Strategy:
-        """Everything computed at every step: the unaccelerated pipeline."""
-        return cls((Step(FULL),) * _checked_count(steps, "steps"))
+    def full(cls, steps: int, sampler: Sampler | str | None = None) -> Strategy:
+        """Everything computed at every step: the unaccelerated pipeline, or with few steps of a fast sampler what users try first."""
+        return cls((Step(FULL),) * _checked_count(steps, "steps"), sampler=sampler)  # type: ignore[arg-type]  # names become samplers
 
     @classmethod
-    def uniform(cls, steps: int, interval: int, depth: int = 1, prune_ratio: float = 0.0) -> Strategy:
+    def uniform(cls, steps: int, interval: int, depth: int = 1, prune_ratio: float = 0.0, sampler: Sampler | str | None = None) -> Strategy:
         """A full call every `interval` steps and `depth` in between, as DeepCache does, at one prune ratio."""
         _checked_count(interval, "interval")
-        return cls(
-            tuple(Step(FULL if i % interval == 0 else depth, prune_ratio) for i in range(_checked_count(steps, "steps")))
-        )
+        entries = (Step(FULL if i % interval == 0 else depth, prune_ratio) for i in range(_checked_count(steps, "steps")))
+        return cls(tuple(entries), sampler=sampler)  # type: ignore[arg-type]  # names become samplers
 
     @classmethod
     def preset(cls, name: str, prune_ratio: float | None = None) -> Strategy:
@@ -138,8 +145,11 @@ class Strategy(Sequence[Step]):
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits of a SHA-256 over the steps."""
-        text = json.dumps([[s.cache_depth, s.prune_ratio] for s in self], separators=(",", ":"))
+        """16 hex digits of a SHA-256 over the steps, and over the sampler where there is one."""
+        content: Any = [[s.cache_depth, s.prune_ratio] for s in self]
+        if self.sampler is not None:
+            content = {"sampler": schema.plain(self.sampler.document()), "steps": content}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -150,24 +160,25 @@ class Strategy(Sequence[Step]):
 
     def canonical(self, inert: Sequence[int] = (0,)) -> Strategy:
         """The same behaviour written one way: at the `inert` depths nothing is pruned, so their ratio becomes 0."""
-        return Strategy(tuple(Step(s.cache_depth) if s.cache_depth in inert and s.prune_ratio else s for s in self), self.provenance)
+        return replace(self, steps=tuple(Step(s.cache_depth) if s.cache_depth in inert and s.prune_ratio else s for s in self))
 
     def resample(self, steps: int) -> Strategy:
         """Stretch or shrink to another number of steps: each new step takes the entry at its own relative position."""
         count = _checked_count(steps, "steps")
-        return Strategy(tuple(self[int((i + 0.5) * len(self) / count)] for i in range(count)), self.provenance)
+        return replace(self, steps=tuple(self[int((i + 0.5) * len(self) / count)] for i in range(count)))
 
     def with_provenance(self, **notes: Any) -> Strategy:
         """A copy whose provenance also holds `notes`."""
-        return Strategy(self.steps, {**self.provenance, **notes})
+        return replace(self, provenance={**self.provenance, **notes})
 
     def to_json(self) -> str:
-        """The strategy as JSON text of schema ``dato.strategy/1``, with a digest of its content."""
+        """The strategy as JSON text of schema ``dato.strategy/1``, or ``/2`` where it has a sampler, with a digest of its content."""
         return schema.write(self.document())
 
     def document(self) -> dict[str, Any]:
-        """Steps and provenance as plain data, as `to_json` writes them."""
-        return {"steps": [{"cache_depth": s.cache_depth, "prune_ratio": s.prune_ratio} for s in self], "provenance": dict(self.provenance)}
+        """Steps, provenance and sampler, where there is one, as plain data."""
+        steps = [{"cache_depth": s.cache_depth, "prune_ratio": s.prune_ratio} for s in self]
+        return {"steps": steps, "provenance": dict(self.provenance)} | ({"sampler": self.sampler.document()} if self.sampler else {})
 
     @classmethod
     def from_json(cls, text: str, where: str = "the strategy") -> Strategy:
@@ -189,7 +200,7 @@ class Strategy(Sequence[Step]):
             except StrategyError as error:
                 raise StrategyError(f"{where}, step {i}: {error}") from None
         try:
-            return cls(tuple(parsed), document.get("provenance", {}))
+            return cls(tuple(parsed), document.get("provenance", {}), document.get("sampler"))
         except StrategyError as error:
             raise StrategyError(f"{where}: {error}") from None
 

@@ -20,6 +20,7 @@ from dato.report import RunReport
 from dato.reuse import Kept
 from dato.runs import Runs
 from dato.runtime import CallState, RunState
+from dato.scheduler import SchedulerExchange
 from dato.strategy import FULL, Step, Strategy
 from dato.unet.layers import LayerHooks
 from dato.unet.offload import AtHand, at_hand
@@ -35,6 +36,7 @@ class UNetHook(ModelHook):
         pipe: The pipeline that it is enabled on: its owner.
         strategy: One entry per sampler step.
         options: How tokens are chosen.
+        exchange: Of the pipeline's scheduler; None where the strategy has no sampler.
 
     Attributes:
         layers: Its hooks on the UNet's layers, as the modules were when last looked at.
@@ -50,9 +52,9 @@ class UNetHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, pipe: Any, strategy: Strategy, options: Options) -> None:
+    def __init__(self, pipe: Any, strategy: Strategy, options: Options, exchange: SchedulerExchange | None = None) -> None:
         super().__init__()
-        self.owner, self.strategy, self.options = reference(pipe), strategy, options
+        self.owner, self.strategy, self.options, self.exchange = reference(pipe), strategy, options, exchange
         self.hooked: HookedModel | None = None
         self.undo: list[Callable[[], None]] = []
         self.layers = LayerHooks(Layout.of(pipe.unet), strategy, options)
@@ -90,7 +92,7 @@ class UNetHook(ModelHook):
         owner = memo.get(id(self.owner()))
         new.owner = reference(owner) if owner is not None else _nobody
         new.strategy, new.options = self.strategy, self.options
-        for name in ("fn_ref", "layers", "hooked", "undo"):
+        for name in ("fn_ref", "layers", "hooked", "undo", "exchange"):
             setattr(new, name, copy.deepcopy(getattr(self, name), memo))
         new._begin()
         return new

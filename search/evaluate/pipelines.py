@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import is_invisible_watermark_available
 
 from dato.files import user_path
-from dato.sampler import exchange_scheduler
+from dato.scheduler import exchange_scheduler
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "pipeline"
 
