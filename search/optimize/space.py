@@ -108,8 +108,14 @@ class SearchSpace:
     def nearest(self, strategy: Strategy) -> np.ndarray:
         """The genome closest to a strategy of any length: each group takes what the strategy does at its first step.
 
-        Between two allowed depths the deeper one is taken, which is never worse; between two ratios, the closer.
+        Between two allowed depths the deeper one is taken, which is never worse; between two ratios, the closer. Raises `StrategyError`
+        for one that is for a sampler of its own.
         """
+        if strategy.sampler is not None:
+            raise StrategyError(
+                f"the strategy is for the sampler {strategy.sampler}, and what this search tries runs with the pipeline's own: leave it out, or give its steps "
+                "alone, dato.Strategy(strategy.steps)"
+            )
         fitted = strategy if len(strategy) == self.steps else strategy.resample(self.steps)
         depth, ratio = [], []
         for g in range(self.groups):

@@ -79,6 +79,13 @@ def test_two_stages_as_in_the_papers_code() -> None:
     assert only_depths.decode(only_depths.encode(strategy)) == strategy
 
 
+def test_a_strategy_with_a_sampler_is_not_taken_for_one_without() -> None:
+    space = SearchSpace(steps=4)
+    for take in (space.nearest, space.encode):
+        with pytest.raises(StrategyError, match=r"the sampler DPM\+\+.*dato.Strategy\(strategy.steps\)"):
+            take(Strategy.full(4, sampler="DPM++"))
+
+
 def test_the_nearest_genome_of_any_strategy() -> None:
     space = SearchSpace(steps=20)
     strategy = space.decode(space.nearest(Strategy.preset("paper-b1")))
