@@ -22,7 +22,9 @@ from search.optimize.space import SearchSpace
 from search.publish.mlflow_runs import Tracker
 from search.records import UNACCELERATED
 from search.run.driver import Driver
+from search.run.loops import GenerationalLoop
 from search.run.pools import InProcessPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.simulate import ToyEvaluator
 
@@ -88,16 +90,9 @@ def test_a_server_that_is_away_stops_no_search_and_sync_says_what_to_do(
     ledger = Ledger(tmp_path / "ledger.jsonl", "away", {}, {})
     try:
         with caplog.at_level(logging.WARNING, "search.publish.mlflow_runs"):
-            record = Driver(
-                ledger=ledger,
-                algorithm=Nsga2(space=SearchSpace(steps=8), population=4, seed=0),
-                plan=SearchPlan(generations=2, population=4),
-                protocol=EvaluationProtocol(images=4, batch=4),
-                pool=InProcessPool(ToyEvaluator()),
-                measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-                baselines={UNACCELERATED: Strategy.full(8)},
-                watchers=[Tracker(experiment="away", uri=nowhere)],
-            ).run()
+            recorder = Recorder(ledger, SearchPlan(generations=2, population=4), lambda shards: shards[0], watchers=[Tracker(experiment="away", uri=nowhere)])  # type: ignore[arg-type,return-value]
+            loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=4, seed=0))
+            record = Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(ToyEvaluator()))
         assert record.finished
         assert len(record.results) == 8
         assert caplog.text.count("the search goes on") == 1
