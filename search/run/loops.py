@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from dato.strategy import Strategy
 from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.nsga2 import Nsga2
 from search.optimize.winners import SearchFailed
 from search.records import Candidate, Measurement, SearchRecord
 from search.run.limits import Limits
@@ -29,28 +29,10 @@ class Loop(Protocol):
         ...
 
 
-class Algorithm(Protocol):
-    """Is asked and told a generation at a time, as `search.optimize.nsga2.Nsga2`."""
-
-    bounds: tuple[float, float] | None
-
-    def ask(self) -> list[Strategy]:
-        """The next generation; empty where there is none."""
-        ...
-
-    def tell(self, objectives: Sequence[tuple[float, ...] | None], violations: Sequence[float] | None = None) -> None:
-        """Take in what it gave."""
-        ...
-
-    def parents(self, strategy: Strategy) -> tuple[str, ...]:
-        """Digests of the strategies that one asked for last was made of."""
-        ...
-
-
 class GenerationalLoop:
     """The next generation is asked for when the last one is measured."""
 
-    def __init__(self, algorithm: Algorithm) -> None:
+    def __init__(self, algorithm: Nsga2) -> None:
         self._algorithm = algorithm
 
     def has_told(self, record: SearchRecord, candidate: Candidate) -> bool:
@@ -121,7 +103,7 @@ class AsynchronousLoop:
         self._algorithm.tell_one(candidate.strategy, *recorder.told(candidate.number))
 
 
-def make_loop(algorithm: Algorithm | AsynchronousNsga2) -> Loop:
+def make_loop(algorithm: Nsga2 | AsynchronousNsga2) -> Loop:
     """The loop that goes with an algorithm."""
     return AsynchronousLoop(algorithm) if isinstance(algorithm, AsynchronousNsga2) else GenerationalLoop(algorithm)
 
