@@ -65,8 +65,8 @@ def _prepare(name: str, word: str, choices: Mapping[str, Sequence[str]], sweep: 
     _refuse_old_value(key, value)
     if several and not _listed(kind):
         return f"{key}={value}"
-    inner = key not in keys(name)
-    written = f"{'++' if inner else ''}{key}={_as_typed(kind, value)}"
+    open_ended = (kind is None and key not in groups_of(SCHEMAS[name])) or (kind is not None and dict in kind.of)  # a mapping without a schema
+    written = f"{'++' if open_ended else ''}{key}={_as_typed(kind, value)}"
     try:
         read = OverridesParser.create().parse_override(written)
     except (HydraException, ValueError, RecursionError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dato.fields import check, limited
@@ -26,8 +26,8 @@ class EvaluationSettings:
     """Images of each variant to look at."""
     quoted: str | None = None
     """The paper's table to stand beside ours, such as table1/imagenet/sd15."""
-    edit: dict[str, Any] | None = None
-    """Image-to-image: {strength: 0.6, inputs: generated, size: null}, see search/evaluate/edit.py."""
+    edit: dict[str, Any] | None = field(default_factory=dict)
+    """Image-to-image, {} for none: {strength: 0.6, inputs: generated, size: null}, see search/evaluate/edit.py."""
 
     def __post_init__(self) -> None:
         check(self, "evaluation")

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from dato.strategy import Strategy
+from launch.config import compose_config, evaluation_keys
 from search.ledger import read_ledger
 
 ROOT = Path(__file__).parents[2]
@@ -206,3 +207,8 @@ def test_a_report_shows_a_searchs_strategies_beside_their_rivals(dato, make_sear
         assert dato("report", *arguments) == 2
         assert message in capsys.readouterr().err
         assert (search / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(("words", "edit"), [([], {}), (["evaluation.edit=null"], None), (["evaluation.edit={strength: 0.5}"], {"strength": 0.5}), (["evaluation.edit.size=48"], {"size": 48})])
+def test_image_to_image_is_set_as_a_whole_or_by_its_keys(words: list[str], edit: dict[str, object] | None) -> None:
+    assert evaluation_keys(compose_config("evaluate", words)).evaluation.edit == edit
