@@ -9,7 +9,8 @@ from pathlib import Path
 from analysis.figures import fronts_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.progress import best_speedup
-from search.records import UNACCELERATED, SearchRecord, difference_in_words, flat
+from search.measurements import difference_in_words, flat
+from search.records import UNACCELERATED, SearchRecord
 
 _ALIKE = ("model", "data", "protocol")
 

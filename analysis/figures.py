@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from dato.strategy import Strategy
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.measurements import Measurement
+from search.records import UNACCELERATED, Candidate, SearchRecord
 
 # Okabe-Ito colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, GREY, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#9aa3ab", "#D55E00", "#56B4E9", "#CC79A7"

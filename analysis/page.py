@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from search.records import flat
+from search.measurements import flat
 
 _STYLE = """
 *{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;color:#1d252c;margin:0 auto;max-width:1080px;padding:16px}

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.ledger import holder
-from search.records import UNACCELERATED, SearchRecord, is_count
+from search.measurements import is_count
+from search.records import UNACCELERATED, SearchRecord
 
 _SILENT = 3.0
 """A gap between events of this many times the longest evaluation is a pause of the search, not work."""

@@ -15,9 +15,10 @@ from analysis.page import banner, figure_section, notes_section, page, wide_tabl
 from analysis.rivals import rivals_section
 from analysis.similarity import similarity_section
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
+from search.measurements import Measurement, difference_in_words
 from search.optimize.importance import importance
 from search.optimize.winners import closest, in_words, tolerance_of
-from search.records import UNACCELERATED, Measurement, SearchRecord, Winner, difference_in_words, prediction_error
+from search.records import UNACCELERATED, SearchRecord, Winner, prediction_error
 
 
 def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> Path:

@@ -7,8 +7,9 @@ from typing import Any
 
 from analysis.page import wide_table
 from analysis.tables import DIGITS, SIMILARITY, number, title
+from search.measurements import Measurement
 from search.metrics.similarity import DISTANCE
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 
 
 def similarity_section(record: SearchRecord) -> str:

@@ -19,8 +19,9 @@ from search.data.datasets import Data
 from search.evaluate.evaluator import device_name
 from search.evaluate.latency import CostTable, calibration, measure_costs
 from search.evaluate.pipelines import load_pipeline
+from search.measurements import Measurement
 from search.optimize.winners import choose_winners, in_order_of_speed
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, SearchRecord
 
 _MAX_TABLE = 1 << 24
 TAKES = {

@@ -25,10 +25,11 @@ from search.evaluate.pipelines import check_model
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger, set_aside
+from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.publish.strategies import MODEL_FILE, read_model_info, write_model_info
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 from search.run import interrupt
 from search.run.driver import Driver
 from search.run.jobs import Job, Task

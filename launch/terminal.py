@@ -11,8 +11,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from analysis.progress import Progress, progress
+from search.measurements import difference_in_words
 from search.optimize.winners import closest, in_words, tolerance_of
-from search.records import UNACCELERATED, Candidate, SearchRecord, difference_in_words
+from search.records import UNACCELERATED, Candidate, SearchRecord
 
 _ALLOWED_S = 0.001
 """Seconds an event that drawing may take: what is known of a long search takes longer to sum up than a candidate may cost."""

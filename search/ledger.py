@@ -14,8 +14,9 @@ from typing import Any
 
 from dato.files import FileError, decode, parse_json, read_bytes, refuse_target, shown
 from dato.strategy import Strategy
+from search.measurements import Measurement, is_count, is_number
 from search.old_names import by_current_names
-from search.records import SCHEMA, Candidate, Measurement, SearchRecord, Winner, is_count, is_number
+from search.records import SCHEMA, Candidate, SearchRecord, Winner
 
 MAX_BYTES = 1 << 32
 """Of a ledger: a candidate takes one or two kilobytes."""

@@ -17,7 +17,8 @@ from dato.strategy import Step, Strategy
 from launch.config import compose_config
 from search.embedded.train import BETAS, make_autoencoder, make_text_encoder, make_tokenizer
 from search.ledger import Ledger
-from search.records import Candidate, Measurement, Winner
+from search.measurements import Measurement
+from search.records import Candidate, Winner
 
 # Ray reads this once in a process, and `connect` sets it where ~/.ray holds a token: one mode for all tests.
 os.environ["RAY_AUTH_MODE"] = "disabled"

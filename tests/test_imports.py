@@ -17,27 +17,28 @@ ONLY_IN = {
     "ray": ("search/run/ray_cluster.py", "search/run/leftovers.py", "search/run/ray_pool.py", "search/run/slot.py", "search/run/tune.py", "search/run/tune_loop.py", "launch/"),
     "pymoo": ("search/optimize/", "launch/bench/rivals.py"),
     "optuna": ("launch/bench/",),
-    "mlflow": ("search/publish/mlflow_runs.py", "search/publish/registry.py", "search/publish/pyfunc.py", "analysis/load.py", "launch/deliver.py", "launch/bench/tracking.py", "dato/sources.py"),
+    "mlflow": ("search/publish/", "launch/deliver.py", "launch/bench/tracking.py", "dato/sources.py"),
     "torchvision": (),
 }
 ALLOWED = {
     "dato": {"dato"},
     "search": {"search", "dato"},
-    "analysis": {"analysis", "dato.strategy", "search.records", "search.ledger", "search.optimize.winners", "search.optimize.importance", "search.metrics.similarity"},  # what reads records
+    "analysis": {"analysis", "dato.strategy", "search.measurements", "search.records", "search.ledger", "search.optimize.winners", "search.optimize.importance", "search.metrics.similarity"},  # what reads records
     "launch": set(OURS),
 }
 
 FLOORS = {
-    "records": set(),
+    "measurements": set(),
+    "records": {"measurements"},
     "old_names": set(),
-    "ledger": {"records", "old_names"},
+    "ledger": {"measurements", "records", "old_names"},
     "embedded": set(),
     "data": {"embedded"},
-    "metrics": {"data", "embedded", "records"},
-    "evaluate": {"data", "metrics", "records", "ledger"},
-    "optimize": {"records", "ledger"},
-    "run": {"data", "evaluate", "metrics", "optimize", "records", "ledger"},
-    "publish": {"data", "evaluate", "metrics", "optimize", "records", "ledger"},
+    "metrics": {"data", "embedded", "records", "measurements"},
+    "evaluate": {"data", "metrics", "records", "measurements", "ledger"},
+    "optimize": {"records", "measurements", "ledger"},
+    "run": {"data", "evaluate", "metrics", "optimize", "records", "measurements", "ledger"},
+    "publish": {"data", "evaluate", "metrics", "optimize", "records", "measurements", "ledger"},
 }
 """What each room of `search` may stand on; the scripts that made the embedded model stand on everything."""
 DATO_PLAIN = ("call_plan", "card", "files", "https", "mlflow_store", "presets", "report", "sampler", "schema", "sources", "strategy", "text_table")
@@ -120,5 +121,5 @@ def test_public_names_have_docstrings(path: Path) -> None:
 
 
 def test_files_are_one_concept() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
+    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 300}
     assert not long

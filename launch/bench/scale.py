@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,27 +19,15 @@ import numpy as np
 import ray
 import torch
 from ray import tune
-from rich.console import Console
 
-from dato.strategy import Strategy
+from launch.bench.simulated_search import STEPS, driver_alone, search_toys
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from launch.terminal import SearchView
-from search.evaluate.protocol import EvaluationProtocol
-from search.evaluate.shard_store import ShardStore
-from search.evaluate.shards import Shard
-from search.ledger import Ledger
-from search.optimize.asynchronous import AsynchronousNsga2
-from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
-from search.run.driver import Driver
+from search.records import Candidate, SearchRecord
 from search.run.jobs import Job
-from search.run.loops import make_loop
 from search.run.ray_cluster import connect
 from search.run.ray_pool import RayPool
-from search.run.recorder import Recorder
-from search.run.settings import SearchPlan
 from search.run.simulate import duration, sleeper, toy_measurement
 from search.run.simulated_pool import SimulatedPool, Weather
 from search.run.tune import NSGA2Search
@@ -50,15 +36,13 @@ DEFAULTS = {
     "workers": "1,8,64", "seconds": "20,60,120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "8",
     "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "shorter_s": "16,8,4,2", "memory_candidates": "10000", "output": "analysis/results",
 }
-STEPS = 50
-IMAGES = 100
 STORM = Weather(fail_s=3600.0, preempt_s=6 * 3600.0, away_s=600.0, reload_s=60.0, late=0.1, poison_s=6 * 3600.0, broken=0.01)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Measure, print and write the result file."""
     if arguments[:1] == ["driver=alone"]:
-        print(json.dumps(_driver_alone(int(arguments[1].split("=")[1]))))
+        print(json.dumps(driver_alone(int(arguments[1].split("=")[1]))))
         return 0
     given = parse(list(arguments), DEFAULTS, "scale")
     modes = [m for m in given["modes"].split(",") if m]
@@ -261,7 +245,7 @@ def _simulate(workers: int, batches: int, mode: str, weather: str, mean_s: float
     )  # fmt: skip
     begin = time.perf_counter()
     said = _Progress(f"{workers} simulated workers, {mode}, {weather}, {mean_s:g} s a candidate", count)
-    record = _search(pool, count, population=workers, batches=batches if sharded else 1, steady=mode.startswith("steady"), watchers=[said])
+    record = search_toys(pool, count, population=workers, batches=batches if sharded else 1, steady=mode.startswith("steady"), watchers=[said])
     real, done, tally = time.perf_counter() - begin, len(record.results), pool.settle()
     return {
         "mode": mode, "weather": weather, "mean_s": mean_s, "candidates": done, "utilisation": tally.utilisation,
@@ -287,59 +271,3 @@ class _Progress:
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """The candidates are counted."""
-
-
-def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: int, steady: bool = False, whole: bool = False, watchers: Sequence[Watcher] = ()) -> SearchRecord:
-    """The search's driver over simulated evaluations; `whole`: with fewer images first, kept shards and a terminal's view, as `dato search` runs it."""
-    space = SearchSpace(steps=STEPS)
-    # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
-    algorithm = AsynchronousNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
-    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="asynchronous" if steady else "generational")
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
-        config = {"search": {"generations": plan.generations, "population": population}, "cluster": {"workers": pool.size}}
-        ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", config, {})
-        view = SearchView(candidates, plan.generations, Console(file=nowhere, force_terminal=True, width=160)) if whole else None
-        measure = _measure_toys if whole else lambda shards: shards[0]
-        driver = Driver(
-            Recorder(ledger, plan, measure, watchers=[view] if view else watchers),
-            EvaluationProtocol(images=IMAGES, batch=IMAGES // 2, fidelities=(0.5,)) if whole else EvaluationProtocol(images=2 * batches, batch=2),
-            make_loop(algorithm),
-            {UNACCELERATED: Strategy.full(STEPS)},
-            kept=ShardStore(Path(folder) / "kept") if whole else None,
-        )
-        record = driver.run(pool)
-        ledger.close()
-        if view:
-            view.stop()
-    return record
-
-
-def _toy_shard(strategy: Strategy) -> Shard:
-    """`toy_measurement` as what a worker sends: features of half of the images, and the figures in place of times."""
-    toy = toy_measurement(strategy)
-    return Shard(features=torch.zeros(IMAGES // 2, 64), batch_ms=[toy.latency_ms, toy.fid], seconds=36.0, device=toy.device)
-
-
-def _measure_toys(shards: Sequence[Shard]) -> Measurement:
-    latency, fid = shards[0].batch_ms
-    return Measurement(
-        fid=fid, fid_low=fid - 1, fid_high=fid + 1, images=sum(len(s.features) for s in shards), latency_ms=latency, seconds=sum(s.seconds for s in shards)
-    )
-
-
-def _driver_alone(candidates: int) -> dict[str, float]:
-    """Memory and time of a process that drives a search of so many candidates."""
-    before = _peak_mib()
-    pool = SimulatedPool(64, lambda s: duration(s, 36.0), _toy_shard)
-    begin = time.perf_counter()
-    _search(pool, candidates, population=20, batches=2, whole=True)
-    seconds = time.perf_counter() - begin - pool.tally.pool_s
-    peak = _peak_mib()
-    return {"candidates": candidates, "peak_mib": peak, "growth_mib": peak - before, "driver_ms_per_candidate": 1000 * seconds / candidates}
-
-
-def _peak_mib() -> float:
-    """The most memory that this process has held."""
-    # Linux: `getrusage` would begin with what the process that started this one had held.
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()) if sys.platform == "linux" else None
-    return (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024

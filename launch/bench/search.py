@@ -38,12 +38,13 @@ from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
+from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.pareto import hypervolume
 from search.optimize.space import SearchSpace
 from search.optimize.surrogate import Surrogate
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 from search.run.driver import Driver
 from search.run.loops import make_loop
 from search.run.pools import InProcessPool

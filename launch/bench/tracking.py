@@ -14,8 +14,9 @@ from mlflow.tracking import MlflowClient
 
 from dato.strategy import Step, Strategy
 from launch.bench.timing import parse, print_table, write_result
+from search.measurements import Measurement
 from search.publish.mlflow_runs import Tracker
-from search.records import Candidate, Measurement, SearchRecord
+from search.records import Candidate, SearchRecord
 
 DEFAULTS = {"candidates": "2000", "steps": "50", "output": "analysis/results"}
 

@@ -17,7 +17,7 @@ from dato.strategy import FULL, Step, Strategy
 from search.data.datasets import Data
 from search.evaluate.generate import generate
 from search.evaluate.pipelines import ModelSpec
-from search.records import is_count, is_number
+from search.measurements import is_count, is_number
 
 SCHEMA = "dato.costs/1"
 _OLDER = {"made": "precompute", "used": "reuse"}

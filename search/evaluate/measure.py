@@ -14,13 +14,13 @@ from search.data.datasets import Data
 from search.evaluate.evaluator import FEATURE_METRICS, EvaluatorSpec
 from search.evaluate.pipelines import resolve_device
 from search.evaluate.shards import Shard, in_order
+from search.measurements import Measurement
 from search.metrics.feature_net import FeatureNet, class_logits
 from search.metrics.features import load_features
 from search.metrics.intervals import Groups, Value
 from search.metrics.quality import Fid, Kid, inception_score, mean_score
 from search.metrics.reference import reference_features, reference_moments
 from search.metrics.similarity import is_similarity, load_similarity, mean_with_interval
-from search.records import Measurement
 
 _log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from search.measurements import Measurement
 from search.metrics.feature_net import QualityError
 from search.metrics.intervals import Value
-from search.records import Measurement
 
 DISTANCE = "feature distance"
 HIGHER_IS_CLOSER = {"psnr": True, "ssim": True, "ms-ssim": True, "lpips": False, DISTANCE: False}

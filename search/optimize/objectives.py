@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dato.fields import check, limited
-from search.records import Measurement
+from search.measurements import Measurement
 
 
 @dataclass(frozen=True, kw_only=True)

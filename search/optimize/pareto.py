@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from pymoo.indicators.hv import HV
 
-from search.records import Candidate, Measurement
+from search.measurements import Measurement
+from search.records import Candidate
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:

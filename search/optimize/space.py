@@ -11,7 +11,7 @@ import numpy as np
 from dato.fields import check, limited
 from dato.files import shown
 from dato.strategy import FULL, Step, Strategy, StrategyError
-from search.records import is_count
+from search.measurements import is_count
 
 _step = cache(Step)
 """The few steps of a space, each checked once: a search decodes thousands of genomes."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from search.measurements import Measurement, fid_difference
 from search.optimize.objectives import Objectives
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner, fid_difference
+from search.records import UNACCELERATED, Candidate, SearchRecord, Winner
 
 TOLERANCES = {"embedded": 0.1, "inception": 0.5}
 """Default of ``search.tolerance`` in FID points, by feature net.

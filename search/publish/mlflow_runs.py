@@ -14,23 +14,24 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import sqlalchemy
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import MlflowClient
 
 from dato.sources import without_credentials
+from search.measurements import Measurement, flat
 from search.optimize.importance import importance, importance_metrics, importance_table
 from search.publish.background import Background
-from search.publish.mlflow_values import child_metrics, front_table, similarity_metrics
-from search.records import Candidate, Measurement, SearchRecord, fid_difference, flat
+from search.publish.mlflow_queries import all_runs, experiment_id
+from search.publish.mlflow_values import child_metrics, child_tags, front_table, made_with, winner_metrics
+from search.publish.snapshot import as_of, snapshot
+from search.records import Candidate, SearchRecord
 
 _log = logging.getLogger(__name__)
 _PARENT = "mlflow.parentRunId"
@@ -160,7 +161,7 @@ class Tracker:
     def _work(self) -> None:
         """Write what MLflow does not have. Whatever it raises, the next call goes on where this one was."""
         assert self._record is not None
-        record, end = _snapshot(self._record), self._end
+        record, end = snapshot(self._record), self._end
         _ask(self._where)
         if not self._sure:
             self._start(record)
@@ -179,18 +180,18 @@ class Tracker:
 
     def _start(self, record: SearchRecord) -> None:
         self._client = MlflowClient(self._where)
-        self._experiment_id = self._find_experiment()
+        self._experiment_id = experiment_id(self._client, self.experiment)
         names = {k: (record.config.get(k) or {}).get("name") for k in ("model", "data")}
         self._tags = {_SEARCH: record.search_id, **{f"dato.{k}": str(v) for k, v in names.items() if v}}
         self._tags["dato.reference"] = record.reference[:5000]
-        runs = self._pages(f"tags.`{_SEARCH}` = '{record.search_id}'")
+        runs = all_runs(self._client, self._experiment_id, f"tags.`{_SEARCH}` = '{record.search_id}'")
         parents = [r for r in runs if _PARENT not in r.data.tags]
         if parents:
             self.run_id = parents[0].info.run_id
             self._client.update_run(self.run_id, status="RUNNING")
             whole = bool(parents[0].data.params)
         else:
-            tags = {**self._tags, "dato.kind": "search", **_made_with(record.environment)}
+            tags = {**self._tags, "dato.kind": "search", **made_with(record.environment)}
             run = self._client.create_run(self._experiment_id, run_name=record.search_id, tags=tags)
             self.run_id, whole = run.info.run_id, False
         if not whole:  # the parameters come last: a run that has them has the rest
@@ -201,29 +202,6 @@ class Tracker:
         self._begun = {n: info for n, info in children.items() if info.status == "RUNNING"}  # cut off: completed, not made anew
         self._logged = {n: info.run_id for n, info in children.items() if n not in self._begun}
         self._failed = {n for n, info in children.items() if info.status == "FAILED"}
-
-    def _find_experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self.experiment)
-        if found:
-            return found.experiment_id
-        try:
-            return self._client.create_experiment(self.experiment)
-        except MlflowException:
-            # Another search may have made it between the two calls.
-            found = self._client.get_experiment_by_name(self.experiment)
-            if found is None:
-                raise
-            return found.experiment_id
-
-    def _pages(self, query: str) -> list[Any]:
-        runs: list[Any] = []
-        token = None
-        while True:
-            page = self._client.search_runs([self._experiment_id], query, max_results=1000, page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                return runs
 
     def _log_child(self, record: SearchRecord, candidate: Candidate) -> None:
         number, measurement = str(candidate.number), record.results[candidate.number]
@@ -249,18 +227,7 @@ class Tracker:
         (self._failed.discard if measurement.ok else self._failed.add)(number)
 
     def _make_child(self, candidate: Candidate, measurement: Measurement) -> Any:
-        tags = {
-            **self._tags,
-            _PARENT: self.run_id,
-            "dato.kind": "candidate",
-            "dato.candidate": str(candidate.number),
-            "dato.generation": str(candidate.generation),
-            "dato.origin": candidate.origin,
-            **({"dato.parents": ",".join(map(str, candidate.parents))} if candidate.parents else {}),
-            "dato.digest": candidate.strategy.digest,
-            "dato.device": measurement.device,
-            **({"dato.error": measurement.error[:5000]} if measurement.error else {}),
-        }
+        tags = {**self._tags, _PARENT: self.run_id, **child_tags(candidate, measurement)}
         return self._client.create_run(self._experiment_id, run_name=f"candidate {candidate.number}", tags=tags).info
 
     def _log_promotions(self, record: SearchRecord, candidate: Candidate) -> None:
@@ -294,12 +261,7 @@ class Tracker:
         if self.run_id is None:
             return
         # Promotions have changed the front since the last generation was logged.
-        metrics = dict(self._summary(record)) if self._summary else {}
-        for alias, winner in record.winners.items():
-            metrics[f"{alias}_speedup"] = winner.speedup
-            metrics[f"{alias}_fid_difference"], *interval = fid_difference(winner.fresh, winner.fresh_baseline)
-            metrics |= dict(zip((f"{alias}_fid_difference_low", f"{alias}_fid_difference_high"), interval, strict=True))
-            metrics |= {f"{alias}_{k}": v for k, v in similarity_metrics(winner.fresh).items()}
+        metrics = (dict(self._summary(record)) if self._summary else {}) | winner_metrics(record)
         found = importance(record)
         metrics |= importance_metrics(found)
         self._client.log_text(self.run_id, importance_table(found), "importance.csv")
@@ -316,38 +278,6 @@ class Tracker:
         for folder, path in artifacts.items():
             self._client.log_artifact(self.run_id, str(path), folder or None)
         self._client.set_terminated(self.run_id, "FINISHED")
-
-
-def _snapshot(record: SearchRecord) -> SearchRecord:
-    """A record as it is now; the search goes on with the other. Results first: their candidates are older."""
-    results, promotions, hypervolumes = dict(record.results), {n: dict(p) for n, p in list(record.promotions.items())}, list(record.hypervolumes)
-    baselines_at = {name: dict(m) for name, m in list(record.baselines_at.items())}
-    return replace(
-        record, results=results, promotions=promotions, hypervolumes=hypervolumes, baselines_at=baselines_at, baselines=dict(record.baselines),
-        events=list(record.events), winners=dict(record.winners), candidates=dict(record.candidates),
-    )  # fmt: skip
-
-
-def as_of(record: SearchRecord, generation: int, results: int | None = None) -> SearchRecord:
-    """The record as it was when a generation was complete, with so many results; None for those of the candidates asked for until then."""
-    ordered = list(dict.fromkeys(n for event, n in record.events if event == "result"))
-    if results is not None and results <= len(ordered):
-        there = set(ordered[:results])
-    else:
-        there = {n for n in record.results if record.candidates[n].generation <= generation}
-    known = {n: m for n, m in record.results.items() if n in there}
-    candidates = {n: c for n, c in record.candidates.items() if c.generation <= generation or n in known}
-    more = {n: p for n, p in record.promotions.items() if n in known}
-    return replace(record, candidates=candidates, results=known, promotions=more, hypervolumes=record.hypervolumes[: generation + 1], winners={}, finished=False)
-
-
-def _made_with(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of the code, versions and hardware: the commit under the name that MLflow's own pages know."""
-    git, machine = environment.get("git") or {}, environment.get("machine") or {}
-    found = {"mlflow.source.name": "dato search", "mlflow.source.git.commit": git.get("commit"), "dato.changed": git.get("changed")}
-    found |= {f"dato.version.{name}": v for name, v in (environment.get("versions") or {}).items()}
-    found |= {f"dato.machine.{name}": v for name, v in machine.items()}
-    return {k: str(v)[:5000] for k, v in found.items() if v is not None}
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:

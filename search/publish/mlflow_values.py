@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.measurements import Measurement, fid_difference
+from search.records import UNACCELERATED, Candidate, SearchRecord
 
 
 def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) -> dict[str, float]:
@@ -46,3 +49,37 @@ def front_table(record: SearchRecord) -> str:
         numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"], values["with/feature_distance"]]
         writer.writerow([c.number, *("" if math.isnan(v) else f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest, record.reference])
     return out.getvalue()
+
+
+def child_tags(candidate: Candidate, m: Measurement) -> dict[str, str]:
+    """What a candidate's run is found by."""
+    return {
+        "dato.kind": "candidate",
+        "dato.candidate": str(candidate.number),
+        "dato.generation": str(candidate.generation),
+        "dato.origin": candidate.origin,
+        **({"dato.parents": ",".join(map(str, candidate.parents))} if candidate.parents else {}),
+        "dato.digest": candidate.strategy.digest,
+        "dato.device": m.device,
+        **({"dato.error": m.error[:5000]} if m.error else {}),
+    }
+
+
+def winner_metrics(record: SearchRecord) -> dict[str, float]:
+    """Each winner's figures on fresh images, under its alias."""
+    metrics: dict[str, float] = {}
+    for alias, winner in record.winners.items():
+        metrics[f"{alias}_speedup"] = winner.speedup
+        metrics[f"{alias}_fid_difference"], *interval = fid_difference(winner.fresh, winner.fresh_baseline)
+        metrics |= dict(zip((f"{alias}_fid_difference_low", f"{alias}_fid_difference_high"), interval, strict=True))
+        metrics |= {f"{alias}_{k}": v for k, v in similarity_metrics(winner.fresh).items()}
+    return metrics
+
+
+def made_with(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Tags of the code, versions and hardware: the commit under the name that MLflow's own pages know."""
+    git, machine = environment.get("git") or {}, environment.get("machine") or {}
+    found = {"mlflow.source.name": "dato search", "mlflow.source.git.commit": git.get("commit"), "dato.changed": git.get("changed")}
+    found |= {f"dato.version.{name}": v for name, v in (environment.get("versions") or {}).items()}
+    found |= {f"dato.machine.{name}": v for name, v in machine.items()}
+    return {k: str(v)[:5000] for k, v in found.items() if v is not None}

@@ -13,8 +13,9 @@ from typing import Any
 from dato.files import FileError, read_json
 from dato.strategy import Strategy
 from search.evaluate.pipelines import ModelError, ModelSpec, weights_digest
+from search.measurements import fid_difference, flat, speedup
 from search.optimize.winners import in_words, passed, tolerance_of
-from search.records import SearchRecord, Winner, fid_difference, flat, speedup
+from search.records import SearchRecord, Winner
 
 MODEL_FILE = "model.json"
 

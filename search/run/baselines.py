@@ -10,9 +10,10 @@ from dato.strategy import Strategy
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
+from search.measurements import Measurement
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed
-from search.records import UNACCELERATED, Candidate, Measurement
+from search.records import UNACCELERATED, Candidate
 from search.run.in_turn import run_in_turn
 from search.run.pools import Pool
 from search.run.recorder import Recorder

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.winners import SearchFailed
-from search.records import Candidate, Measurement, SearchRecord
+from search.records import Candidate, SearchRecord
 from search.run.limits import Limits
 from search.run.recorder import Recorder
 

@@ -10,8 +10,8 @@ import torch
 from dato.strategy import Strategy
 from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.measure import load_metrics, measure
+from search.measurements import Measurement
 from search.metrics.similarity import PlainFeatures, with_distance
-from search.records import Measurement
 
 
 class Measurer(Protocol):

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
+from search.measurements import Measurement
 from search.optimize.pareto import first_ranks
-from search.records import Candidate, Measurement
+from search.records import Candidate
 from search.run.jobs import Job
 from search.run.pools import Pool
 from search.run.recorder import Recorder

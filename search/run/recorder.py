@@ -10,10 +10,11 @@ from search.evaluate.latency import CostTable
 from search.evaluate.measure import paired
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError
+from search.measurements import Measurement
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.pareto import hypervolume
 from search.optimize.winners import reference_point
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
+from search.records import UNACCELERATED, Candidate, SearchRecord, Watcher
 from search.run.jobs import Job
 from search.run.settings import SearchPlan
 

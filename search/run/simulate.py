@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dato.strategy import Strategy
-from search.records import Measurement
+from search.measurements import Measurement
 
 SIGMA = 0.5
 """Spread of a candidate's duration: the standard deviation of its logarithm."""

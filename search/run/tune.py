@@ -19,11 +19,11 @@ from ray.tune.search import Searcher
 
 from dato.strategy import Strategy
 from search.ledger import LedgerError
+from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.evolution import Screen, Settings
 from search.optimize.operators import Operators
 from search.optimize.space import SearchSpace
-from search.records import Measurement
 from search.run.health import poisons
 from search.run.measurer import Measurer
 

@@ -11,9 +11,10 @@ from typing import Any
 from ray import tune
 
 from dato.strategy import Strategy
+from search.measurements import Measurement
 from search.metrics.similarity import PlainFeatures
 from search.optimize.winners import SearchFailed
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.limits import Limits
 from search.run.loops import Evaluate, all_failed, close_if_full
 from search.run.measurer import Measurer

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from search.evaluate.measure import paired
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shards import Shard
+from search.measurements import Measurement
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
-from search.records import UNACCELERATED, Candidate, Measurement, Winner
+from search.records import UNACCELERATED, Candidate, Winner
 from search.run.in_turn import run_in_turn
 from search.run.pools import Pool
 from search.run.recorder import Recorder

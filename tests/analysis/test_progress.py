@@ -11,7 +11,8 @@ import pytest
 from analysis.progress import best_speedup, duration, in_use, progress, read_clock
 from dato.strategy import Strategy
 from search.ledger import read_ledger
-from search.records import Candidate, Measurement, SearchRecord
+from search.measurements import Measurement
+from search.records import Candidate, SearchRecord
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from analysis.report import write_report
 from analysis.rivals import rivals_figure
 from analysis.steps import statistics_figure
 from dato.strategy import Strategy
+from search.measurements import Measurement
 from search.optimize.importance import Gene, Importance
-from search.records import Candidate, Measurement, SearchRecord, Winner
+from search.records import Candidate, SearchRecord, Winner
 
 
 def measurement(fid: float, ms: float) -> Measurement:

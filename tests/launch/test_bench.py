@@ -13,8 +13,9 @@ from dato.strategy import Strategy
 from launch.__main__ import main
 from launch.bench.rivals import TwoStages
 from search.ledger import Ledger
+from search.measurements import Measurement
 from search.optimize.space import SearchSpace
-from search.records import Candidate, Measurement
+from search.records import Candidate
 
 
 def only_json(folder: Path) -> dict:  # type: ignore[type-arg]

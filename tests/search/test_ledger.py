@@ -8,7 +8,8 @@ import pytest
 from dato.strategy import Strategy
 from search import old_names
 from search.ledger import Ledger, LedgerError, read_ledger, set_aside
-from search.records import Candidate, Measurement
+from search.measurements import Measurement
+from search.records import Candidate
 
 CANDIDATE = Candidate(number=0, generation=0, strategy=Strategy.uniform(6, 2, prune_ratio=0.3))
 
@@ -80,7 +81,8 @@ import resource, signal, sys
 from pathlib import Path
 from dato.strategy import Strategy
 from search.ledger import Ledger, LedgerError
-from search.records import Candidate, Measurement
+from search.measurements import Measurement
+from search.records import Candidate
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 ledger = Ledger(Path(sys.argv[1]), "a", {"seed": 0}, {"versions": {}})

@@ -10,9 +10,9 @@ import torch
 
 from search.evaluate.measure import Metrics, measure, paired
 from search.evaluate.shards import Shard
+from search.measurements import Measurement, difference_in_words, fid_difference
 from search.metrics.intervals import Groups, Value
 from search.metrics.quality import Fid
-from search.records import Measurement, difference_in_words, fid_difference
 
 
 @pytest.fixture(scope="module")

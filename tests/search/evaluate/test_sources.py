@@ -8,7 +8,8 @@ from dato.strategy import Strategy, StrategyError
 from search.evaluate.sources import read_given
 from search.evaluate.variants import strategy_variants
 from search.ledger import Ledger
-from search.records import Candidate, Measurement
+from search.measurements import Measurement
+from search.records import Candidate
 
 
 def test_presets_files_and_lists(tmp_path: Path) -> None:

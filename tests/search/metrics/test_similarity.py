@@ -21,6 +21,7 @@ from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
+from search.measurements import Measurement
 from search.metrics.feature_net import QualityError
 from search.metrics.intervals import Groups
 from search.metrics.similarity import PSNR_OF_EQUAL, PlainFeatures, check_similarity, feature_distance, load_similarity, mean_with_interval
@@ -28,7 +29,7 @@ from search.optimize.nsga2 import Nsga2
 from search.optimize.objectives import Objectives
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 from search.run.driver import Driver
 from search.run.loops import GenerationalLoop
 from search.run.measurer import PipelineMeasurer

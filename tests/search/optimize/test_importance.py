@@ -13,8 +13,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from dato.strategy import FULL, Step, Strategy
+from search.measurements import Measurement
 from search.optimize.importance import KINDS, LEAST, _damage, _features, importance, importance_metrics, importance_table
-from search.records import Candidate, Measurement, SearchRecord
+from search.records import Candidate, SearchRecord
 
 STEPS = 8
 

@@ -1,7 +1,7 @@
 import pytest
 
+from search.measurements import Measurement
 from search.optimize.objectives import Objectives
-from search.records import Measurement
 
 PLAIN = Measurement(fid=10.0, latency_ms=400.0)
 FAST = Measurement(fid=12.0, latency_ms=100.0)

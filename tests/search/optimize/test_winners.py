@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dato.strategy import Step, Strategy
+from search.measurements import Measurement
 from search.optimize.objectives import Objectives
 from search.optimize.winners import (
     SearchFailed,
@@ -16,7 +17,7 @@ from search.optimize.winners import (
     passed,
     tolerance_of,
 )
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
+from search.records import UNACCELERATED, Candidate, SearchRecord, Winner
 
 PLAIN = Measurement(fid=10.0, fid_low=9.0, fid_high=11.0, images=100, latency_ms=100.0)
 

@@ -24,7 +24,8 @@ from search.ledger import Ledger, read_ledger
 from search.optimize.importance import importance, importance_metrics
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
-from search.publish.mlflow_runs import Tracker, _made_with
+from search.publish.mlflow_runs import Tracker
+from search.publish.mlflow_values import made_with
 from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.driver import Driver
 from search.run.loops import GenerationalLoop
@@ -103,12 +104,12 @@ def test_a_child_holds_its_strategy_and_figures(tracked: dict[str, SearchRecord]
     assert sorted(run.data.metrics)[:4] == ["fid", "fid_difference", "latency_ms", "speedup"]
 
 
-def test_the_parent_says_what_it_was_made_with(tracked: dict[str, SearchRecord]) -> None:
+def test_the_parent_says_what_it_wasmade_with(tracked: dict[str, SearchRecord]) -> None:
     record = tracked["all"]
     (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
     assert parent.data.tags["dato.version.torch"] == record.environment["versions"]["torch"]
     assert parent.data.tags["dato.machine.cpus"] == "2"
-    assert _made_with({"git": {"commit": "abc", "changed": True}}) == {
+    assert made_with({"git": {"commit": "abc", "changed": True}}) == {
         "mlflow.source.name": "dato search", "mlflow.source.git.commit": "abc", "dato.changed": "True"
     }  # fmt: skip
 

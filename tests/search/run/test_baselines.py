@@ -10,7 +10,8 @@ import pytest
 
 from dato.strategy import Strategy
 from search.evaluate.shards import Shard
-from search.records import UNACCELERATED, Measurement
+from search.measurements import Measurement
+from search.records import UNACCELERATED
 from tests.search.run.searches import Images, Stops, Toy, search, search_in_steps
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from dato.strategy import Strategy
 from search.ledger import LedgerError, read_ledger
+from search.measurements import Measurement
 from search.optimize.objectives import Objectives
 from search.optimize.winners import SearchFailed
-from search.records import Measurement
 from search.run.limits import has_stalled
 from tests.search.run.searches import MODES, Stops, Toy, outcome, search
 

@@ -26,9 +26,10 @@ from ray.cluster_utils import Cluster
 from dato.strategy import Strategy
 from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
+from search.measurements import Measurement
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.driver import Driver
 from search.run.loops import GenerationalLoop
 from search.run.pools import InProcessPool

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from dato.strategy import Strategy
-from search.records import Candidate, Measurement, SearchRecord
+from search.measurements import Measurement
+from search.records import Candidate, SearchRecord
 from search.run.limits import Limits, has_stalled
 from search.run.settings import SearchPlan
 

@@ -9,11 +9,12 @@ import pytest
 
 from dato.strategy import Strategy
 from search.ledger import Ledger
+from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
-from search.records import UNACCELERATED, Candidate, Measurement
+from search.records import UNACCELERATED, Candidate
 from search.run.limits import Limits
 from search.run.loops import AsynchronousLoop, Evaluate, GenerationalLoop, Loop, all_failed, close_if_full, make_loop
 from search.run.recorder import Recorder

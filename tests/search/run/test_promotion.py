@@ -13,8 +13,9 @@ from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger
+from search.measurements import Measurement
 from search.optimize.objectives import Objectives
-from search.records import UNACCELERATED, Candidate, Measurement
+from search.records import UNACCELERATED, Candidate
 from search.run.promotion import Promotion
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan

@@ -13,8 +13,9 @@ import torch
 from dato.strategy import Strategy
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError, read_ledger
+from search.measurements import Measurement
 from search.optimize.objectives import Objectives
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
+from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.jobs import Job
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan

@@ -19,9 +19,10 @@ from ray import tune
 from dato.strategy import Strategy
 from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, LedgerError, read_ledger
+from search.measurements import Measurement
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
-from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.records import UNACCELERATED, SearchRecord
 from search.run.driver import Driver
 from search.run.limits import has_stalled
 from search.run.pools import InProcessPool
