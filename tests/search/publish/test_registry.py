@@ -66,7 +66,7 @@ def test_versions_hold_strategy_card_and_figures(uri: str, winners: dict[str, St
         assert low < quality["difference"] < high
         assert version.tags["dato.device"] == "toy device"
         files = {p.name for p in Path(version.source.removeprefix("file://")).rglob("*") if p.is_file()}
-        assert {"strategy.json", "card.json", "card.md", "served.py", "MLmodel"} <= files
+        assert {"strategy.json", "card.json", "card.md", "pyfunc.py", "MLmodel"} <= files
         assert not {name for name in files if name.endswith((".pkl", ".pickle"))}
         loaded = Strategy.load(f"models:/dato-toy@{alias}")
         assert loaded == winners[alias]
