@@ -9,6 +9,7 @@ from typing import Any
 from dato.caller import has_unet
 from dato.hooked_model import HookedModel, hook_of
 from dato.options import Options
+from dato.other_tools import refuse_other_tools
 from dato.provenance import check
 from dato.refusals import refuse_compiled, refuse_pipeline
 from dato.report import RunReport
@@ -78,6 +79,7 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> UNetHook:
     if active is not None:
         _uninstall(active)
     try:
+        refuse_other_tools(unet, unet.modules())
         _install(hook)
     except BaseException:
         if active is not None:
@@ -127,7 +129,7 @@ def _install(hook: UNetHook) -> None:
     try:
         hook.hooked = HookedModel(unet, hook)
         hook.undo.append(hook.hooked.undo)
-        hook.undo.append(unet.register_forward_pre_hook(hook.require_reachable).remove)
+        hook.undo += [unet.register_forward_pre_hook(hook.before_call).remove, unet.register_forward_hook(hook.after_call).remove]
         hook.layers.attach()
         if getattr(pipe, "controlnet", None) is not None:
             hook.undo.append(ControlSkip(pipe.controlnet, hook).undo)
