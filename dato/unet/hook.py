@@ -143,6 +143,8 @@ class UNetHook(ModelHook):
             kept = run.kept = run.kept.fitting(kind) if run.kept is not None else Kept(kind)
             step = kept.possible(run.plan.step)
             prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else kept.prediction
+            if prediction is not None and run.prediction_is_read_later:
+                prediction = prediction.clone()  # a loop of one's own may change in place what it is given
             run.report.calls_by_depth[step.cache_depth] += 1
             run.advance()
             return UNet2DConditionOutput(sample=prediction) if call["return_dict"] else (prediction,)
