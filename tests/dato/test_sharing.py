@@ -86,6 +86,8 @@ def test_each_gets_what_it_gets_alone(fresh: Any, alone: Any, enabled: str, runn
             assert torch.equal(generate(second, running), expected[running])
             report = report_of(first)
             assert (report.pipeline, report.finished) == (type(second).__name__, True)
+            assert report.pipeline in str(report)
+            assert report.pipeline in report.summary()
             assert torch.equal(generate(first, enabled), expected[enabled])
         assert dato.status(second) is None
         dato.disable(second)  # nothing is enabled on it
