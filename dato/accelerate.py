@@ -34,6 +34,10 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     itself: disabling either leaves the other as it is. A pipeline that is given another UNet leaves the strategy on the one
     before, until `disable` or the next `enable`.
 
+    Another tool may wrap the UNet's forward while a strategy is enabled: it is run through, and `disable` undoes the strategy within
+    it. One that was there before, or that replaces forwards within the UNet (DeepCache, caching hooks of diffusers), is refused by
+    name, here and in every call; hooks that move or cast weights, and what is on single layers, are not.
+
     Args:
         pipe: A diffusers pipeline with a UNet2DConditionModel, such as StableDiffusionPipeline.
         strategy: One entry per sampler step.

@@ -48,7 +48,11 @@ def described(module: nn.Module) -> str:
 
 
 def _name(made: Any) -> str:
-    return f"{getattr(made, '__module__', type(made).__module__)}.{getattr(made, '__qualname__', type(made).__qualname__)}"
+    code = getattr(made, "__code__", None)  # where functools.wraps was used, the name is that of what is wrapped
+    if code is not None:
+        return f"{made.__globals__.get('__name__')}.{code.co_qualname}"
+    kind = made if isinstance(made, type) else type(made)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _refusal(unet: Any, module: nn.Module, made: Any, hook: str | None = None) -> str:
