@@ -65,16 +65,17 @@ class Runs:
     def going_on(self, timestep: torch.Tensor | float) -> tuple[RunState | None, int]:
         """The run whose next call this is, and its place; (None, 0) where there is none."""
         found: list[tuple[RunState, int]] = []
-        unsure = []
+        perhaps: list[tuple[RunState, int]] = []
         for run in reversed(self.open):
             coming = run.position.coming(run.scheduler.timesteps, timestep)
             if coming is not None:
-                found.append((run, coming[0]))
-                unsure += [] if coming[1] else [run]
-        if unsure:
-            caller = caller_of(self.unet)
-            frame = caller.frame if caller is not None else None
-            found = [(run, place) for run, place in found if run not in unsure or run.frame == frame]
+                (found if coming[1] else perhaps).append((run, coming[0]))
+        if perhaps and not found:
+            caller, owner = caller_of(self.unet), self.owner()
+            if caller is not None:
+                found = [(run, place) for run, place in perhaps if run.frame == caller.frame]
+            else:
+                found = [(run, place) for run, place in perhaps if run.frame is None and (owner is None or run.scheduler is owner.scheduler)]
         if len(found) > 1:
             found = [(run, place) for run, place in found if run.thread is threading.current_thread()] or found
         return found[0] if found else (None, 0)
