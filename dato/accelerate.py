@@ -9,6 +9,7 @@ from typing import Any
 from dato.caller import has_unet
 from dato.hooked_model import HookedModel, hook_of
 from dato.options import Options
+from dato.other_tools import refuse_other_tools
 from dato.provenance import check
 from dato.refusals import refuse_compiled, refuse_pipeline
 from dato.report import RunReport
@@ -32,6 +33,10 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     `do_classifier_free_guidance` of the pipeline given here count. A `copy.deepcopy` of the pipeline follows the strategy by
     itself: disabling either leaves the other as it is. A pipeline that is given another UNet leaves the strategy on the one
     before, until `disable` or the next `enable`.
+
+    Another tool may wrap the UNet's forward while a strategy is enabled: it is run through, and `disable` undoes the strategy within
+    it. One that was there before, or that replaces forwards within the UNet (DeepCache, caching hooks of diffusers), is refused by
+    name, here and in every call; hooks that move or cast weights, and what is on single layers, are not.
 
     Args:
         pipe: A diffusers pipeline with a UNet2DConditionModel, such as StableDiffusionPipeline.
@@ -78,6 +83,7 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> UNetHook:
     if active is not None:
         _uninstall(active)
     try:
+        refuse_other_tools(unet, unet.modules())
         _install(hook)
     except BaseException:
         if active is not None:
@@ -127,7 +133,7 @@ def _install(hook: UNetHook) -> None:
     try:
         hook.hooked = HookedModel(unet, hook)
         hook.undo.append(hook.hooked.undo)
-        hook.undo.append(unet.register_forward_pre_hook(hook.require_reachable).remove)
+        hook.undo += [unet.register_forward_pre_hook(hook.before_call).remove, unet.register_forward_hook(hook.after_call).remove]
         hook.layers.attach()
         if getattr(pipe, "controlnet", None) is not None:
             hook.undo.append(ControlSkip(pipe.controlnet, hook).undo)

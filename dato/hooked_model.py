@@ -2,13 +2,15 @@
 
 diffusers' HookRegistry chains hooks; accelerate keeps the forward that it wraps as `_old_forward`, and pipelines with model
 offloading take accelerate's hooks off and put them on again at the end of every call, which keeps only what lies beneath. So
-a hook of ours goes beneath accelerate's, whichever came first.
+a hook of ours goes beneath accelerate's, whichever came first. Other tools keep a model's forward and put one of their own
+around it: a forward of ours lives as long as they hold it, so it can be switched off, and on again, where it lies.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
@@ -21,15 +23,26 @@ Place = tuple[dict[str, nn.Module | None], str, nn.Module]
 
 
 class _Forward:
-    """A model's forward that goes through a hook. An object of its own, so that a deep copy of the model has a forward of its own."""
+    """A model's forward that goes through a hook, or where that is off straight to the forward beneath.
 
-    __slots__ = ("__wrapped__", "hook", "module")
+    An object of its own, so that a deep copy of the model has a forward of its own.
+    """
 
-    def __init__(self, hook: Any, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self.hook, self.module, self.__wrapped__ = hook, module, forward  # inspect.signature follows __wrapped__
+    __slots__ = ("__weakref__", "beneath", "hook", "module")
+
+    def __init__(self, hook: Any, module: nn.Module) -> None:
+        self.hook, self.module, self.beneath = hook, module, hook.fn_ref.forward
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # inspect.signature follows it
+        return self.beneath if self.hook is None else self.hook.fn_ref.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.hook.new_forward(self.module, *args, **kwargs)
+        return self.beneath(*args, **kwargs) if self.hook is None else self.hook.new_forward(self.module, *args, **kwargs)
+
+
+_HELD: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Forward]] = weakref.WeakKeyDictionary()
+"""Forwards of ours that are off, and in the hands of another tool, by their model."""
 
 
 class HookedModel:
@@ -37,55 +50,93 @@ class HookedModel:
 
     Args:
         module: The model.
-        hook: Has a `new_forward`, which finds the forward beneath as ``fn_ref.original_forward``.
+        hook: Has a `new_forward`, which finds the forward beneath as ``fn_ref.forward``.
     """
 
     def __init__(self, module: nn.Module, hook: ModelHook) -> None:
-        self.module = module
+        self.module, self.hook = module, hook
         own = vars(module)
         self.had_forward, self.undone = "forward" in own, False
         registry = HookRegistry.check_if_exists_or_initialize(module)
-        outer = own.get("forward") if "_old_forward" in own else None
-        if outer is not None:
-            module.forward = own["_old_forward"]
+        slot = "_old_forward" if "_old_forward" in own else "forward"
+        held, outer = held_forward(module), own.get("forward")
+        around = own.get(slot)
+        if held is not None:
+            own["forward"] = held.beneath
+        elif slot != "forward":
+            own["forward"] = around
         try:
             registry.register_hook(hook, HOOK)
-            self.original = hook.fn_ref.original_forward
-            self.forward = _Forward(hook, module, self.original)
-            module.forward = self.forward
+            # Of the two the registry brings `forward` up to date when it removes a hook beneath.
+            hook.fn_ref.forward, hook.fn_ref.original_forward = hook.fn_ref.original_forward, None
+            if held is not None:
+                self.forward, held.hook = held, hook
+                del _HELD[module]
+                own[slot] = around
+                for order in (registry._hook_order, registry._fn_refs):  # what was hooked around that tool is above
+                    order.insert(0, order.pop())
+            else:
+                self.forward = own[slot] = _Forward(hook, module)
         finally:
-            if outer is not None:
-                own["_old_forward"], module.forward = module.forward, outer
+            if slot != "forward" or held is not None:
+                own["forward"] = outer
 
-    def reachable(self) -> bool:
-        """Whether a call of the model still comes to the hook."""
+    def reached(self) -> Literal["yes", "no", "perhaps"]:
+        """Whether a call of the model still comes to the hook; "perhaps" where another tool has put a forward of its own there."""
         own = vars(self.module)
         registry = own.get("_diffusers_hook")
         references = registry._fn_refs if registry is not None else ()
-        return any(own.get(slot) is self.forward for slot in _SLOTS) or any(self.forward in (r.forward, r.original_forward) for r in references)
+        if any(own.get(slot) is self.forward for slot in _SLOTS) or any(self.forward in (r.forward, r.original_forward) for r in references):
+            return "yes"
+        return "perhaps" if foreign_forwards(self.module) else "no"
 
     def undo(self) -> None:
         """Take the hook off and leave every other one where it is; a second time nothing."""
         if self.undone:
             return
         self.undone = True
+        if self.reached() == "perhaps":
+            _HELD[self.module] = weakref.ref(self.forward)
         own = vars(self.module)
         registry = own["_diffusers_hook"]
-        slots = {slot: self._beneath(own[slot]) for slot in _SLOTS if slot in own}
-        links = [(r, self._beneath(r.forward), self._beneath(r.original_forward)) for r in registry._fn_refs]
+        beneath = self.hook.fn_ref.forward
+        slots = {slot: beneath if own[slot] is self.forward else own[slot] for slot in _SLOTS if slot in own}
+        links = [(r, *(beneath if f is self.forward else f for f in (r.forward, r.original_forward))) for r in registry._fn_refs]
         registry.remove_hook(HOOK, recurse=False)
         # The registry joins what its own order has before and after; accelerate's hook may lie between.
         for link, forward, original in links:
             link.forward, link.original_forward = forward, original
         own.update(slots)
+        self.forward.beneath, self.forward.hook = beneath, None
         if not registry.hooks:
             del self.module._diffusers_hook
         plain = getattr(own.get("forward"), "__func__", None) is type(self.module).forward
         if plain and not self.had_forward:
             del self.module.forward  # the registry leaves the class's forward behind as an attribute of the instance
 
-    def _beneath(self, forward: Any) -> Any:
-        return self.original if forward is self.forward else forward
+
+def held_forward(module: nn.Module) -> _Forward | None:
+    """The forward of ours that was switched off in the hands of another tool, where that tool is still there."""
+    held = _HELD.get(module)
+    return held() if held is not None and foreign_forwards(module) else None
+
+
+def foreign_forwards(module: nn.Module) -> list[Callable[..., Any]]:
+    """The forwards on a model that are neither its class's own, nor ours, nor what diffusers or accelerate make for their hooks."""
+    own = vars(module)
+    registry = own.get("_diffusers_hook")
+    there = [own[slot] for slot in _SLOTS if slot in own]
+    there += [r.forward if r.original_forward is None else r.original_forward for r in (registry._fn_refs if registry is not None else ())]
+    return [f for f in there if not _known(f, module)]
+
+
+def _known(forward: Any, module: nn.Module) -> bool:
+    if isinstance(forward, _Forward):
+        return forward.module is module
+    if getattr(forward, "__self__", None) is module:
+        return any(vars(kind).get("forward") is forward.__func__ for kind in type(module).__mro__)
+    maker = getattr(getattr(forward, "func", None), "__module__", None)  # both make partials of a function of their own
+    return maker in ("accelerate.hooks", "diffusers.hooks.hooks")
 
 
 def hook_of(module: Any) -> ModelHook | None:

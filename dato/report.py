@@ -38,7 +38,7 @@ class RunReport:
 
     def __str__(self) -> str:
         calls = ", ".join(f"{n} {depth_name(d)}" for d, n in sorted(self.calls_by_depth.items(), reverse=True))
-        state = "enabled, and not run yet" if not self.calls else f"{'finished' if self.finished else 'not finished'}: {self.calls} UNet calls, {calls}"
+        state = "enabled, and not run yet" if not self.calls else f"{self.pipeline} {'finished' if self.finished else 'not finished'}: {self.calls} UNet calls, {calls}"
         lines = [f"strategy  {self.strategy.headline()}", f"run       {state}"]
         if self.layers:
             skipped = f"{sum(self.tokens_pruned.values()):,} tokens in " if self.calls else ""

@@ -30,26 +30,29 @@ class RunPosition:
     end: int = 0
     own: bool = True
 
-    def coming(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> int | None:
-        """The place of a call at `timestep` if it is the next one of this run, or None.
+    def coming(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> tuple[int, bool] | None:
+        """The place of a call at `timestep` if it is the next one of this run, and whether that is certain; or None.
+
+        It is certain where the run is called with elements of its own list, whatever the scheduler's is by now, as where another
+        pipeline has used the scheduler within a callback. A mere number another run may have as well; also a run that is called
+        with elements may come to it, as when a hook that copies the arguments is put on or taken off within the run.
 
         Args:
-            timesteps: The scheduler's, by now: a run that is called with elements of its own list goes on whatever they are,
-                as where another pipeline has used the scheduler within a callback.
+            timesteps: The scheduler's, by now.
             timestep: The call's.
         """
         if self.timesteps is None or self.next >= self.end:
             return None
         index = index_in(timestep, self.timesteps)
-        if index is not None or self.own:
-            return index if index == self.next and self.own else None
+        if index is not None:
+            return (index, self.own) if index == self.next else None
         if timesteps is not self.timesteps:
             return None
         value, place = value_of(timestep), self.next
         # A value that the list holds twice does not say at which of its two places a late run has begun.
-        if place == self.first + 1 < self.end - 1 and self.values[place] == self.values[self.first] and not _close(value, self.values[place]):
+        if not self.own and place == self.first + 1 < self.end - 1 and self.values[place] == self.values[self.first] and not is_close(value, self.values[place]):
             place += 1
-        return place if _close(value, self.values[place]) else None
+        return (place, False) if is_close(value, self.values[place]) else None
 
     def begun(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> RunPosition | None:
         """A new run whose first call is at `timestep`; None where none can begin there.
@@ -62,7 +65,7 @@ class RunPosition:
         index = index_in(timestep, timesteps)
         if index is None:
             value = value_of(timestep)
-            places = [i for i, v in enumerate(values) if _close(value, v)]
+            places = [i for i, v in enumerate(values) if is_close(value, v)]
         else:
             places = [index]
         over = self.next >= self.end
@@ -85,6 +88,7 @@ def value_of(timestep: torch.Tensor | float) -> float:
     return float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
 
 
-def _close(value: float, listed: float) -> bool:
+def is_close(value: float, listed: float) -> bool:
+    """Whether a timestep is one of a list by its value."""
     # Timesteps may have gone through half precision; those of a sampler are at least 1 in 1000 apart.
     return abs(value - listed) < 1e-3 * max(1.0, abs(listed))

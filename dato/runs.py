@@ -14,7 +14,7 @@ from dato.caller import caller_of, reference
 from dato.options import Options
 from dato.refusals import refuse_compiled, refuse_pipeline, refuse_run
 from dato.report import RunReport
-from dato.run_position import RunPosition, index_in, value_of
+from dato.run_position import RunPosition, index_in, is_close, value_of
 from dato.runtime import RunState
 from dato.strategy import Strategy, StrategyError
 
@@ -65,13 +65,17 @@ class Runs:
     def going_on(self, timestep: torch.Tensor | float) -> tuple[RunState | None, int]:
         """The run whose next call this is, and its place; (None, 0) where there is none."""
         found: list[tuple[RunState, int]] = []
+        perhaps: list[tuple[RunState, int]] = []
         for run in reversed(self.open):
-            place = run.position.coming(run.scheduler.timesteps, timestep)
-            if place is not None:
-                found.append((run, place))
-        if any(not run.position.own for run, _ in found):  # told by a mere number, which another run may have as well
-            caller = caller_of(self.unet)
-            found = [(run, place) for run, place in found if run.frame == (caller.frame if caller is not None else None)]
+            coming = run.position.coming(run.scheduler.timesteps, timestep)
+            if coming is not None:
+                (found if coming[1] else perhaps).append((run, coming[0]))
+        if perhaps and not found:
+            caller, owner = caller_of(self.unet), self.owner()
+            if caller is not None:
+                found = [(run, place) for run, place in perhaps if run.frame == caller.frame]
+            else:
+                found = [(run, place) for run, place in perhaps if run.frame is None and (owner is None or run.scheduler is owner.scheduler)]
         if len(found) > 1:
             found = [(run, place) for run, place in found if run.thread is threading.current_thread()] or found
         return found[0] if found else (None, 0)
@@ -125,7 +129,12 @@ class Runs:
     def _stranger(self, pipe: Any, timestep: torch.Tensor | float) -> str:
         name = type(pipe).__name__
         going = next((r.position for r in reversed(self.open) if r.pipe() is pipe and r.position.timesteps is pipe.scheduler.timesteps), None)
-        if going is not None and going.next < going.end:
+        if going is not None and going.next < going.end and is_close(value_of(timestep), going.values[going.next]):
+            expected = (
+                f"comes to this timestep next (call {going.next - going.first + 1} of {going.end - going.first}) and does not make this call: it is made "
+                "elsewhere than in that run"
+            )
+        elif going is not None and going.next < going.end:
             expected = f"comes to {going.values[going.next]:g} next (call {going.next - going.first + 1} of {going.end - going.first})"
         else:
             expected = f"has {len(self.strategy)} steps and does not begin there"

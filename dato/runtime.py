@@ -78,6 +78,11 @@ class RunState:
         """What the call at a place in the sampler's list does."""
         return self.plans[place - self.position.first]
 
+    @property
+    def prediction_is_read_later(self) -> bool:
+        """Whether a call after the coming one may replay its prediction, or compare it for DiffScore."""
+        return any(p.step.cache_depth == 0 or p.step.prune_ratio for p in self.plans[self.position.next - self.position.first + 1 :])
+
     def kind_of(self, sample: torch.Tensor) -> Kind:
         """The kind of a call that is made now, with a (B, C, h, w) sample."""
         return Kind.of(sample, guides(self.pipe()))

@@ -37,7 +37,7 @@ class ControlSkip(ModelHook):
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         run = self.unet_hook.runs.replaying(timestep, sample, bool(kwargs.get("guess_mode", False)))
         if run is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
+            return self.fn_ref.forward(*args, **kwargs)
         run.report.controls_skipped += 1
         nothing = sample.new_zeros(1)
         return ControlNetOutput(down_block_res_samples=(nothing,), mid_block_res_sample=nothing) if kwargs.get("return_dict", True) else ([nothing], nothing)

@@ -16,6 +16,7 @@ from dato.base_tokens import choose_base_tokens
 from dato.caller import reference
 from dato.hooked_model import HookedModel
 from dato.options import Options
+from dato.other_tools import described, refuse_other_tools
 from dato.report import RunReport
 from dato.reuse import Kept
 from dato.runs import Runs
@@ -62,6 +63,7 @@ class UNetHook(ModelHook):
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # one call at a time: what a call keeps is the UNet's, and threads may share it
+        self._expected: set[int] = set()  # threads in a call of the UNet that has not come here yet
         self._actions: dict[tuple[Step, bool], Callable[..., torch.Tensor]] = {}
         self.reset_state(self.unet)
 
@@ -103,27 +105,46 @@ class UNetHook(ModelHook):
             "A copy.deepcopy of it works"
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def require_reachable(self, *_: Any) -> None:
-        """Before each call of the UNet: raise RuntimeError where another tool took the strategy away, so that no run is plain without a word."""
-        if self.hooked is not None and not self.hooked.reachable():
+    def require_reachable(self) -> None:
+        """Raise RuntimeError where another tool took the strategy away, so that no run is plain without a word."""
+        if self.hooked is not None and self.hooked.reached() == "no":
             raise RuntimeError(
                 "the strategy is enabled, but another tool has since put back the UNet's earlier forward: call dato.enable(pipe, strategy) "
                 "again, after that tool, or dato.disable(pipe)"
             )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before_call(self, *_: Any) -> None:
+        """Before each call of the UNet: `require_reachable`, and expect the call here."""
+        self.require_reachable()
+        self._expected.add(threading.get_ident())
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after_call(self, *_: Any) -> None:
+        """After each call of the UNet: raise RuntimeError where it never came here, as only a forward of another tool can bring about."""
+        if threading.get_ident() in self._expected:
+            self._expected.discard(threading.get_ident())
+            raise RuntimeError(
+                f"the strategy is enabled, but the call never came to it: another tool has wrapped the UNet's forward ({described(self.unet)}) and answers "
+                "in its place. Call dato.disable(pipe), remove that tool, and call dato.enable(pipe, strategy) again"
+            )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The UNet's call, at the depth and ratio of its strategy entry."""
+        self._expected.discard(threading.get_ident())
         with self._lock:
             if not self.layers.in_place():
                 self._follow_modules()
+            refuse_other_tools(self.unet, self.layers.modules, wrapped=self.hooked is not None and self.hooked.reached() == "perhaps")
             call = bind_call(self.unet, args, kwargs)
             run = self.runs.at(call["timestep"], tuple(self.layers.pruning))
             kind = run.kind_of(call["sample"])
             kept = run.kept = run.kept.fitting(kind) if run.kept is not None else Kept(kind)
             step = kept.possible(run.plan.step)
             prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else kept.prediction
+            if prediction is not None and run.prediction_is_read_later:
+                prediction = prediction.clone()  # a loop of one's own may change in place what it is given
             run.report.calls_by_depth[step.cache_depth] += 1
             run.advance()
             return UNet2DConditionOutput(sample=prediction) if call["return_dict"] else (prediction,)
@@ -178,7 +199,7 @@ class UNetHook(ModelHook):
         args: tuple[Any, ...], kwargs: dict[str, Any], call: dict[str, Any],
     ) -> torch.Tensor:  # fmt: skip
         if cached is None:
-            return unit_output(self.fn_ref.original_forward(*args, **kwargs))
+            return unit_output(self.fn_ref.forward(*args, **kwargs))
         return run_shallow(self.layers.layout, depth, cached, call, share, offloaded)
 
     def _share(self, run: RunState, kept: Kept, depth: int) -> CachedShare | None:

@@ -30,6 +30,7 @@ class LayerHooks:
 
     Attributes:
         pruning: The self-attention layers that prune, by module name, with their downsample.
+        modules: The UNet and all modules in it, as they were at `attach`.
         call: The call that is made now, which keeps what the hooks see; None between calls, and then they do nothing.
 
     Raises:
@@ -46,6 +47,7 @@ class LayerHooks:
         self._captured = {layout.outputs[d].last: d for d in {s.cache_depth for s in strategy} - {0, FULL}}
         self._handles: list[RemovableHandle] = []
         self._places: list[Place] = []
+        self.modules: list[nn.Module] = []
 
     def attach(self) -> None:
         """Hook the layers that keep or prune something, and note where all that a call uses hangs."""
@@ -55,6 +57,7 @@ class LayerHooks:
             handles.append(self.layout.outputs[0].last.register_forward_hook(self._feature))
         for name, (layer, downsample) in self.pruning.items():
             handles += prune_layer(layer, partial(self._plan, name, downsample))
+        self.modules = list(self.layout.unet.modules())
         self._places = places_of(self.layout.unet, [*self.layout.modules(), *(layer for layer, _ in self.pruning.values())])
 
     def remove(self) -> None:

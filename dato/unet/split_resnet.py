@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+from torch.nn.modules import module as every_module
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def can_split(resnet: nn.Module, channels: int) -> bool:
     if not plain or resnet.time_embedding_norm != "default" or resnet.time_emb_proj is None:
         return False
     # Whatever watches or moves these modules counts on their being called.
+    if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+        return False
     watched = (resnet, resnet.norm1, resnet.conv1, resnet.conv_shortcut)
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or "_conv_forward" in vars(m) for m in watched):
         return False

@@ -58,7 +58,9 @@ class Layout:
     def of(cls, unet: UNet2DConditionModel) -> Layout:
         """Read the layout off a UNet. Raises TypeError or ValueError for a model that is not of this family."""
         if not isinstance(unet, UNet2DConditionModel):
-            raise TypeError(f"expected a diffusers UNet2DConditionModel, but got {type(unet).__name__}: its units are not known")
+            inner = next((name for name, m in unet.named_modules() if isinstance(m, UNet2DConditionModel)), None) if isinstance(unet, nn.Module) else None
+            way_out = "its units are not known" if inner is None else f"give the pipeline the UNet that it wraps, pipe.unet = pipe.unet.{inner}, which is used as it is"
+            raise TypeError(f"expected a diffusers UNet2DConditionModel, but got {type(unet).__name__}: {way_out}")
         _refuse_family(unet)
         inputs = [Unit(unet.conv_in, 1)]
         factor = 1

@@ -24,7 +24,7 @@ def test_enabling_twice_is_enabling_once(pipe: Any) -> None:
     dato.enable(pipe, strategy)
     assert torch.equal(run(pipe), once)
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules())
-    assert hooks == 1 + 1 + 2 * 5  # before the UNet, one capture, five layers before and after
+    assert hooks == 2 + 1 + 2 * 5  # before and after the UNet, one capture, five layers before and after
     dato.disable(pipe)
     dato.disable(pipe)
     assert dato.status(pipe) is None

@@ -77,7 +77,9 @@ class TestOffloading:
             remove_hook_from_module(control.controlnet)
             add_hook_to_module(control.controlnet, ModelHook())
         dato.disable(control)
-        assert not hasattr(control.controlnet, "_diffusers_hook")  # accelerate's hook is still on it
+        assert not hasattr(control.controlnet, "_diffusers_hook")
+        remove_hook_from_module(control.controlnet)
+        assert control.controlnet.forward.__func__ is type(control.controlnet).forward
 
     @pytest.mark.parametrize("order", ["offload first", "enable first"])
     @pytest.mark.parametrize("settings", [{"offload_type": "leaf_level"}, {"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "block_level", "num_blocks_per_group": 3}], ids=["leaf", "block", "blocks"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 import dato
@@ -22,6 +24,7 @@ CACHED = Strategy.uniform(STEPS, STEPS)  # the first call full, the others shall
 
 def beside(pipe: Any, kind: Any = StableDiffusionPipeline) -> Any:
     """A pipeline with the same UNet and a scheduler of its own."""
+    pipe.scheduler.register_to_config(**{k: False for k in pipe.scheduler.config if k == "clip_sample"})  # as diffusers does to that of a new pipeline
     return sharing(pipe, kind, scheduler=copy.deepcopy(pipe.scheduler))
 
 
@@ -80,6 +83,70 @@ class TestPipelinesThatShareTheUNet:
                 report = report_of(pipe)
                 assert report.finished
                 assert report.calls_by_depth == {FULL: 1, 1: calls - 1}
+
+
+class Copying(ModelHook):
+    """Gives the model copies of its arguments, as a hook does that moves them to another device."""
+
+    def pre_forward(self, _module: Any, *args: Any, **kwargs: Any) -> Any:
+        copied = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
+        return tuple(copied), {k: x.clone() if isinstance(x, torch.Tensor) else x for k, x in kwargs.items()}
+
+
+class TestHooksThatComeAndGoWithinARun:
+    @pytest.mark.parametrize("first", ["on", "off"])
+    def test_a_hook_that_copies(self, pipe: Any, first: str) -> None:
+        def exchange(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if step in (1, 4):
+                if hasattr(_pipe.unet, "_hf_hook"):
+                    remove_hook_from_module(_pipe.unet)
+                else:
+                    add_hook_to_module(_pipe.unet, Copying())
+            return kwargs
+
+        use(pipe, "DDIMScheduler")
+        with dato.accelerate(pipe, CACHED):
+            expected = run(pipe)
+            if first == "on":
+                add_hook_to_module(pipe.unet, Copying())
+            for _ in range(2):
+                assert torch.equal(run(pipe, callback_on_step_end=exchange), expected)
+                report = report_of(pipe)
+                assert (report.calls_by_depth, report.finished) == ({FULL: 1, 1: 5}, True)
+
+    def test_all_hooks_of_offloading(self, pipe: Any) -> None:
+        def remove(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if step == 1:
+                _pipe.remove_all_hooks()
+            return kwargs
+
+        with dato.accelerate(pipe, CACHED):
+            expected = run(pipe)
+            pipe.enable_model_cpu_offload(device="cpu")
+            assert torch.equal(run(pipe, callback_on_step_end=remove), expected)
+
+    def test_a_call_from_elsewhere_at_the_next_timestep_is_told_what_is_true(self, pipe: Any) -> None:
+        said: list[str] = []
+
+        @torch.inference_mode()
+        def stray() -> None:
+            with pytest.raises(ValueError, match="comes to this timestep next") as error:
+                pipe.unet(torch.ones(1, 4, 16, 16), int(pipe.scheduler.timesteps[3]), torch.ones(1, 7, 64))
+            said.append(str(error.value))
+
+        def beside_it(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if step == 2:
+                thread = threading.Thread(target=stray)
+                thread.start()
+                thread.join()
+            return kwargs
+
+        use(pipe, "DDIMScheduler")
+        with dato.accelerate(pipe, CACHED):
+            expected = run(pipe)
+            assert torch.equal(run(pipe, callback_on_step_end=beside_it), expected)
+        assert "call 4 of 6" in said[0]
+        assert "elsewhere than in that run" in said[0]
 
 
 class TestOwnLoops:

@@ -86,6 +86,8 @@ def test_each_gets_what_it_gets_alone(fresh: Any, alone: Any, enabled: str, runn
             assert torch.equal(generate(second, running), expected[running])
             report = report_of(first)
             assert (report.pipeline, report.finished) == (type(second).__name__, True)
+            assert report.pipeline in str(report)
+            assert report.pipeline in report.summary()
             assert torch.equal(generate(first, enabled), expected[enabled])
         assert dato.status(second) is None
         dato.disable(second)  # nothing is enabled on it
@@ -338,6 +340,18 @@ class TestOwnLoops:
             for s, x in zip(schedulers, samples, strict=True):
                 loop.scheduler = s
                 expected.append([loop.unet(x, t, states).sample for t in s.timesteps])
+            for i in range(STEPS):  # and the second begins at every place of the first
+                loop.scheduler = schedulers[0]
+                schedulers[0].set_timesteps(STEPS)
+                for t in schedulers[0].timesteps[:i]:
+                    loop.unet(samples[0], t, states)
+                loop.scheduler = schedulers[1]
+                schedulers[1].set_timesteps(STEPS)
+                late = [loop.unet(samples[1], t, states).sample for t in schedulers[1].timesteps[i:]]
+                assert report_of(loop).calls_by_depth[FULL] == 1
+                assert report_of(loop).calls == len(late)
+            for s in schedulers:
+                s.set_timesteps(STEPS)
             for i in range(STEPS):
                 for n, (s, x) in enumerate(zip(schedulers, samples, strict=True)):
                     loop.scheduler = s

@@ -43,3 +43,25 @@ def test_image_to_image_with_an_extra_call_follows_the_last_entries(pipe: Any) -
     assert report.finished
     # PNDM makes 11 calls for 10 steps, and the last 7 at this strength: entries 3 to 9.
     assert report.calls_by_depth == {FULL: 1, 2: 1, 1: 4, 0: 1}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("strategy", ["F00F00", "F00100", "pruned"])
+def test_a_loop_may_change_in_place_what_it_is_given(pipe: Any, strategy: str) -> None:
+    steps = tuple(Step(FULL if c == "F" else int(c), 0.0) for c in strategy) if strategy != "pruned" else (Step(FULL, 0.5), Step(0), Step(2, 0.5)) * 2
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe._guidance_scale = 1.0
+    states = torch.ones(1, 7, 64)
+
+    def loop(in_place: bool) -> torch.Tensor:
+        pipe.scheduler.set_timesteps(len(steps))
+        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        for i, t in enumerate(pipe.scheduler.timesteps):
+            noise = pipe.unet(latents, t, states).sample
+            noise = noise if in_place else noise.clone()
+            noise[:, :, :8].mul_(3.0 + i)
+            latents = pipe.scheduler.step(noise, t, latents).prev_sample
+        return latents
+
+    with dato.accelerate(pipe, Strategy(steps)):
+        assert torch.equal(loop(in_place=True), loop(in_place=False))

@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
+import dato
+from dato import Strategy
 from dato.unet.shallow import bind_call, run_shallow
 from dato.unet.units import Layout, unit_output
+from tests.dato.conftest import STEPS
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +103,15 @@ def test_what_cannot_be_cached_is_refused(unet: UNet2DConditionModel) -> None:
             run_shallow(layout, 1, torch.zeros(1, 8, 16, 16), {**call, key: value})
     with pytest.raises(TypeError, match="expected a diffusers UNet2DConditionModel, but got UNet2DModel"):
         Layout.of(UNet2DModel(block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("wrap", "inner"), [(nn.DataParallel, "module"), (lambda u: get_peft_model(u, LoraConfig(r=2, target_modules=["to_q"])), "base_model.model")], ids=["DataParallel", "PEFT"])
+def test_a_unet_within_another_model_is_refused_with_the_way_to_it(pipe: Any, wrap: Any, inner: str) -> None:
+    pipe.unet = wrap(pipe.unet)
+    with pytest.raises(TypeError, match=rf"but got \w+: give the pipeline the UNet that it wraps, pipe.unet = pipe.unet.{inner}, "):
+        dato.enable(pipe, Strategy.full(STEPS))
+    pipe.unet = pipe.unet.get_submodule(inner)
+    dato.enable(pipe, Strategy.full(STEPS))
 
 
 @pytest.mark.parametrize(

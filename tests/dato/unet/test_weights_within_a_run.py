@@ -171,6 +171,22 @@ def test_modules_exchanged_between_runs_are_hooked_anew(make: Callable[[], Any])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
 
 
+def test_hooks_on_all_modules_see_every_convolution(make: Callable[[], Any]) -> None:
+    handles: list[Any] = []
+
+    def scale(_pipe: Any) -> None:
+        handles.append(nn.modules.module.register_module_forward_hook(lambda m, _a, out: 1.5 * out if isinstance(m, nn.Conv2d) else None))
+
+    expected, _ = naive(make(), SHALLOW, **changing(2, scale))
+    handles.pop().remove()
+    try:
+        with dato.accelerate(pipe := make(), SHALLOW):
+            result = run(pipe, **changing(2, scale))
+    finally:
+        handles.pop().remove()
+    assert close(result, expected)
+
+
 @pytest.mark.parametrize("setting", [{"padding_mode": "circular"}, {"padding_mode": "reflect"}])
 def test_a_convolution_of_another_kind_is_not_split(make: Callable[[], Any], setting: dict[str, Any]) -> None:
     pipe, other = make(), make()
