@@ -10,7 +10,7 @@ import torch
 
 from dato.files import FileError, read_lines, require_file, user_path
 from search.data.imagenet import balanced, find_labelled, prompts_of, read_classes, take
-from search.data.images import MAX_BYTES, DataError, find_images, read_image, stream_images
+from search.data.images import MAX_BYTES, DataError, find_images, kinds, read_image, stream_images
 
 __all__ = ["FRESH_OFFSET", "REFERENCE_OFFSET", "Data", "DataError", "DataSpec"]
 
@@ -103,12 +103,14 @@ class Data:
         paths: The real images' files; none for digits.
         turn: After how many images the prompts' classes come round again; a prompt is a class of its own where nothing else is known.
         unreadable: Messages about real images that were skipped, once `reference` went over them.
+        left_out: Files beside the real images that are no images, by their suffix.
     """
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
         self.paths: list[Path] = []
         self.unreadable: list[str] = []
+        self.left_out: list[Path] = []
         if spec.kind == "digits":
             from search.embedded import digits  # scikit-learn is read only where its digits are used
 
@@ -116,7 +118,7 @@ class Data:
             self.prompts = [digits.prompt(i % 10, i // 10) for i in range(count)]
         elif spec.kind == "imagenet":
             classes = read_classes(spec.classes)
-            found = find_labelled(user_path(spec.images or ""), spec.labels, classes)
+            found = find_labelled(user_path(spec.images or ""), spec.labels, classes, self.left_out)
             self.prompts = prompts_of(found, classes, spec.template or "a photo of a {}")
             self.paths = balanced(found, spec.references)
         elif spec.kind == "coco":
@@ -132,7 +134,7 @@ class Data:
         else:
             self.prompts = _read_prompts(user_path(spec.prompts or ""))
             if spec.images:
-                self.paths = take(find_images(user_path(spec.images)), spec.references)
+                self.paths = take(find_images(user_path(spec.images), others=self.left_out), spec.references)
         self.turn = 10 if spec.kind == "digits" else len(self.prompts)
 
     def prompt(self, index: int) -> str:
@@ -156,7 +158,7 @@ class Data:
             return f"the statistics in {spec.statistics}"
         if count is None:
             count = len(_digits()) if spec.kind == "digits" else len(self.paths)
-        return f"{count} real images of {spec.images or spec.name}"
+        return f"{count} real images of {spec.images or spec.name}" + (f", without {kinds(self.left_out)} there" if self.left_out else "")
 
     @property
     def preprocessing(self) -> str:
