@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from dato import schema
 from dato.files import FileError, decode, parse_json, read_bytes, shown, user_path
 from dato.https import fetch
-from dato.mlflow_store import StoreError, local_path, require_store
+from dato.mlflow_store import StoreError, ask, local_path, require_store
 from dato.presets import is_preset, preset, presets
 from dato.schema import StrategyError
 
@@ -149,7 +149,10 @@ def _from_mlflow(uri: str) -> tuple[dict[str, Any], str]:
         raise StrategyError(f"{uri} needs MLflow: pip install mlflow, or ask for its strategy.json or card.json and give that file") from None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            require_store(mlflow.get_registry_uri() if uri.startswith("models:/") else mlflow.get_tracking_uri())
+            store = mlflow.get_registry_uri() if uri.startswith("models:/") else mlflow.get_tracking_uri()
+            require_store(store)
+            if local_path(store) is None:  # reading waits for no lock
+                ask(store)
             _require_artifacts(uri)
             found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
         except StoreError as error:
