@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from analysis.figures import fronts_figure, hypervolume_figure
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.progress import best_speedup
-from search.records import UNACCELERATED, SearchRecord, difference_in_words
+from search.records import UNACCELERATED, SearchRecord, difference_in_words, flat
 
 _ALIKE = ("model", "data", "protocol")
 
@@ -29,9 +28,9 @@ def write_comparison(records: Sequence[SearchRecord], path: Path) -> Path:
 
 def differences(records: Sequence[SearchRecord]) -> dict[str, str]:
     """Configuration keys whose values differ, with each search's value."""
-    flat = [_flat(r.config) for r in records]
-    keys = sorted({k for f in flat for k in f})
-    return {k: " | ".join(str(f.get(k, "-")) for f in flat) for k in keys if len({str(f.get(k)) for f in flat}) > 1}
+    configs = [flat(r.config) for r in records]
+    keys = sorted({k for c in configs for k in c})
+    return {k: " | ".join(str(c.get(k, "-")) for c in configs) for k in keys if len({str(c.get(k)) for c in configs}) > 1}
 
 
 def _banner(records: Sequence[SearchRecord]) -> str:
@@ -68,10 +67,3 @@ def _table(records: Sequence[SearchRecord]) -> str:
             )
         )
     return wide_table(heads, rows)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

@@ -11,6 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from search.records import flat
+
 _STYLE = """
 *{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;color:#1d252c;margin:0 auto;max-width:1080px;padding:16px}
 h1{font-size:24px;margin:8px 0;overflow-wrap:anywhere}h2{font-size:18px;margin:32px 0 8px;border-bottom:1px solid #dde3e8;padding-bottom:4px}
@@ -76,16 +78,5 @@ def wide_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def notes_section(title: str, values: Mapping[str, Any]) -> str:
     """A heading and a folded table of nested values."""
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _flatten(values, ""))
-    count = len(_flatten(values, ""))
+    rows, count = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in flat(values).items()), len(flat(values))
     return f"<h2>{escape(title)}</h2><details><summary>{count} value{'' if count == 1 else 's'}</summary><table>{rows}</table></details>" if rows else ""
-
-
-def _flatten(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", str(value)))
-    return rows

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from search.ledger import holder
 from search.records import UNACCELERATED, SearchRecord, is_count
 
 _SILENT = 3.0
@@ -119,13 +120,7 @@ def read_clock(path: Path) -> list[float]:
 
 def in_use(path: Path) -> bool | None:
     """Whether a driver on this machine holds the ledger; None where the system does not tell (only Linux does)."""
-    try:
-        locks = Path("/proc/locks").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = path.stat()
-    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return any("FLOCK" in line and f" {name} " in line for line in locks.splitlines())
+    return holder(path) is not None if os.path.exists("/proc/locks") else None
 
 
 def duration(seconds: float | None) -> str:

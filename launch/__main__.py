@@ -33,6 +33,8 @@ COMMANDS = {
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
 }
 """Each command, with its line of help, is run by the module of `launch` with its name (import by import_: a keyword)."""
+UNDER_HYDRA = ("search", "evaluate", "ablate", "transfer", "figures", "doctor")
+"""Commands of a configuration: they take Hydra's flags, such as --help, --cfg job, --multirun and --config-dir."""
 _EXTRAS = {
     **dict.fromkeys(("hydra", "omegaconf", "ray", "pymoo", "mlflow", "plotly", "rich", "sklearn", "torchmetrics"), ("searching, MLflow and reports need", "search")),
     **dict.fromkeys(("DeepCache", "optuna", "tomesd"), ("comparing with other packages needs", "search,baselines")),
@@ -46,8 +48,10 @@ USAGE = """usage: dato <command> [key=value ...]
 
 {commands}
 
-Every key, with its meaning and default, is in {conf}. Examples:
+Every key, with its meaning and default, is in {conf}/README.md, and shown by dato <command> --help. Completion of a shell: eval "$(dato -sc install=bash)".
+Examples:
   dato search
+  dato search --multirun seed=0,1,2
   dato search model=sd15
   dato search model=sd15 data=folder data.prompts=prompts.txt data.images=photos protocol.features=inception
 """
@@ -83,10 +87,15 @@ def _main(arguments: list[str]) -> int:
         folder = Path(conf.__file__).parent
         print(USAGE.format(commands="\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items()), conf=folder))
         return 0 if arguments else 2
+    if command in ("-sc", "--shell-completion"):
+        command, rest = completed(arguments)
+        if command not in UNDER_HYDRA:
+            print(" ".join(COMMANDS))
+            return 0
     if command not in COMMANDS:
         print(f"dato: there is no command {command!r}; there are {', '.join(COMMANDS)}, help", file=sys.stderr)
         return 2
-    if rest and rest[0] in ("-h", "--help"):
+    if rest and rest[0] in ("-h", "--help") and command not in UNDER_HYDRA:
         return _main(["help"])
     stopped = "stopped; the same command " + ("continues" if command in _CONTINUE else "begins anew")
     try:
@@ -113,6 +122,16 @@ def _main(arguments: list[str]) -> int:
             raise
         print(f"dato {command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def completed(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command to complete, and the arguments for it: Hydra's completion is of programs without commands, so it is shown a line without one."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if arguments[1:] and not arguments[1].startswith("query="):
+        return "search", arguments  # (un)install: the same for all
+    command = words[1] if len(words) > 2 else ""
+    os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    return command, arguments
 
 
 def _is_ours(error: Exception) -> bool:

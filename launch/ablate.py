@@ -7,15 +7,13 @@ from dataclasses import replace
 
 from analysis.quoted import quoted, source
 from analysis.tables import comparison_table, markdown, matrix_table, write_tables
-from dato.baselines import Baseline, plain
 from dato.options import Options
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
-from search.evaluate.variants import Entry
-
-Variant = tuple[str, Options]
+from launch.hydra_app import run_with_hydra
+from search.evaluate.variants import Variant
 
 TABLES = {
     "3": "base tokens of the two guidance halves aligned or not (the paper's Table 3)",
@@ -29,7 +27,7 @@ TABLES = {
 }
 """Each ablation with its line of help."""
 _SEARCHES = ("stepwise, no presets", "two stages", "paper")
-_VARIANTS: dict[str, list[Variant]] = {
+_OPTIONS: dict[str, list[tuple[str, Options]]] = {
     "3": [("aligned", Options()), ("unaligned", Options(align="none"))],
     "4": [("with DiffScore", Options()), ("without", Options(use_score=False))],
     "source": [("predictions", Options()), ("features", Options(diff_source="feature"))],
@@ -39,7 +37,7 @@ _VARIANTS: dict[str, list[Variant]] = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run an ablation, or continue it; without arguments, list them. Returns 1 where an entry failed."""
+    """Run an ablation, or continue it; without arguments, list them. Returns 1 where a variant failed."""
     tables = [a.removeprefix("table=") for a in arguments if a.startswith("table=")]
     if not arguments:
         say("\n".join(f"  dato ablate table={name:<8} {line}" for name, line in TABLES.items()))
@@ -51,9 +49,11 @@ def run(arguments: Sequence[str]) -> int:
         from launch.bench.search import run as compare_searches  # its rivals need packages that nothing else here does
 
         return compare_searches([f"methods={';'.join(_SEARCHES)}", *(a for a in arguments if not a.startswith("table="))])
-    evaluation = build_evaluation("ablate", [a for a in arguments if not a.startswith("table=")])
-    entries = ablation_entries(table, evaluation)
-    outcome = evaluate(evaluation, entries)
+    return run_with_hydra("ablate", "evaluate", [a for a in arguments if not a.startswith("table=")], lambda raw: _run(table, build_evaluation("ablate", raw)))
+
+
+def _run(table: str, evaluation: Evaluation) -> int:
+    outcome = evaluate(evaluation, ablation_variants(table, evaluation))
     results = [r.to_dict() for r in outcome.results]
     metric = evaluation.spec.metrics[0]
     text = f"{TABLES[table]}. {caption(evaluation, outcome.about)}"
@@ -65,22 +65,22 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if any(r.error for r in outcome.results) else 0
 
 
-def ablation_entries(table: str, evaluation: Evaluation) -> list[Entry]:
-    """The unaccelerated pipeline and the ablation's entries, each with its place in the table."""
-    steps, settings = evaluation.steps, evaluation.raw["ablation"]
-    found = [Entry(name="unaccelerated", baseline=plain(steps), family="plain")]
+def ablation_variants(table: str, evaluation: Evaluation) -> list[Variant]:
+    """The unaccelerated pipeline and the ablation's variants, each with its place in the table."""
+    steps, settings = evaluation.steps, evaluation.keys.ablation
+    found = [Variant.unaccelerated(steps)]
     if table == "order":
         for name in ("paper-b1", "paper-b1-reversed"):
             label = name if steps == 50 else f"{name} (50 steps resampled to {steps})"
-            found.append(_entry(label, _fit(Strategy.load(name), steps), Options(), (label, evaluation.spec.metrics[0])))
+            found.append(Variant.of(_fit(Strategy.load(name), steps), label, row=(label, evaluation.spec.metrics[0])))
         return found
-    variants = _VARIANTS.get(table) or [(f"{p} x {p}", Options(patch=int(p))) for p in settings["patches"]]
-    caches: list[tuple[str, Callable[[float], Strategy]]] = [_cache(c, steps) for c in settings["caches"]]
-    for ratio in settings["ratios"]:
+    choices = _OPTIONS.get(table) or [(f"{p} x {p}", Options(patch=int(p))) for p in settings.patches]
+    caches: list[tuple[str, Callable[[float], Strategy]]] = [_cache(c, steps) for c in settings.caches]
+    for ratio in settings.ratios:
         for cache, make in caches:
-            for label, options in variants:
+            for label, options in choices:
                 name = f"{cache}, r={ratio:g}, {label}"
-                found.append(_entry(name, make(float(ratio)), options, (f"{ratio:g}", f"{cache}, {label}")))
+                found.append(Variant.of(make(float(ratio)), name, options, (f"{ratio:g}", f"{cache}, {label}")))
     return found
 
 
@@ -95,14 +95,10 @@ def _fit(strategy: Strategy, steps: int) -> Strategy:
     return strategy if len(strategy) == steps else strategy.resample(steps)
 
 
-def _entry(name: str, strategy: Strategy, options: Options, row: tuple[str, str]) -> Entry:
-    return Entry(name=name, baseline=Baseline(name=name, steps=len(strategy), strategy=strategy), options=options, row=row)
-
-
 def _effects(table: str, results: Sequence, metric: str) -> str:
     """The effect of each variant against the first, with intervals over the same images."""
     by_name = {r.name: r for r in results if not r.error}
-    labels = [label for label, _ in _VARIANTS.get(table, [])]
+    labels = [label for label, _ in _OPTIONS.get(table, [])]
     lines = []
     for r in by_name.values():
         for label in labels[1:]:

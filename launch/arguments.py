@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dato.fields import wrong_kind
 from dato.files import refuse_target, shown, user_path
 from dato.mlflow_store import StoreError, check_address
-from launch.keys import KeyValueError, check_kinds
+from launch.schema import SearchKeys, groups_of
 from search.ledger import read_ledger
 from search.records import SearchRecord
 
@@ -96,8 +97,8 @@ def read_search(folder: Path) -> SearchRecord:
     """
     path = folder / "ledger.jsonl"
     record = read_ledger(path)
-    try:
-        check_kinds(record.config)
-    except KeyValueError as error:
-        raise ArgumentError(f"{path}, line 1: {error}; restore the file, or give another search") from None
+    groups = {"": SearchKeys, **groups_of(SearchKeys)}
+    for section, group in groups.items():
+        if wrong := wrong_kind(group, (record.config.get(section) or {}) if section else record.config, section):
+            raise ArgumentError(f"{path}, line 1: {wrong}; restore the file, or give another search")
     return record

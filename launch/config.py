@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 import conf
-from dato.mlflow_store import StoreError, check_address
-from dato.sources import holds_credentials
-from dato.strategy import Step, Strategy
-from launch.keys import check_keys
-from launch.overrides import OverrideError, prepare
-from search.data.datasets import DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, Protocol
-from search.evaluate.pipelines import ModelSpec
+from dato.files import shown
+from launch.overrides import ConfigError, prepare, unknown
+from launch.schema import SCHEMAS, SECTIONS, EvaluationKeys, SearchKeys, explained, fields_of, groups_of, keys, register
+from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.sources import read_given
-from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
-from search.optimize.objectives import Objectives
 from search.optimize.space import SearchSpace
 from search.optimize.surrogate import Surrogate
-from search.optimize.winners import tolerance_of
 from search.publish.strategies import check_names
-from search.records import is_count
 from search.run.settings import SearchPlan
 
+__all__ = ["CONF", "ConfigError", "SearchConfig", "build", "compose_config", "evaluation_keys"]
+
 CONF = Path(conf.__file__).parent
-_NO_RESULT_KEYS = ("output", "restart", "cluster", "mlflow", "registry")
+_NO_RESULT_KEYS = ("output", "fresh_start", "cluster", "mlflow", "registry")
 """Keys that change where and how fast a search runs, and not what it finds: no part of its identity."""
-
-
-_PLAN_KEYS = (
-    "generations", "population", "mode", "latency", "max_candidates", "max_minutes", "max_device_hours", "patience", "promoted_ranks", "winner_speedup",
-    "winner_speedups", "max_fresh_images",
-)  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be: the message says what was given, what is allowed and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +45,31 @@ class SearchConfig:
     """Everything `dato search` needs, built and validated.
 
     Attributes:
-        raw: The resolved configuration as plain data.
+        raw: The resolved configuration as plain data, as the ledger keeps it.
+        keys: The same as typed objects.
         search_id: Model, data and a digest of every key that changes results.
     """
 
     raw: dict[str, Any]
+    keys: SearchKeys
     search_id: str
     evaluator: EvaluatorSpec
     space: SearchSpace
     plan: SearchPlan
     folder: Path
 
-    def algorithm(self) -> Nsga2:
+    def algorithm(self) -> Nsga2 | AsynchronousNsga2:
         """The algorithm in its first state. Raises where the strategies to begin with cannot be read."""
-        s = self.raw["search"]
-        kind = SteadyNsga2 if self.plan.mode == "steady" else Nsga2
+        search, seed = self.keys.search, self.keys.seed
+        kind = AsynchronousNsga2 if self.plan.mode == "asynchronous" else Nsga2
         return kind(
             space=self.space,
             population=self.plan.population,
-            seed=self.raw["seed"],
-            operators=s["operators"],
+            seed=seed,
+            operators=cast(Any, search.operators),  # one of those that there are
             objectives=self.plan.objectives.count,
-            given=read_given(s["warm_start"], self.plan.population),
-            screen=partial(Surrogate, seed=self.raw["seed"]) if s["surrogate"] else None,
+            given=read_given(search.warm_start, self.plan.population),
+            screen=partial(Surrogate, seed=seed) if search.surrogate else None,
         )
 
     @property
@@ -88,115 +79,116 @@ class SearchConfig:
 
 
 def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved configuration `name` with command-line overrides. Raises `ConfigError`."""
-    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in sorted(CONF.iterdir()) if p.is_dir() and not p.name.startswith("_")}
-    sections = [str(k) for k in OmegaConf.load(CONF / f"{name}.yaml") if k != "defaults"] + list(groups)
-    try:
-        overrides = prepare(overrides, groups, sections)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            found = compose(name, overrides=overrides)
-        data = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
-    except OverrideError as error:
-        raise ConfigError(str(error)) from None
-    except MissingMandatoryValue as error:
-        key = str(error.full_key)
-        raise ConfigError(f"{key} is not given; set {key}=<{_comment(key)}>") from None
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{_explain(error)}\nallowed keys and groups are in {CONF / (name + '.yaml')}") from None
+    """The resolved configuration `name` with command-line overrides; within a command that Hydra runs, that of its own `--config-name`.
+
+    Raises:
+        ConfigError: An override or a value is not allowed.
+    """
+    with explain(name):
+        words = prepare(name, overrides, choices())
+        within = GlobalHydra.instance().is_initialized()
+        register()
+        with nullcontext() if within else initialize_config_dir(str(CONF), version_base="1.3"):
+            return resolved(name, compose(HydraConfig.get().job.config_name if within else name, overrides=words))
+
+
+def resolved(name: str, composed: Any) -> dict[str, Any]:
+    """A composed configuration as plain data, without what it says to other commands. Raises `ConfigError` and Hydra's own errors."""
+    data = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(data, dict)
-    return {str(k): v for k, v in data.items()}
+    for key in data:
+        if key not in SECTIONS:
+            raise ConfigError(unknown(name, str(key)))
+    return {str(k): v for k, v in data.items() if k in fields_of(SCHEMAS[name])}
 
 
-def _comment(key: str) -> str:
-    """What the YAML files say of a key that a group leaves open."""
-    section, _, inner = key.rpartition(".")
-    for path in sorted((CONF / section).glob("*.yaml")) if section else []:
-        found = re.search(rf"^{re.escape(inner)}:\s*\?\?\?\s*#\s*(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return found[1]
-    return "value"
+def choices(*more: Path) -> dict[str, list[str]]:
+    """The choices of each configuration group, those of further folders included."""
+    found: dict[str, set[str]] = {}
+    for path in (p for folder in (CONF, *more) for p in folder.glob("[!_]*/*.yaml")):
+        found.setdefault(path.parent.name, set()).add(path.stem)
+    return {group: sorted(names) for group, names in sorted(found.items())}
 
 
-def _explain(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("    full_key: \n")]
-    return "; ".join(lines[:4])
-
-
-def _space(steps: int, raw: dict[str, Any]) -> SearchSpace:
-    given = dict(raw)
-    if given["fixed_depths"] is not None:
-        given["fixed_depths"] = [step.cache_depth for step in _fitted(given["fixed_depths"], steps)]
-    ratios = given["fixed_ratios"]
-    if ratios is not None:
-        number = isinstance(ratios, int | float) and not isinstance(ratios, bool)
-        given["fixed_ratios"] = [ratios] * steps if number else [step.prune_ratio for step in _fitted(ratios, steps)]
+@contextmanager
+def explain(name: str) -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise within into a `ConfigError` that names key, value and what is allowed."""
     try:
-        frozen = [(i, Step(depth, ratio)) for i, depth, ratio in given["frozen"]]
-        if not all(is_count(i) for i, _ in frozen) or len(dict(frozen)) < len(frozen):
-            raise ValueError("a step is no integer, or is named twice")
-        given["frozen"] = dict(frozen)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"space.frozen is {raw['frozen']!r} ({error}); write [step, depth, ratio] for each step, such as [[0, 12, 0.0]]") from None
-    return SearchSpace(steps=steps, **given)
+        yield
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf", "builtins"):
+            raise
+        raise ConfigError(_in_words(name, error)) from None
 
 
-def _fitted(source: str, steps: int) -> Strategy:
-    strategy = Strategy.load(source)
-    return strategy if len(strategy) == steps else strategy.resample(steps)
+def _in_words(name: str, error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None and cause.full_key:
+        key = re.sub(r"\[.*", "", str(cause.full_key))
+        if isinstance(cause, MissingMandatoryValue):
+            return f"{key} is not given; set {key}=<{explained(SCHEMAS[name])[key]}>"
+        if isinstance(cause, ConfigKeyError) and key not in keys(name):
+            return unknown(name, key)
+        kind = keys(name).get(key)
+        if isinstance(cause, ValidationError) and kind:
+            return f"{key} is {shown(cause.value)}; {kind}"
+        if key in groups_of(SCHEMAS[name]):
+            return f"{key} is {shown(cause.value)}; it holds the keys {', '.join(k for k in keys(name) if k.startswith(key + '.'))}: set these"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("    full_key: \n")]
+    return f"{'; '.join(lines[:4])}\nkeys are in {CONF / 'README.md'}, and in --help"
 
 
-def _check_cluster(cluster: dict[str, Any]) -> None:
-    workers, least = cluster["workers"], cluster["min_workers"]
-    if workers is None and cluster["address"] is None:
-        raise ConfigError("cluster.workers is null, which only a running cluster allows (cluster.address); give at least 1")
-    if workers == 0:
-        raise ConfigError(f"cluster.workers is {workers!r}; give at least 1" + (", or null for as many as there is room for" if cluster["address"] else ""))
-    if least is not None and least > (workers or least):
-        raise ConfigError(f"cluster.min_workers is {least!r}; give 1 to {workers or 'any number'}, or null for all workers")
+def _typed(name: str, raw: Mapping[str, Any]) -> Any:
+    """The objects of a resolved configuration, or of one that a ledger keeps. Raises ValueError subclasses with what is allowed."""
+    schema, values = SCHEMAS[name], dict(raw)
+    for section, group in groups_of(schema).items():
+        given = raw.get(section, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{section} is {shown(given)}; it holds the keys {', '.join(k for k in keys(name) if k.startswith(section + '.'))}: set these")
+        for key in given:
+            if f"{section}.{key}" not in keys(name):
+                raise ConfigError(unknown(name, f"{section}.{key}"))
+        for field in dataclasses.fields(group):
+            if field.name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"{section}.{field.name} is not given; set {section}.{field.name}=<{explained(group)[field.name]}>")
+        values[section] = group(**given)
+    return schema(**{key: value for key, value in values.items() if key in fields_of(schema)})
 
 
 def build(raw: dict[str, Any]) -> SearchConfig:
     """Typed objects from a resolved `search` configuration. Raises ValueError subclasses with what is allowed."""
-    check_keys(raw)
-    missing = [k for k in ("seed", "output", "model", "data", "protocol", "space", "search", "cluster", "mlflow", "registry") if k not in raw]
-    if missing:
-        raise ConfigError(f"the configuration has no {missing[0]}; it is of another version, or was changed by hand: see {CONF}")
+    found: SearchKeys = _typed("search", raw)
+    search, cluster, protocol = found.search, found.cluster, found.protocol
     given = {k: v for k, v in raw.items() if k not in _NO_RESULT_KEYS}
-    given["search"] = {k: v for k, v in raw["search"].items() if k != "retry_failed"}  # the same search, gone on with
-    identity = json.dumps(given, sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
-    try:
-        model, data = ModelSpec(**raw["model"]), DataSpec(**raw["data"])
-        protocol = Protocol(**raw["protocol"])
-        space = _space(model.steps, raw["space"])
-        s = raw["search"]
-        objectives = Objectives(**{k: s[k] for k in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance")})
-        plan = SearchPlan(objectives=objectives, tolerance=tolerance_of(raw), **{k: s[k] for k in _PLAN_KEYS})
-        evaluator = EvaluatorSpec(model=model, data=data, protocol=protocol, threads=raw["cluster"]["threads"])
-    except KeyError as error:
-        raise ConfigError(f"the configuration has no key {error}; it is of another version, or was changed by hand: see {CONF}") from None
-    except TypeError as error:
-        raise ConfigError(f"a value in the configuration has the wrong type ({error}); see the comments in {CONF}") from None
-    if s["engine"] == "tune" and plan.mode != "steady":
-        raise ConfigError("search.engine=tune searches without generations; set search.mode=steady, or search.engine=ray")
-    if s["engine"] == "tune" and raw["cluster"]["latency_device"]:
+    given["search"] = {k: v for k, v in raw.get("search", {}).items() if k != "retry_failed"}  # the same search, gone on with
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:10]
+    if search.engine == "tune" and search.mode != "asynchronous":
+        raise ConfigError("search.engine=tune searches without generations; set search.mode=asynchronous, or search.engine=ray")
+    if search.engine == "tune" and cluster.latency_device:
         raise ConfigError("search.engine=tune measures latency on whatever device a trial is given; set cluster.latency_device=null, or search.engine=ray")
     if protocol.interval_groups < 2:
         raise ConfigError(f"protocol.interval_groups is {protocol.interval_groups}, but winners are chosen by intervals; give at least 2, such as 20")
-    _check_cluster(raw["cluster"])
-    if raw["mlflow"]["uri"] and holds_credentials(raw["mlflow"]["uri"]):
-        raise ConfigError(
-            "mlflow.uri holds a password or token, which would be written into the ledger; leave mlflow.uri null and set the environment variable "
-            "MLFLOW_TRACKING_URI (or MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
-        )
-    if raw["mlflow"]["uri"]:
-        try:
-            check_address(raw["mlflow"]["uri"], "mlflow.uri")
-        except StoreError as error:
-            raise ConfigError(str(error)) from None
-    if raw["mlflow"]["enabled"]:
-        check_names(raw["registry"]["name"], key="registry.name")
-    search_id = f"{model.name}-{data.name}-{digest}"
+    if cluster.workers == 0:
+        raise ConfigError(f"cluster.workers is {cluster.workers!r}; give at least 1" + (", or null for as many as there is room for" if cluster.address else ""))
+    if found.mlflow.enabled:
+        check_names(found.registry.name, key="registry.name")
+    search_id = f"{found.model.name}-{found.data.name}-{digest}"
     return SearchConfig(
-        raw=raw, search_id=search_id, evaluator=evaluator, space=space, plan=plan, folder=Path(raw["output"]).absolute() / search_id
+        raw=raw,
+        keys=found,
+        search_id=search_id,
+        evaluator=EvaluatorSpec(found.model, found.data, protocol, ("fid",) if found.data.statistics else ("fid", "kid"), threads=cluster.threads),
+        space=found.space.build(found.model.steps),
+        plan=search.plan(protocol.features),
+        folder=Path(found.output).absolute() / search_id,
     )
+
+
+def evaluation_keys(raw: dict[str, Any]) -> EvaluationKeys:
+    """Typed objects from a resolved `evaluate` configuration. Raises ValueError subclasses with what is allowed."""
+    found: EvaluationKeys = _typed("evaluate", raw)
+    return found

@@ -19,15 +19,16 @@ from rich.table import Table
 
 from dato.files import user_path
 from dato.strategy import Strategy
-from launch.config import ConfigError, SearchConfig, build, compose_config
-from launch.estimate import search_workload
+from launch.config import ConfigError, SearchConfig, build
+from launch.estimate import calibration_of, first_batch_s, search_workload
+from launch.hydra_app import run_with_hydra
+from launch.pool import join_ray, worker_settings
 from launch.preflight import LEAST_GB, Finding, look
-from launch.search import calibration_of, first_batch_s
 from search.evaluate.pipelines import ModelError, check_model
 from search.metrics.inception import WEIGHTS_URL
 from search.optimize.winners import SearchFailed
-from search.run.pools import RayPool, WorkerError
-from search.run.ray_cluster import ClusterError, connect
+from search.run.ray_cluster import ClusterError
+from search.run.ray_pool import RayPool, WorkerError
 
 MLFLOW_S = 5
 """Seconds that a tracking server has to answer."""
@@ -35,12 +36,14 @@ MLFLOW_S = 5
 
 def run(overrides: Sequence[str]) -> int:
     """Print what was found and what to fix; 0 where a search could start, 1 where it could not."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     given = [o for o in overrides if o.startswith("time=")]
     if any(o not in ("time=true", "time=false") for o in given):
         raise ConfigError(f"{given[0]!r} is not allowed; write time=true, which loads the model on one worker and times a batch, or time=false")
-    config = build(compose_config("search", [o for o in overrides if o not in given]))
-    findings = [*check_here(config), check_mlflow(config), *check_cluster(config, timed="time=true" in given)]
+    return run_with_hydra("doctor", "search", [o for o in overrides if o not in given], lambda raw: _examine(build(raw), timed="time=true" in given))
+
+
+def _examine(config: SearchConfig, timed: bool) -> int:
+    findings = [*check_here(config), check_mlflow(config), *check_cluster(config, timed)]
     table = Table(title=f"search {config.search_id}", title_justify="left")
     for name in ("what", "where", "found", "what to do"):
         table.add_column(name, overflow="fold")
@@ -89,9 +92,9 @@ def check_inception(given: str) -> Finding:
 
 def check_cluster(config: SearchConfig, timed: bool = False) -> list[Finding]:
     """The cluster and each of its nodes, and how long the search would take there; `timed`: from a batch on one worker."""
-    cluster = config.raw["cluster"]
+    cluster = config.keys.cluster
     try:
-        connect(cluster["address"], cpus=(cluster["workers"] or 1) * cluster["cpus"], code=cluster["code"])
+        join_ray(cluster)
     except ClusterError as error:
         message, _, fix = str(error).rpartition("; ")
         return [Finding("cluster.address", "here", message, fix)]
@@ -100,17 +103,16 @@ def check_cluster(config: SearchConfig, timed: bool = False) -> list[Finding]:
         findings.append(check_time(config, workers, timed and not any(f.fix and f.fatal for f in findings)))
     finally:
         ray.shutdown()
-    return [Finding("cluster.address", "here", str(cluster["address"] or "this machine alone")), *findings]
+    return [Finding("cluster.address", "here", str(cluster.address or "this machine alone")), *findings]
 
 
 def check_time(config: SearchConfig, workers: int, timed: bool) -> Finding:
     """How long the search would take: as it says itself when it starts, from a first batch of the unaccelerated pipeline on one worker."""
-    work, cluster = search_workload(config, calibration=len(calibration_of(config))), config.raw["cluster"]
+    work, cluster = search_workload(config, calibration=len(calibration_of(config))), config.keys.cluster
     if not timed:
         return Finding("how long", "cluster", f"{work.in_words()} on {workers} workers; dato doctor ... time=true loads the model on one of them and times a batch")
-    keys = ("cpus", "gpus", "code", "start_s", "deadline_s")
     try:
-        pool = RayPool(config.evaluator, workers=1, tries=1, **{k: cluster[k] for k in keys})
+        pool = RayPool(config.evaluator, workers=1, **{**worker_settings(cluster), "max_attempts": 1})
         try:
             seconds = first_batch_s(pool, Strategy.full(config.evaluator.model.steps), config.evaluator.protocol.batches()[0])
             return Finding("how long", "cluster", work.timed(seconds, workers, " and ".join(pool.devices), "a first batch on one worker"))
@@ -123,9 +125,9 @@ def check_time(config: SearchConfig, workers: int, timed: bool) -> Finding:
 
 def check_mlflow(config: SearchConfig) -> Finding:
     """Whether the tracking server answers. A search runs without it, so nothing here is fatal."""
-    if not config.raw["mlflow"]["enabled"]:
+    if not config.keys.mlflow.enabled:
         return Finding("MLflow", "here", "off")
-    uri = config.raw["mlflow"]["uri"] or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = config.keys.mlflow.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     parts = urlsplit(uri)
     shown = uri.replace(f"{parts.username}:{parts.password}@", "") if parts.password else uri
     fix = "start the server or correct mlflow.uri; a search goes on without it, and dato sync folder=... completes its view later"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from analysis.progress import duration
+from dato.strategy import Step, Strategy
 from launch.config import SearchConfig
+from search.evaluate.latency import calibration
+from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, SearchRecord
+from search.run.jobs import Job, Task
+from search.run.own_reference import OwnReference
+from search.run.pools import Pool
 
 ASSUMED_SPEEDUP = 3.0
 """Of the candidates of a search on average; 3.4 in the search of the embedded model that is in analysis/results."""
@@ -89,3 +98,51 @@ def search_workload(config: SearchConfig, record: SearchRecord | None = None, re
         speedup=max(ASSUMED_SPEEDUP, plan.objectives.min_speedup or 0),
         note="; winners whose intervals do not decide are drawn more images" + (f"; it ends earlier at {' or '.join(limits)}" if limits else ""),
     )
+
+
+def baselines_of(config: SearchConfig) -> dict[str, Strategy]:
+    """The named strategies that a search is compared with."""
+    steps, interval = config.evaluator.model.steps, config.keys.search.deepcache_interval
+    return {UNACCELERATED: Strategy.full(steps), f"DeepCache-like, every {interval}": Strategy.uniform(steps, interval)}
+
+
+def calibration_of(config: SearchConfig) -> list[Strategy]:
+    """What a cost table is measured with: every kind of call of the space and of the baselines."""
+    steps, space = config.evaluator.model.steps, config.space
+    own = [Step(d, r) for d in space.depths for r in space.ratios]
+    entries = [*own, *space.frozen.values(), *(step for s in baselines_of(config).values() for step in s)]
+    depths = {e.cache_depth for e in entries} | {d for d in space.fixed_depths or ()}
+    ratios = {e.prune_ratio for e in entries} | {r for r in space.fixed_ratios or ()}
+    return calibration(steps, sorted(depths), sorted(ratios))
+
+
+def say_how_long(
+    config: SearchConfig, pool: Pool, say: Callable[[str], None], record: SearchRecord, own: OwnReference | None
+) -> torch.Tensor | None:
+    """Say how long the search will take, from a first timed batch of the unaccelerated pipeline; the features of its own reference, once drawn.
+
+    Raises:
+        SearchFailed: The unaccelerated pipeline fails.
+    """
+    plain, workers = Strategy.full(config.evaluator.model.steps), getattr(pool, "size", 1)
+    device = " and ".join(sorted(set(getattr(pool, "devices", []))))
+    features = own.fetch(pool) if own else None
+
+    def told(seconds: float, source: str = "its first batch") -> None:
+        say("how long  " + search_workload(config, record, None if own and features is None else 0, len(calibration_of(config))).timed(seconds, workers, device, source))
+
+    if own:
+        say(f"the reference is {own.data.reference_in_words()}" + ("; they are drawn once, and kept with the search" if features is None else "; they are there already"))
+    if UNACCELERATED in record.baselines:
+        told(record.plain(record.images or config.evaluator.protocol.images).latency_ms / 1000, "as measured before")
+    elif own is None or features is not None:
+        told(first_batch_s(pool, plain, config.evaluator.protocol.batches()[0]))
+    return own.draw(pool, plain, told) if own and features is None else features
+
+
+def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
+    """Seconds per image, features included, of one batch of the unaccelerated pipeline on a worker. Raises `SearchFailed` where it fails."""
+    ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], Task.REFERENCE)])
+    if shard is None:
+        raise SearchFailed(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
+    return float(shard.seconds / len(indices))

@@ -10,24 +10,28 @@ from analysis.bias import write_bias_page
 from analysis.quoted import quoted
 from analysis.tables import comparison_table, equal_latency_block, quoted_block, similarity_note, write_tables
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
-from launch.pictures import grid
+from launch.hydra_app import run_with_hydra
+from launch.image_grid import grid
 from search.evaluate.results import at_speedups
-from search.evaluate.variants import Entry, rival_entries
+from search.evaluate.variants import Variant, rival_variants
 
 
 def run(overrides: Sequence[str]) -> int:
-    """Evaluate, or continue, and write the tables; returns 1 where an entry failed."""
-    evaluation = build_evaluation("evaluate", overrides)
-    key = evaluation.raw["evaluation"]["quoted"]
+    """Evaluate, or continue, and write the tables; returns 1 where one failed."""
+    return run_with_hydra("evaluate", "evaluate", overrides, lambda raw: _run(build_evaluation("evaluate", raw)))
+
+
+def _run(evaluation: Evaluation) -> int:
+    key = evaluation.keys.evaluation.quoted
     if key is not None:
         quoted(key)
-    entries = [*rival_entries(evaluation.steps, evaluation.raw["rivals"]), *evaluation.strategies()]
-    outcome = evaluate(evaluation, entries)
+    variants = [*rival_variants(evaluation.steps, asdict(evaluation.keys.rivals)), *evaluation.strategies()]
+    outcome = evaluate(evaluation, variants)
     head, rows = comparison_table([r.to_dict() for r in outcome.results], key)
     against = {kind: {s: asdict(v) if v else None for s, v in row.items()} for kind, row in at_speedups(outcome.results).items()}
     below = [b for b in (similarity_note(m for r in outcome.results for m in r.metrics), equal_latency_block(against), quoted_block(key) if key else "") if b]
     path = write_tables(evaluation.folder, "table", head, rows, caption(evaluation, outcome.about), "\n".join(below))
-    write_grid(evaluation, entries)
+    write_grid(evaluation, variants)
     if outcome.about.get("fid_by_images"):
         write_bias_page(evaluation.folder / "images.html", outcome.about["fid_by_images"], caption(evaluation, outcome.about))
     say(path.read_text(encoding="utf-8"))
@@ -49,9 +53,9 @@ def caption(evaluation: Evaluation, about: Mapping[str, Any] | None = None) -> s
     )
 
 
-def write_grid(evaluation: Evaluation, entries: Sequence[Entry]) -> None:
-    """Figure 2: a row of images for every entry."""
+def write_grid(evaluation: Evaluation, variants: Sequence[Variant]) -> None:
+    """Figure 2: a row of images for every variant."""
     folder = evaluation.folder / "samples"
-    rows = [(e.name, folder / f"{e.digest}.png") for e in entries if (folder / f"{e.digest}.png").is_file()]
+    rows = [(v.name, folder / f"{v.digest}.png") for v in variants if (folder / f"{v.digest}.png").is_file()]
     if rows:
         grid(rows, scale=2 if evaluation.spec.model.path == "embedded" else 1).save(evaluation.folder / "samples.png")

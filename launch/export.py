@@ -12,7 +12,7 @@ from dato.sources import MAX_BYTES
 from dato.strategy import Strategy, StrategyError
 from launch.arguments import ArgumentError, choice, flag, parse, read_search, search_folder, target_file, tracking_uri
 from search.publish.aliases import Standing, why_not
-from search.publish.strategies import check_names, read_facts, winner_strategies
+from search.publish.strategies import check_names, read_model_info, winner_strategies
 from search.records import SearchRecord
 
 TAKES = {
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     uri = tracking_uri(given)
     record = read_search(folder)
     try:
-        found = winner_strategies(record, read_facts(folder))
+        found = winner_strategies(record, read_model_info(folder))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArgumentError(
             f"the winners of {given['folder']!r} cannot be told apart from another version's: its ledger or model.json lacks or spoils {error}; restore the folder, "

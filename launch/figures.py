@@ -12,45 +12,46 @@ import torch
 
 from analysis.dynamics import Series, write_page
 from dato import baselines
-from dato.baselines import Baseline
 from dato.strategy import Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, say
-from launch.pictures import grid, write_row
+from launch.hydra_app import run_with_hydra
+from launch.image_grid import grid, write_row
 from search.data.datasets import Data
 from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
 from search.evaluate.generate import generate
 from search.evaluate.pipelines import load_pipeline
-from search.evaluate.variants import Entry
+from search.evaluate.variants import Variant
 
 
 def run(overrides: Sequence[str]) -> int:
     """Run the pipeline in each way, recording, and write ``figures.html``, ``figure2.png`` and ``figures.json``."""
-    evaluation = build_evaluation("figures", overrides)
-    settings = evaluation.raw["figures"]
-    if not isinstance(settings["images"], int) or settings["images"] < 1:
-        raise ConfigError(f"figures.images is {settings['images']!r}; give at least 1")
-    recorded, shown = figure_entries(evaluation)
+    return run_with_hydra("figures", "evaluate", overrides, lambda raw: _run(build_evaluation("figures", raw)))
+
+
+def _run(evaluation: Evaluation) -> int:
+    settings = evaluation.keys.figures
+    recorded, shown = figure_variants(evaluation)
     if evaluation.spec.threads:
         torch.set_num_threads(evaluation.spec.threads)
     pipe, data, model = load_pipeline(evaluation.spec.model), Data(evaluation.spec.data), evaluation.spec.model
-    protocol = replace(evaluation.spec.protocol, images=max(2, settings["images"]))
-    batches = protocol.batches(fresh=bool(evaluation.raw["evaluation"]["fresh"]))
+    protocol = replace(evaluation.spec.protocol, images=max(2, settings.images))
+    batches = protocol.batches(fresh=evaluation.keys.evaluation.held_out)
     wanted = sorted({max(1, round(f * model.steps)) for f in (0.1, 0.25, 0.5, 0.75, 0.95)})
     found: list[Dynamics] = []
-    for entry in [*recorded, *shown]:
-        say(entry.name)
-        recorder = Recorder(entry.name, settings["heat_maps"], wanted)
-        for batch in batches if entry in recorded else batches[:1]:
-            with entry.baseline.applied(pipe, entry.options) as (faster, steps), recorder.recording(faster):
+    for variant in [*recorded, *shown]:
+        say(variant.name)
+        recorder = Recorder(variant.name, settings.heat_maps, wanted)
+        for batch in batches if variant in recorded else batches[:1]:
+            with variant.baseline.applied(pipe, variant.options) as (faster, steps), recorder.recording(faster):
                 made = generate(faster, model, data, batch, steps=steps)
             if batch is batches[0]:
-                write_row(evaluation.folder / "rows" / f"{entry.digest}.png", made.images[:10])
-        if entry in recorded:
+                write_row(evaluation.folder / "rows" / f"{variant.digest}.png", made.images[:10])
+        if variant in recorded:
             found.append(recorder.dynamics)
     series = [_series(d, found[0]) for d in found]
-    sheet = grid([(e.name, evaluation.folder / "rows" / f"{e.digest}.png") for e in [*recorded, *shown]], scale=2 if model.path == "embedded" else 1)
+    sheet = grid([(v.name, evaluation.folder / "rows" / f"{v.digest}.png") for v in [*recorded, *shown]], scale=2 if model.path == "embedded" else 1)
     png = io.BytesIO()
     sheet.save(png, format="PNG")
     (evaluation.folder / "figure2.png").write_bytes(png.getvalue())
@@ -61,7 +62,7 @@ def run(overrides: Sequence[str]) -> int:
     return 0
 
 
-def figure_entries(evaluation: Evaluation) -> tuple[list[Entry], list[Entry]]:
+def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant]]:
     """What Figures 1 and 4 record (plain, cache only, DaTo), and what Figure 2 shows besides."""
     steps, given = evaluation.steps, evaluation.strategies()
     if len(given) > 1:
@@ -73,15 +74,15 @@ def figure_entries(evaluation: Evaluation) -> tuple[list[Entry], list[Entry]]:
     cache_only = Strategy(tuple(Step(s.cache_depth) for s in strategy))
     name = given[0].name if given else "every 5, r=0.5"
     recorded = [
-        Entry(name="unaccelerated", baseline=baselines.plain(steps), family="plain"),
-        Entry(name="cache only", baseline=Baseline(name="cache only", steps=steps, strategy=cache_only)),
-        Entry(name=f"DaTo: {name}", baseline=Baseline(name=name, steps=steps, strategy=strategy)),
+        Variant.unaccelerated(steps),
+        Variant.of(cache_only, "cache only"),
+        Variant.of(strategy, f"DaTo: {name}"),
     ]
-    rivals = evaluation.raw["rivals"]
-    ratio = float((rivals.get("tomesd") or [0.5])[-1])
+    rivals = evaluation.keys.rivals
+    ratio = (rivals.tomesd or (0.5,))[-1]
     shown = [
-        Entry(name=b.name, baseline=b, family="tomesd")
-        for b in (baselines.tomesd(steps, ratio), baselines.deepcache_tomesd(steps, int((rivals.get("deepcache") or [5])[-1]), ratio))
+        Variant(name=b.name, baseline=b, family="tomesd")
+        for b in (baselines.tomesd(steps, ratio), baselines.deepcache_tomesd(steps, (rivals.deepcache or (5,))[-1], ratio))
     ]
     return recorded, shown
 

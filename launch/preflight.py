@@ -8,12 +8,13 @@ import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import ray
 
 from dato.files import user_path
-from launch.config import SearchConfig
+from launch.schema import EvaluationKeys, SearchKeys
 from search.run.ray_cluster import own_packages
 
 PROBE_S = 20
@@ -24,8 +25,22 @@ VERSIONED = ("dato-search", "torch", "diffusers", "transformers", "torchmetrics"
 """Packages whose versions must be the same on every node: each of them changes results or cannot talk to another version."""
 
 
+class Configured(Protocol):
+    """A search or an evaluation."""
+
+    @property
+    def keys(self) -> SearchKeys | EvaluationKeys:
+        """Its configuration."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where its results go."""
+        ...
+
+
 class PreflightError(RuntimeError):
-    """The cluster cannot run the search: the message names the node and the fix."""
+    """The cluster cannot run the command: the message names the node and the fix."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +112,9 @@ def look_here(packages: Sequence[str], paths: Mapping[str, str], folder: str) ->
     return {"host": socket.gethostname(), "versions": versions, "gpus": gpus, "paths": there, "free_gb": free}
 
 
-def needed_paths(config: SearchConfig) -> dict[str, str]:
+def needed_paths(config: Configured) -> dict[str, str]:
     """Local files and folders that every node must have, by configuration key. A hub id is none."""
-    model, data = config.evaluator.model, config.evaluator.data
+    model, data = config.keys.model, config.keys.data
     paths = {}
     if model.path != "embedded":
         folder = user_path(model.path)
@@ -113,10 +128,10 @@ def needed_paths(config: SearchConfig) -> dict[str, str]:
     return paths
 
 
-def probe_nodes(config: SearchConfig) -> tuple[list[dict[str, Any]], list[Finding]]:
+def probe_nodes(config: Configured) -> tuple[list[dict[str, Any]], list[Finding]]:
     """What every node of the joined cluster has; a finding for each that does not answer within `PROBE_S` seconds."""
-    arrange = own_packages(config.raw["cluster"]["code"])
-    arguments = (VERSIONED, needed_paths(config), "/tmp" if config.raw["cluster"]["address"] else str(config.folder))
+    arrange = own_packages(config.keys.cluster.code)
+    arguments = (VERSIONED, needed_paths(config), "/tmp" if config.keys.cluster.address else str(config.folder))
 
     def probe() -> dict[str, Any]:
         arrange()
@@ -155,12 +170,12 @@ def compare(reports: Sequence[Mapping[str, Any]], code: str) -> list[Finding]:
     here = look_here(VERSIONED, {}, "/")["versions"]
     findings = []
     for report in reports:
-        shipped = ("dato-search",) if code == "ship" else ()
+        shipped = ("dato-search",) if code == "upload" else ()
         other = [f"{k} {report['versions'].get(k)} (here {v})" for k, v in here.items() if k not in shipped and report["versions"].get(k) != v]
         fix = ""
         if other:
             ours = all(o.startswith(("source", "dato-search")) for o in other)
-            fix = "install the same dato-search there, or set cluster.code=ship" if ours else "install the same versions there (pip install -c constraints.txt)"
+            fix = "install the same dato-search there, or set cluster.code=upload" if ours else "install the same versions there (pip install -c constraints.txt)"
         shown = ", ".join(f"{k} {report['versions'].get(k, 'missing')}" for k in ("python", "ray", "torch", "diffusers"))
         findings.append(Finding("versions", report["name"], "differs: " + ", ".join(other) if other else shown, fix))
         for key, (kind, size) in report["paths"].items():
@@ -189,40 +204,40 @@ def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     return math.floor(min(limits) + 1e-9) if limits else 1_000_000
 
 
-def check_room(config: SearchConfig, reports: Sequence[Mapping[str, Any]]) -> Finding:
+def check_room(config: Configured, reports: Sequence[Mapping[str, Any]]) -> Finding:
     """Whether the workers that a search needs fit."""
-    cluster = config.raw["cluster"]
-    cpus, gpus, asked = cluster["cpus"], cluster["gpus"], cluster["workers"]
+    cluster = config.keys.cluster
+    cpus, gpus, asked = cluster.cpus, cluster.gpus, cluster.workers
     fits = room(reports, cpus, gpus)
-    least = cluster["min_workers"] or asked or 1
+    least = cluster.min_workers or asked or 1
     each = f"{cpus:g} CPUs and {gpus:g} GPUs"
     if fits >= least:
         return Finding("workers", "cluster", f"room for {min(fits, 999_999)} with {each} each; " + (f"{asked} asked for" if asked else "all of it used"))
     nodes = "; ".join(f"{r['name']}: {r['resources'].get('CPU', 0):g} CPUs, {r['resources'].get('GPU', 0):g} GPUs" for r in reports)
     fix = f"set cluster.workers={fits}" if fits else f"lower cluster.cpus or cluster.gpus (now {each} a worker)"
-    return Finding("workers", "cluster", f"{least} asked for with {each} each, room for {fits} ({nodes})", f"{fix}, or add nodes and set cluster.join_s to wait for them")
+    return Finding("workers", "cluster", f"{least} asked for with {each} each, room for {fits} ({nodes})", f"{fix}, or add nodes and set cluster.wait_for_nodes_s to wait for them")
 
 
-def look(config: SearchConfig) -> tuple[list[Finding], int]:
-    """Everything about the joined cluster, and how many workers a search may start; waits up to `cluster.join_s` for room."""
-    cluster = config.raw["cluster"]
-    end = time.monotonic() + (cluster["join_s"] or 0)
+def look(config: Configured) -> tuple[list[Finding], int]:
+    """Everything about the joined cluster, and how many workers a search may start; waits up to `cluster.wait_for_nodes_s` for room."""
+    cluster = config.keys.cluster
+    end = time.monotonic() + cluster.wait_for_nodes_s
     while True:
         nodes = [{"name": n["NodeManagerAddress"], "resources": n["Resources"]} for n in ray.nodes() if n["Alive"]]
         if not check_room(config, nodes).fix or time.monotonic() > end:
             break
         time.sleep(1)
     reports, findings = probe_nodes(config)
-    findings += compare(reports, cluster["code"])
+    findings += compare(reports, cluster.code)
     findings.append(check_room(config, reports))
-    if cluster["gpus"]:
+    if cluster.gpus:
         for report in reports:
             if report["resources"].get("GPU", 0) > len(report["gpus"]) and report["gpus"]:
                 findings.append(Finding("GPUs", report["name"], f"Ray was told {report['resources']['GPU']:g}, nvidia-smi sees {len(report['gpus'])}", "start Ray there with --num-gpus as many as there are"))
-    return findings, int(cluster["workers"] or room(reports, cluster["cpus"], cluster["gpus"]))
+    return findings, int(cluster.workers or room(reports, cluster.cpus, cluster.gpus))
 
 
-def require(config: SearchConfig) -> int:
+def require(config: Configured) -> int:
     """The critical part, at the start of a search: how many workers to start. Raises `PreflightError` naming node and fix."""
     findings, workers = look(config)
     wrong = [f for f in findings if f.fix and f.fatal]

@@ -9,10 +9,11 @@ from pathlib import Path
 from dato.sources import without_credentials
 from launch.arguments import parse, read_search, search_folder, tracking_uri
 from launch.config import build
-from launch.search import make_tracker
+from launch.deliver import make_tracker
+from search.ledger import held
 from search.publish.mlflow_runs import Tracker, TrackingError
 from search.publish.registry import RegistryError, register
-from search.publish.strategies import read_facts, winner_strategies
+from search.publish.strategies import read_model_info, winner_strategies
 from search.records import SearchRecord
 
 TAKES = {"folder": "<search folder>", "uri": "<MLflow tracking URI> (the search's own, or MLFLOW_TRACKING_URI)"}
@@ -23,10 +24,14 @@ class SyncError(RuntimeError):
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write what is missing; what MLflow has already is left as it is, so that it can be run again."""
+    """Write what is missing; what MLflow has already is left as it is, so that it can be run again. Not beside the search, which writes the same."""
     given = parse("sync", arguments, TAKES, required=["folder"])
     folder, uri = search_folder(given["folder"]), tracking_uri(given)
-    record = read_search(folder)
+    with held(folder / "ledger.jsonl"):
+        return _sync(folder, uri, read_search(folder))
+
+
+def _sync(folder: Path, uri: str | None, record: SearchRecord) -> int:
     # The ledger keeps the settings that the search began with; where it logs is no part of it, and may have changed since.
     began = record.config.get("mlflow") or {}
     settings = {**began, "enabled": True, **({"uri": uri} if uri else {})}
@@ -43,11 +48,10 @@ def run(arguments: Sequence[str]) -> int:
         raise SyncError(f"{error}; {fix}") from None
     versions: dict[str, str] = {}
     stayed: dict[str, str] = {}
-    name = config.raw["registry"]["name"]
+    name = config.keys.registry.name
     if record.winners and tracker.run_id:
         try:
-            replace = bool(config.raw["registry"].get("replace", False))
-            made = register(name, winner_strategies(record, read_facts(folder)), tracker.run_id, replace=replace)
+            made = register(name, winner_strategies(record, read_model_info(folder)), tracker.run_id, replace=config.keys.registry.replace)
             versions, stayed = made.versions, made.stayed
         except RegistryError as error:
             raise SyncError(f"MLflow holds the runs of search {record.search_id}, and not its winners: {error}") from None

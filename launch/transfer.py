@@ -6,17 +6,16 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from analysis.tables import number, write_tables
-from dato.baselines import plain
 from dato.strategy import Strategy
-from launch.config import CONF, ConfigError
-from launch.evaluation import Evaluation, build_evaluation, evaluate, listed, say
+from launch.config import CONF, ConfigError, compose_config
+from launch.evaluation import Evaluation, build_evaluation, evaluate, say
+from launch.hydra_app import run_with_hydra
 from search.evaluate.sources import read_sources
-from search.evaluate.variants import Entry
+from search.evaluate.variants import Variant
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -28,11 +27,16 @@ def run(arguments: Sequence[str]) -> int:
     targets = [t.strip() for t in given[0].strip("[]").split(",") if t.strip()]
     if not targets:
         raise ConfigError(f"targets is {given[0]!r}; write targets=[embedded,sd2_coco]: a target is {_ALLOWED}")
-    evaluations = [(t, build_evaluation("transfer", [*target_overrides(t), *rest])) for t in targets]
+    more = [w for w in rest if "=" in w and not w.startswith("-")]
+    return run_with_hydra("transfer", "evaluate", rest, lambda raw: _run(targets, more))
+
+
+def _run(targets: Sequence[str], overrides: Sequence[str]) -> int:
+    evaluations = [(t, build_evaluation("transfer", compose_config("evaluate", [*target_overrides(t), *overrides]))) for t in targets]
     if not evaluations[0][1].strategies():
         raise ConfigError("strategy is empty; give what to transfer, such as strategy=[paper-b1]")
     columns = {target: _evaluate(target, evaluation) for target, evaluation in evaluations}
-    names = [name for name, _ in read_sources(listed(evaluations[0][1].raw["strategy"], "strategy"), "strategy")]
+    names = [name for name, _ in read_sources(evaluations[0][1].keys.strategy, "strategy")]
     failed = False
     rows: list[list[str]] = []
     for name in names:
@@ -44,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
             apart = " (timed in another run)" if r["timed_apart"] else ""
             row.append(f"failed: {r['error']}" if r["error"] else f"{metric} {number(r['differences'].get(metric), sign=True)}, {number(r['speedup'], unit='x')}{apart}")
         rows.append(row)
-    folder = Path(evaluations[0][1].raw["output"]).absolute() / "transfer"
+    folder = Path(evaluations[0][1].keys.output).absolute() / "transfer"
     against = "; ".join(f"{t}: against {e.reference}" for t, e in evaluations)
     note = f"Each cell: metric less the unaccelerated model's own on the same prompts and seeds [95 %], speedup [95 %]. {against}."
     path = write_tables(folder, "matrix", ["strategy", *columns], rows, note)
@@ -69,12 +73,12 @@ def target_overrides(target: str) -> list[str]:
 
 def _evaluate(target: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     say(f"target {target}")
-    entries = [Entry(name="unaccelerated", baseline=plain(evaluation.steps), family="plain"), *map(_stranger, evaluation.strategies())]
-    return [r.to_dict() for r in evaluate(evaluation, entries).results]
+    variants = [Variant.unaccelerated(evaluation.steps), *map(_stranger, evaluation.strategies())]
+    return [r.to_dict() for r in evaluate(evaluation, variants).results]
 
 
-def _stranger(entry: Entry) -> Entry:
-    """The entry without its strategy's provenance, which would refuse any UNet but the one it was found on."""
-    strategy = entry.baseline.strategy
+def _stranger(variant: Variant) -> Variant:
+    """The variant without its strategy's provenance, which would refuse any UNet but the one it was found on."""
+    strategy = variant.baseline.strategy
     assert strategy is not None
-    return replace(entry, baseline=replace(entry.baseline, strategy=Strategy(strategy.steps)))
+    return Variant.of(Strategy(strategy.steps), variant.name)

@@ -7,12 +7,14 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from dato.files import FileError, decode, parse_json, read_bytes, refuse_target, shown
 from dato.strategy import Strategy
+from search.old_names import by_current_names
 from search.records import SCHEMA, Candidate, Measurement, SearchRecord, Winner, is_count, is_number
 
 MAX_BYTES = 1 << 32
@@ -133,7 +135,27 @@ def _lock(file: FileIO, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise LedgerError(f"{path} is in use by another dato search; wait for it, or set another seed or output") from None
+        process = holder(path)
+        raise LedgerError(f"{path} is in use by another dato search{f' (process {process})' if process else ''}; wait for it, or set another seed or output") from None
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep searches from a ledger. Raises `LedgerError`, with its process, where one is at work on it."""
+    with path.open("rb", buffering=0) as file:
+        _lock(file, path)
+        yield
+
+
+def holder(path: Path) -> int | None:
+    """The process on this machine that holds the ledger, 0 for one that cannot be seen; None for nobody, or where the system does not tell (only Linux does)."""
+    try:
+        locks = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = path.stat()
+    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    return next((max(0, int(line.split()[4])) for line in locks if "FLOCK" in line and "->" not in line and f" {name} " in line), None)
 
 
 def read_ledger(path: Path) -> SearchRecord:
@@ -152,7 +174,7 @@ def read_ledger(path: Path) -> SearchRecord:
                 if row.get("schema") != SCHEMA:
                     raise LedgerError(f"{path} has schema {shown(row.get('schema'))}; this version reads {SCHEMA!r}: set another output")
                 _check_head(row)
-                record = SearchRecord(search_id=row["search_id"], config=row["config"], environment=row["environment"])
+                record = SearchRecord(search_id=row["search_id"], config=by_current_names(row["config"]), environment=row["environment"])
             else:
                 _check_row(record, row)
                 _apply(record, row)

@@ -56,7 +56,7 @@ class Measurement:
         difference_high: Upper end.
         kid: Kernel distance to the reference images, or None where the reference is statistics only.
         feature_distance: How far its images are from the unaccelerated ones of the same prompts and seeds, see
-            `search.similarity.feature_distance`: 0 for the same, 1 for unrelated ones; None where nobody compared them.
+            `search.metrics.similarity.feature_distance`: 0 for the same, 1 for unrelated ones; None where nobody compared them.
         feature_distance_low: Lower end of its 95 % interval over the images, or None.
         feature_distance_high: Upper end.
         similarity: Value, low and high of each image metric against the same unaccelerated images, by name; of baselines and winners.
@@ -164,7 +164,7 @@ def is_count(value: Any, least: int = 0) -> bool:
 def fid_difference(fast: Measurement, plain: Measurement) -> tuple[float, float, float]:
     """FID of the accelerated less the unaccelerated pipeline, and a 95 % interval; NaN ends where an interval is missing.
 
-    Where the two were not compared group by group (`search.evaluate.paired`), the interval recovers the spreads of the two ends and adds them in
+    Where the two were not compared group by group (`search.evaluate.measure.paired`), the interval recovers the spreads of the two ends and adds them in
     squares (Zou and Donner, Statistics in Medicine 27, 2008, Eq. 8). That takes the two as independent; both share prompts and
     seeds, so it errs on the wide side.
     """
@@ -337,6 +337,14 @@ def prediction_error(record: SearchRecord) -> float | None:
         return None
     factor = statistics.median(ratios)
     return statistics.median(abs(r / factor - 1) for r in ratios)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values, such as a configuration, as one level: keys are joined by dots, as in "model.path"."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 class Watcher(Protocol):

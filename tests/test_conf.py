@@ -1,17 +1,20 @@
 """Every configuration file composes, and says what each key means."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dato.files import shown
 from dato.strategy import Step, Strategy
 from launch.__main__ import main
-from launch.config import CONF, ConfigError, SearchConfig, build, compose_config
-from launch.keys import KEYS, KeyValueError, check_keys
-from search.optimize.asynchronous import SteadyNsga2
+from launch.config import CONF, ConfigError, SearchConfig, build, compose_config, evaluation_keys
+from launch.schema import SCHEMAS, groups_of, keys
+from search import old_names
+from search.optimize.asynchronous import AsynchronousNsga2
 
 GIVEN = {
     "folder": ["data.prompts=p.txt", "data.images=photos"],
@@ -73,15 +76,15 @@ def built(*overrides: str) -> SearchConfig:
 
 
 def test_restrictions_of_the_space_come_from_the_configuration() -> None:
-    config = built("space.fixed_depths=paper-b1", "space.frozen=[[0, 12, 0.0]]", "space.group=2")
+    config = built("space.fixed_depths=paper-b1", "space.frozen=[[0, 12, 0.0]]", "space.steps_per_gene=2")
     paper = Strategy.preset("paper-b1").resample(20)
     strategy = config.space.decode(config.space.upper * 0)
     assert [s.cache_depth for s in strategy][1:] == [s.cache_depth for s in paper][1:]
     assert strategy[0] == Step(12, 0.0)
     half = built("space.fixed_ratios=0.5").space
     assert {s.prune_ratio for s in half.decode(half.upper)} == {0.5}
-    assert isinstance(built("search.mode=steady").algorithm(), SteadyNsga2)
-    assert built("search.score_weight=0.01").algorithm()._problem.n_obj == 1
+    assert isinstance(built("search.mode=asynchronous").algorithm(), AsynchronousNsga2)
+    assert built("search.latency_weight=0.01").algorithm().settings["objectives"] == 1
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_restrictions_of_the_space_come_from_the_configuration() -> None:
         (["space.frozen=[0, 12]"], r"space.frozen is \[0, 12\] .*; write \[step, depth, ratio\] for each step"),
         (["space.fixed_depths=nobody"], "nobody"),
         (["search.engine=dask"], "search.engine is 'dask'; allowed are ray and tune"),
-        (["search.engine=tune"], "set search.mode=steady"),
+        (["search.engine=tune"], "set search.mode=asynchronous"),
         (["protocol.fidelities=[200]"], r"protocol.fidelities is \[200\]; give ascending numbers of images, from 2 to less than protocol.images \(100\)"),
         (["search.max_fid=-1"], "search.max_fid is -1; give a number above 0"),
     ],
@@ -100,43 +103,83 @@ def test_settings_that_cannot_be_are_refused(overrides: list[str], message: str)
         built(*overrides)
 
 
-WRONG: dict[str, tuple[object, ...]] = {
-    "text": (3, True, None, "", ["a"]), "flag": ("yes", 1, None), "integer": ("3", 2.5, True, None, float("nan"), -1),
-    "number": ("3", True, None, float("nan"), [1.0]), "list": ("a", 3, None, {"a": 1}), "section": ("a", 3, ["a"]),
+WRONG: dict[type, tuple[object, ...]] = {
+    str: (3, True, ["a"]), bool: ("yes", 1), int: ("3", 2.5, True, float("nan")), float: ("3", True, float("nan"), float("inf"), [1.0]), tuple: (3, {"a": 1}), dict: (3, "a", ["a"]),
 }  # fmt: skip
-FREE = {"space.fixed_ratios", "strategy", "evaluation.metrics"}
-"""Keys of several kinds, which whoever uses them checks."""
+"""Values of no kind but perhaps another."""
+NAMES = [(config, key) for config in SCHEMAS for key in keys(config) if config == "search" or key not in keys("search")]
+RAW = {config: compose_config(config, []) for config in SCHEMAS}
+BUILD = {"search": build, "evaluate": evaluation_keys}
 
 
-def raw_of(name: str) -> dict[str, Any]:
-    return compose_config("search" if name.split(".")[0] not in ("evaluation", "rivals", "ablation", "figures") else "evaluate", [])
+def changed(config: str, key: str, value: object) -> dict[str, Any]:
+    section, _, inner = key.rpartition(".")
+    raw = RAW[config]
+    return {**raw, section: {**raw[section], inner: value}} if section else {**raw, key: value}
 
 
-@pytest.mark.parametrize("name", sorted(KEYS))
-def test_every_key_refuses_what_it_may_not_be(name: str) -> None:
-    key, section = KEYS[name], name.rpartition(".")[0]
-    raw = raw_of(name)
-    check_keys(raw)
-    wrong = [v for v in WRONG[key.kind] if not (v is None and key.null)] + (["nonsense"] if key.among else [])
-    wrong += [key.least - 1] if key.least is not None else []
-    wrong += [key.above] if key.above is not None else []
+@pytest.mark.parametrize(("config", "key"), NAMES)
+def test_every_key_refuses_what_it_may_not_be(config: str, key: str) -> None:
+    BUILD[config](RAW[config])
+    kind = keys(config)[key]
+    assert kind.of, f"{key} takes any value"
+    wrong: list[object] = [v for t in WRONG for v in WRONG[t] if not kind.allows(tuple(v) if isinstance(v, list) else v)]
+    wrong += [v for t in kind.of for v in WRONG[t] if len(kind.of) == 1]
+    wrong += ["nonsense"] if kind.limits.among else [""] if kind.of == (str,) else []
+    wrong += [] if kind.null else [None]
+    wrong += [kind.limits.least - 1] if kind.limits.least is not None else []
+    wrong += [kind.limits.above] if kind.limits.above is not None else []
+    wrong += [2 * kind.limits.most] if {int, float} & set(kind.of) else []
     for value in wrong:
-        holder = raw[section] if section else raw
-        if key.kind == "integer" and value == -1 and key.least is None:
-            continue
-        changed = {**raw, **({section: {**holder, name.rpartition(".")[2]: value}} if section else {name: value})}
-        with pytest.raises(KeyValueError, match=rf"^{re.escape(name)} is {re.escape(repr(value))}; (give|allowed are) .+"):
-            check_keys(changed)
+        with pytest.raises(ValueError, match=rf"^{re.escape(key)} is ") as refused:
+            BUILD[config](changed(config, key, value))
+        said = str(refused.value)
+        assert f"{key} is {shown(int(value) if isinstance(value, float) and value.is_integer() else value)}; " in said
+        assert re.search(r"; (give|allowed are) .+", said)
 
 
-def test_every_key_of_the_configuration_is_checked() -> None:
-    for config in ("search", "evaluate"):
-        for name, value in compose_config(config, []).items():
-            inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else [name]
-            assert {key for key in inner if key not in KEYS} <= FREE
-    section = {**compose_config("search", []), "search": 3}
-    with pytest.raises(KeyValueError, match=r"^search is 3; it holds the keys search.operators, "):
-        check_keys(section)
+def test_numbers_and_items_of_lists_are_checked_too() -> None:
+    for key, value, named in [
+        ("space.depths", [0, "1", 12], "space.depths holds '1'; each must be an integer"),
+        ("protocol.similarity", [3], "protocol.similarity holds 3; each must be a text"),
+        ("search.winner_speedups", [2, float("inf")], "search.winner_speedups holds inf; give finite numbers"),
+        ("space.frozen", [[[[[[[[0]]]]]]]], "space.frozen is nested deeper than any value"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(named)):
+            build(changed("search", key, value))
+
+
+def test_a_section_holds_its_keys_and_no_others() -> None:
+    with pytest.raises(ConfigError, match=r"^search is 3; it holds the keys search\.\w+, "):
+        build({**RAW["search"], "search": 3})
+    with pytest.raises(ConfigError, match=r"search\.popluation is no key here.*search\.population"):
+        build(changed("search", "search.popluation", 3))
+    with pytest.raises(ConfigError, match=r"model\.path is not given; set model\.path=<.*hub id"):
+        build({**RAW["search"], "model": {"name": "x"}})
+
+
+def test_defaults_stand_once() -> None:
+    """A file says what differs from the defaults of the classes, and of the primary configurations that it changes."""
+    primary = {key for name in SCHEMAS for section, values in yaml.safe_load((CONF / f"{name}.yaml").read_text()).items() if section != "defaults" for key in (f"{section}.{k}" for k in values)}
+    groups = {name: group for schema in SCHEMAS.values() for name, group in groups_of(schema).items()}
+    for path in CONF.rglob("*.yaml"):
+        whole = yaml.safe_load(path.read_text())
+        sections = {path.parent.name: whole} if path.parent.name in ("model", "data", "cluster") else {k: v for k, v in whole.items() if k in groups}
+        for section, values in sections.items():
+            defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields(groups[section])}
+            again = [k for k, v in values.items() if k in defaults and v == defaults[k] and type(v) is type(defaults[k]) and f"{section}.{k}" not in primary]
+            assert path.name == "local.yaml" or not again, f"{path}: {section}.{again} repeats the default"
+
+
+def test_an_old_name_is_refused_with_the_new_one() -> None:
+    for old, new in old_names.KEYS.items():
+        config = "evaluate" if old.startswith("evaluation.") else "search"
+        with pytest.raises(ConfigError, match=rf"{re.escape(old)} is now called {re.escape(new)}; write {re.escape(new)}="):
+            compose_config(config, [f"{old}=1"])
+        assert new in keys(config)
+    for (key, value), new in old_names.VALUES.items():
+        with pytest.raises(ConfigError, match=f"{key}={value} is now called {key}={new}"):
+            compose_config("search", [f"{key}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -146,6 +189,7 @@ def test_every_key_of_the_configuration_is_checked() -> None:
         ("search.deepcache_interval=0", "search.deepcache_interval is 0; give an integer of at least 1"),
         ("search.warm_start=null", "search.warm_start is None; give a list"),
         ("search.max_candidates=0", "search.max_candidates is 0; give an integer of at least 1, at most 1,000,000,000, or null"),
+        ("protocol.images=x", "protocol.images is 'x'; give an integer of at least 2"),
         ("mlflow.uri=http://me:word@host", "mlflow.uri holds a password or token, which would be written into the ledger"),
         ("mlflow.uri=https://token@host", "set the environment variable MLFLOW_TRACKING_URI"),
     ],

@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     pipe, data, indices = load_pipeline(model), Data(config.evaluator.data), range(int(given["batch"]))
     random_source = random.Random(int(given["seed"]))
     drawn = [
-        Strategy(tuple(Step(random_source.choice(space.depths), random_source.choice(space.ratios)) for _ in range(space.steps))).canonical(space.inert)
+        Strategy(tuple(Step(random_source.choice(space.depths), random_source.choice(space.ratios)) for _ in range(space.steps))).canonical(space.depths_without_pruning)
         for _ in range(int(given["strategies"]))
     ]
     known, unknown = Timings(pipe, model, data, indices), Timings(pipe, model, data, indices)

@@ -17,7 +17,8 @@ from scipy.stats import spearmanr
 from launch.bench.landscape import recorded_strategies
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError, build, compose_config
-from search.evaluate.evaluator import PipelineEvaluator, reference
+from search.evaluate.evaluator import PipelineEvaluator
+from search.evaluate.measure import load_metrics
 
 DEFAULTS = {
     "model": "embedded", "data": "digits", "evaluations": "analysis/results/evaluations_embedded.json", "strategies": "24",
@@ -41,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     ranked = sorted(known, key=lambda p: p[1])
     chosen = [ranked[int(i)][0] for i in np.linspace(0, len(ranked) - 1, min(int(given["strategies"]), len(ranked)))]
     torch.set_num_threads(int(given["threads"]))
-    evaluator, (fid, _) = PipelineEvaluator(config.evaluator), reference(config.evaluator)
+    evaluator, fid = PipelineEvaluator(config.evaluator), load_metrics(config.evaluator).fid
+    assert fid is not None
     fids: dict[int, list[float]] = {count: [] for count in counts}
     for strategy in track(chosen, "strategies", console=Console(stderr=True), disable=not sys.stderr.isatty()):
         (shard,) = evaluator.run([strategy], config.evaluator.protocol.batches())

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.special import stdtrit
 
 from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError, build, compose_config
 from search.data.datasets import Data
-from search.evaluate.evaluator import PipelineEvaluator, reference
+from search.evaluate.evaluator import PipelineEvaluator
+from search.evaluate.measure import load_metrics
+from search.evaluate.tensor_file import write_tensors
 from search.metrics.intervals import Groups, Value
 from search.metrics.quality import Fid
 from search.records import UNACCELERATED
@@ -63,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         _make(PipelineEvaluator(config.evaluator), chosen, folder, sets * counts[-1], int(given["first"]))
     features = _read(folder)
     available = len(features[UNACCELERATED])
-    fid, turn = reference(config.evaluator)[0], Data(config.evaluator.data).turn
+    fid, turn = load_metrics(config.evaluator).fid, Data(config.evaluator.data).turn
+    assert fid is not None
     order = torch.randperm(available, generator=torch.Generator().manual_seed(0))
     rows: list[dict[str, Any]] = []
     for count in counts:
@@ -112,7 +115,6 @@ def _error(value: Value) -> float:
 
 
 def _make(evaluator: PipelineEvaluator, chosen: Mapping[str, Strategy], folder: Path, images: int, first: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     blocks = -(-images // BLOCK)
     for block in range(blocks):
         path = folder / f"{block:03d}.safetensors"
@@ -120,9 +122,7 @@ def _make(evaluator: PipelineEvaluator, chosen: Mapping[str, Strategy], folder: 
             continue
         began, indices = time.monotonic(), range(first + BLOCK * block, first + BLOCK * (block + 1))
         shards = evaluator.run(list(chosen.values()), [list(indices[i : i + 20]) for i in range(0, BLOCK, 20)])
-        partial = path.with_suffix(".part")
-        save_file({name: shard.features.contiguous() for name, shard in zip(chosen, shards, strict=True)}, partial)
-        partial.replace(path)
+        write_tensors(path, {name: shard.features for name, shard in zip(chosen, shards, strict=True)})
         print(f"block {block + 1} of {blocks}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 

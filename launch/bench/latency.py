@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     torch.set_num_threads(int(given["threads"]))
     pipe, data = load_pipeline(model), Data(config.evaluator.data)
     chance = random.Random(int(given["seed"]))
-    drawn = [_draw(chance, space.steps, space.depths, space.ratios).canonical(space.inert) for _ in range(int(given["strategies"]))]
+    drawn = [_draw(chance, space.steps, space.depths, space.ratios).canonical(space.depths_without_pruning) for _ in range(int(given["strategies"]))]
     runs = calibration(space.steps, space.depths, space.ratios)
     clock = Timings(pipe, model, data, range(batch))
 

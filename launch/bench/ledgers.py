@@ -12,7 +12,7 @@ from dato.strategy import FULL, Strategy
 from launch.bench.timing import print_table
 from launch.config import ConfigError
 from search.ledger import read_ledger
-from search.optimize.nsga2 import hypervolume
+from search.optimize.pareto import hypervolume
 from search.optimize.surrogate import work
 from search.records import UNACCELERATED, SearchRecord
 

@@ -18,8 +18,9 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.problems.static import StaticProblem
 
 from dato.strategy import Strategy
-from search.optimize.asynchronous import SteadyNsga2
-from search.optimize.nsga2 import InitialMix, Nsga2
+from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.nsga2 import Nsga2
+from search.optimize.operators import InitialMix
 from search.optimize.space import SearchSpace
 
 
@@ -61,7 +62,7 @@ class RandomSearch(Rival):
 
 
 class MixSearch(RandomSearch):
-    """One large first generation of a search without a surrogate: `search.optimize.nsga2.InitialMix` of 60, then more of its random part."""
+    """One large first generation of a search without a surrogate: `search.optimize.operators.InitialMix` of 60, then more of its random part."""
 
     def __init__(self, space: SearchSpace, population: int, seed: int, given: Sequence[Strategy] = ()) -> None:
         super().__init__(space, population, seed)
@@ -75,9 +76,8 @@ class MixSearch(RandomSearch):
 class OneByOne(Rival):
     """An asynchronous search on two workers that take equally long."""
 
-    def __init__(self, algorithm: SteadyNsga2) -> None:
-        self._algorithm, self.space = algorithm, algorithm.space
-        self._left = algorithm.population
+    def __init__(self, algorithm: AsynchronousNsga2) -> None:
+        self._algorithm, self._left = algorithm, algorithm.settings["population"]
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -154,13 +154,13 @@ class TwoStages(Rival):
     def __init__(self, space: SearchSpace, population: int, seed: int, first: int, given: Sequence[Strategy] = ()) -> None:
         self.space, self._population, self._seed, self._left = space, population, seed, first
         middle = space.ratios[len(space.ratios) // 2]
-        self._stage = Nsga2(space=replace(space, fixed_ratios=[middle] * space.steps), population=population, seed=seed, given=given)
+        self._stage = Nsga2(space=replace(space, fixed_ratios=(middle,) * space.steps), population=population, seed=seed, given=given)
         self._told: list[tuple[Strategy, tuple[float, ...]]] = []
 
     def ask(self) -> list[Strategy]:
         """A population of the stage's strategies."""
         if self._left <= 0 and self._told:
-            depths = [step.cache_depth for step in self._chosen()]
+            depths = tuple(step.cache_depth for step in self._chosen())
             self._stage = Nsga2(space=replace(self.space, fixed_depths=depths), population=self._population, seed=self._seed)
             self._told = []
         self._asked = self._stage.ask()

@@ -26,19 +26,24 @@ from rich.console import Console
 from dato.strategy import Strategy
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from launch.view import SearchView
-from search.evaluate.evaluator import Protocol, Shard
-from search.evaluate.shard_store import KeptShards
+from launch.terminal import SearchView
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger
-from search.optimize.asynchronous import SteadyNsga2
+from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
-from search.run.driver import Driver, Watcher
-from search.run.pools import Job, RayPool
+from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Watcher
+from search.run.driver import Driver
+from search.run.jobs import Job
+from search.run.loops import make_loop
 from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
-from search.run.simulate import SimulatedPool, Weather, duration, sleeper, toy_measurement
+from search.run.simulate import duration, sleeper, toy_measurement
+from search.run.simulated_pool import SimulatedPool, Weather
 from search.run.tune import NSGA2Search
 
 DEFAULTS = {
@@ -288,24 +293,21 @@ def _search(pool: SimulatedPool, candidates: int, *, population: int, batches: i
     """The search's driver over simulated evaluations; `whole`: with fewer images first, kept shards and a terminal's view, as `dato search` runs it."""
     space = SearchSpace(steps=STEPS)
     # A steady-state algorithm ranks its population at each result, so that it is kept small however many workers there are.
-    algorithm = SteadyNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
-    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="steady" if steady else "generational")
+    algorithm = AsynchronousNsga2(space=space, population=min(population, 100), seed=0) if steady else Nsga2(space=space, population=population, seed=0)
+    plan = SearchPlan(generations=max(1, candidates // population), population=population, mode="asynchronous" if steady else "generational")
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
         config = {"search": {"generations": plan.generations, "population": population}, "cluster": {"workers": pool.size}}
         ledger = Ledger(Path(folder) / "ledger.jsonl", "scale", config, {})
         view = SearchView(candidates, plan.generations, Console(file=nowhere, force_terminal=True, width=160)) if whole else None
+        measure = _measure_toys if whole else lambda shards: shards[0]
         driver = Driver(
-            ledger=ledger,
-            algorithm=algorithm,
-            plan=plan,
-            protocol=Protocol(images=IMAGES, batch=IMAGES // 2, fidelities=[0.5]) if whole else Protocol(images=2 * batches, batch=2),
-            pool=pool,
-            measure=_measure_toys if whole else lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-            baselines={UNACCELERATED: Strategy.full(STEPS)},
-            kept=KeptShards(Path(folder) / "kept") if whole else None,
-            watchers=[view] if view else watchers,
+            Recorder(ledger, plan, measure, watchers=[view] if view else watchers),
+            EvaluationProtocol(images=IMAGES, batch=IMAGES // 2, fidelities=(0.5,)) if whole else EvaluationProtocol(images=2 * batches, batch=2),
+            make_loop(algorithm),
+            {UNACCELERATED: Strategy.full(STEPS)},
+            kept=ShardStore(Path(folder) / "kept") if whole else None,
         )
-        record = driver.run()
+        record = driver.run(pool)
         ledger.close()
         if view:
             view.stop()

@@ -33,17 +33,21 @@ from launch.bench.ledgers import print_ledgers
 from launch.bench.rivals import MixSearch, OneByOne, OptunaSearch, RandomSearch, StockNsga2, TwoStages
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
-from search.evaluate.evaluator import Protocol, Shard
 from search.evaluate.geometry import geometry
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
-from search.optimize.asynchronous import SteadyNsga2
-from search.optimize.nsga2 import Nsga2, hypervolume
+from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.nsga2 import Nsga2
+from search.optimize.pareto import hypervolume
 from search.optimize.space import SearchSpace
 from search.optimize.surrogate import Surrogate
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.run.driver import Driver
+from search.run.loops import make_loop
 from search.run.pools import InProcessPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
 DEFAULTS = {
@@ -66,7 +70,7 @@ Given = Sequence[Strategy]
 METHODS: dict[str, Callable[[SearchSpace, int, int, Given], Any]] = {
     "default": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed)),
     "default, asynchronous": lambda space, size, seed, given: OneByOne(
-        SteadyNsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed))
+        AsynchronousNsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed))
     ),
     "no surrogate": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given),
     "two stages": lambda space, size, seed, given: TwoStages(space, size, seed, first=30, given=given),
@@ -170,13 +174,6 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-class SearchOnly(Driver):
-    """Ends with its last candidate: what promotions add is read off the curve at every budget, not only at the end."""
-
-    def _finish(self) -> None:
-        return None
-
-
 def _search(algorithm: Any, replay: Replay, counts: Sequence[int], size: int, budget: float) -> SearchRecord:
     """One search from its first candidate to the budget; only its ledger is looked at."""
     steps = replay.landscape.steps
@@ -190,18 +187,13 @@ def _search(algorithm: Any, replay: Replay, counts: Sequence[int], size: int, bu
             return Measurement(fid=max(1e-3, fid), images=images, latency_ms=shards[0].batch_ms[0], seconds=sum(s.seconds for s in shards))
 
         baseline = counts[-1] * Costs().run(Strategy.full(steps))
-        driver = SearchOnly(
-            ledger=ledger,
-            algorithm=algorithm,
-            # A unit of budget is a full call of one image; the driver counts hours of devices, here 3600 units, and baselines with them.
-            plan=SearchPlan(generations=1_000_000, population=size, max_device_hours=(budget + baseline) / 3600),
-            protocol=Protocol(images=counts[-1], batch=counts[0], fidelities=tuple(counts[:-1])),
-            pool=InProcessPool(replay),
-            measure=measure,
-            baselines={UNACCELERATED: Strategy.full(steps)},
-            kept=KeptShards(folder / "kept"),
-        )
-        driver.run()
+        # A unit of budget is a full call of one image; a search counts hours of devices, here 3600 units, and baselines with them.
+        plan = SearchPlan(generations=1_000_000, population=size, max_device_hours=(budget + baseline) / 3600)
+        protocol = EvaluationProtocol(images=counts[-1], batch=counts[0], fidelities=tuple(counts[:-1]))
+        driver = Driver(Recorder(ledger, plan, measure), protocol, make_loop(algorithm), {UNACCELERATED: Strategy.full(steps)}, kept=ShardStore(folder / "kept"))
+        pool = InProcessPool(replay)
+        driver.prepare(pool)
+        driver.search(pool)  # no more: what promotions add is read off the curve at every budget, not only at the end
         ledger.close()
         return read_ledger(folder / "ledger.jsonl")
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import statistics
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from dato.fields import Kind, Limits
+from dato.files import shown
 from launch.config import ConfigError
 from launch.environment import environment
 from search.evaluate.evaluator import device_name
@@ -62,7 +65,37 @@ def parse(arguments: list[str], defaults: Mapping[str, str], command: str) -> di
     unknown = sorted(set(given) - set(defaults)) + [a for a in arguments if "=" not in a]
     if unknown:
         raise ConfigError(f"dato bench {command} was given {', '.join(unknown)}; it takes {', '.join(f'{k}={v}' for k, v in defaults.items())}")
+    for key, value in given.items():
+        kind, several = _kind(key, defaults[key])
+        items = [i for i in value.split(",") if i] if several else [value]
+        if kind and not all(kind.allows(_read(item)) for item in items):
+            raise ConfigError(f"{key} is {shown(value if several else _read(value))}; {kind}" + (f", or several, such as {key}={defaults[key]}" if several else ""))
     return {**defaults, **given}
+
+
+def _kind(key: str, default: str) -> tuple[Kind | None, bool]:
+    """What a key may be, by what its default is, and whether it may be several; None for a text, which whoever uses it checks."""
+    values = [_read(item) for item in default.split(",")]
+    if isinstance(values[0], bool):
+        return Kind((bool,), False, Limits()), False
+    if not isinstance(values[0], int | float):
+        return None, False
+    number = key.endswith("_s") or key in ("seconds", "noise")
+    limits = Limits(least=0) if key in _FROM_ZERO else Limits(above=0) if number else Limits(least=1)
+    return Kind((float,) if number else (int,), False, limits), len(values) > 1
+
+
+_FROM_ZERO = ("seed", "first", "first_seed", "threads", "load", "noise", "schedules", "tune_workers", "simulated_candidates", "memory_candidates")
+"""Keys of which 0 is a value, for none or for what there is."""
+
+
+def _read(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    return text
 
 
 def chosen_device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dato.fields import check, limited
 from dato.files import FileError, read_lines, require_file, user_path
 from search.data.imagenet import balanced, find_labelled, prompts_of, read_classes, take
 from search.data.images import MAX_BYTES, DataError, find_images, kinds, read_image, stream_images
@@ -19,7 +20,7 @@ FRESH_OFFSET = 1_000_000
 REFERENCE_OFFSET = 2_000_000
 """Image indices from here on are those of the unaccelerated pipeline's own images, where they are the reference."""
 OWN_REFERENCES = 500
-"""How many these are, where data.references does not say."""
+"""How many these are, where data.num_reference_images does not say."""
 CAPTIONS = Path(__file__).parent / "captions.txt"
 """Captions of our own, one a line; lines that begin with # say so and are none."""
 _KEYS = {
@@ -27,15 +28,15 @@ _KEYS = {
     "folder": ("prompts",),
     "imagenet": ("classes", "labels", "template"),
     "coco": ("captions", "count"),
-    "prompts": ("prompts", "references"),
+    "prompts": ("prompts", "num_reference_images"),
 }
 """The keys that each kind has besides those of real images, which all but digits and prompts have."""
-_IMAGE_KEYS = ("images", "image_size", "references", "statistics", "on_unreadable")
+_IMAGE_KEYS = ("images", "image_size", "num_reference_images", "statistics", "on_unreadable")
 _NEEDED = {"folder": ("prompts",), "prompts": ("prompts",), "imagenet": ("images",), "coco": ("captions", "images")}
 _WHAT = {
-    "prompts": "data.prompts (a text file, one prompt a line; for kind 'prompts' also captions or imagenet, which ship)",
-    "images": "data.images (a folder of real images)",
-    "captions": "data.captions (COCO's captions_*.json)",
+    "prompts": "a text file, one prompt a line; for kind 'prompts' also captions or imagenet, which ship",
+    "images": "a folder of real images",
+    "captions": "COCO's captions_*.json",
 }
 
 
@@ -45,13 +46,13 @@ class DataSpec:
 
     name: str
     """Short name, for titles."""
-    kind: str
+    kind: str = limited(among=("digits", "folder", "imagenet", "coco", "prompts"))
     """"digits" (the embedded default), "folder", "imagenet", "coco", or "prompts": prompts and no real images."""
     prompts: str | None = None
     """For a folder: a text file with one prompt a line; for prompts also "captions" or "imagenet", which ship."""
     images: str | None = None
     """The real images: any folder, searched recursively; ImageNet's synset folders or flat validation set; COCO's folder."""
-    image_size: int | None = None
+    image_size: int | None = limited(None, least=1, most=65536)
     """Short side and centre crop of the reference images, in pixels; None leaves them as they are."""
     classes: str | None = None
     """For ImageNet: a csv with the columns index, synset, name; None for the one that ships."""
@@ -61,18 +62,17 @@ class DataSpec:
     """For ImageNet: the prompt, with {} where the class's name goes; None for "a photo of a {}"."""
     captions: str | None = None
     """For COCO: the official caption file."""
-    count: int | None = None
+    count: int | None = limited(None, least=1)
     """For COCO: how many prompts, one an image; None for all."""
-    references: int | None = None
+    num_reference_images: int | None = limited(None, least=2)
     """How many real images, of ImageNet equally from every class; None for all. For prompts: of the pipeline's own, None for 500."""
     statistics: str | None = None
     """A .npz with mu and sigma (pytorch-fid's format) in place of the real images' features."""
-    on_unreadable: str = "fail"
+    on_unreadable: str = limited("fail", among=("fail", "skip"))
     """"fail" or "skip": what a real image that cannot be read does. Skipped ones are listed and counted in the record."""
 
     def __post_init__(self) -> None:
-        if self.kind not in _KEYS:
-            raise DataError(f"data.kind is {self.kind!r}; allowed are {', '.join(map(repr, _KEYS))}")
+        check(self, "data", DataError)
         allowed = {"name", "kind", *_KEYS[self.kind], *(_IMAGE_KEYS if self.kind not in ("digits", "prompts") else ())}
         for field in fields(self):
             if field.name not in allowed and getattr(self, field.name) != field.default:
@@ -80,19 +80,14 @@ class DataSpec:
         needed = _NEEDED.get(self.kind, ())
         if self.kind == "folder" and not self.statistics:
             needed = ("prompts", "images")
-        if not all(getattr(self, key) for key in needed):
-            raise DataError(f"data.kind {self.kind!r} needs {' and '.join(_WHAT[k] for k in needed)}")
-        if self.on_unreadable not in ("fail", "skip"):
-            raise DataError(f"data.on_unreadable is {self.on_unreadable!r}; allowed are 'fail' and 'skip'")
-        for key, least in (("image_size", 1), ("count", 1), ("references", 2)):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise DataError(f"data.{key} is {value!r}; give an integer of at least {least}, or null")
+        if missing := [key for key in needed if not getattr(self, key)]:
+            what = " and ".join(f"data.{key} ({_WHAT[key]})" for key in needed)
+            raise DataError(f"data.{missing[0]} is not given; set data.{missing[0]}=<...>: data of kind {self.kind!r} needs {what}")
 
     @property
     def own_reference(self) -> int:
         """How many of the unaccelerated pipeline's own images are the reference; 0 where real images are."""
-        return (self.references or OWN_REFERENCES) if self.kind == "prompts" else 0
+        return (self.num_reference_images or OWN_REFERENCES) if self.kind == "prompts" else 0
 
 
 class Data:
@@ -120,12 +115,12 @@ class Data:
             classes = read_classes(spec.classes)
             found = find_labelled(user_path(spec.images or ""), spec.labels, classes, self.left_out)
             self.prompts = prompts_of(found, classes, spec.template or "a photo of a {}")
-            self.paths = balanced(found, spec.references)
+            self.paths = balanced(found, spec.num_reference_images)
         elif spec.kind == "coco":
             from search.data.coco import read_captions
 
             self.prompts, paths = read_captions(spec.captions or "", spec.images or "", spec.count)
-            self.paths = take(paths, spec.references)
+            self.paths = take(paths, spec.num_reference_images)
         elif spec.kind == "prompts" and spec.prompts == "captions":
             self.prompts = [p for p in _read_prompts(CAPTIONS) if not p.startswith("#")]
         elif spec.kind == "prompts" and spec.prompts == "imagenet":
@@ -134,7 +129,7 @@ class Data:
         else:
             self.prompts = _read_prompts(user_path(spec.prompts or ""))
             if spec.images:
-                self.paths = take(find_images(user_path(spec.images), others=self.left_out), spec.references)
+                self.paths = take(find_images(user_path(spec.images), others=self.left_out), spec.num_reference_images)
         self.turn = 10 if spec.kind == "digits" else len(self.prompts)
 
     def prompt(self, index: int) -> str:

@@ -127,7 +127,7 @@ def balanced(found: dict[str, list[Path]], count: int | None) -> list[Path]:
 def take(paths: list[Path], count: int | None) -> list[Path]:
     """The first `count` of the images. Raises `DataError` where there are not as many."""
     if count is not None and count > len(paths):
-        raise DataError(f"data.references is {count}, but only {len(paths)} real images were found; give fewer, or null for all")
+        raise DataError(f"data.num_reference_images is {count}, but only {len(paths)} real images were found; give fewer, or null for all")
     return paths if count is None else paths[:count]
 
 

@@ -18,9 +18,11 @@ from sklearn.svm import SVC
 
 from search.data.datasets import Data, DataSpec
 from search.embedded.digits import load_split, scan
-from search.evaluate.evaluator import EvaluatorSpec, Protocol, reference
+from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.generate import generate
+from search.evaluate.measure import load_metrics
 from search.evaluate.pipelines import ModelSpec, load_pipeline
+from search.evaluate.protocol import EvaluationProtocol
 from search.metrics.intervals import Groups
 from search.metrics.quality import extract, load_features
 
@@ -59,7 +61,8 @@ def main() -> None:
     judged = fit_judge()
     print(f"real held-out digits classified correctly: {judge(judged, real * 255, truth.tolist()):.3f}")
     print(f"generated images classified as prompted:   {judge(judged, images, [i % 10 for i in range(count)]):.3f} of {count}")
-    fid, _ = reference(EvaluatorSpec(MODEL, DIGITS, Protocol()))
+    fid = load_metrics(EvaluatorSpec(MODEL, DIGITS, EvaluationProtocol())).fid
+    assert fid is not None
     features = extract(load_features("embedded"), images.split(50))
     found = fid.value(features, Groups(turn=10))
     print(f"FID against 500 held-out digits:           {found.value:.2f} (95 %: {found.low:.2f} .. {found.high:.2f})")

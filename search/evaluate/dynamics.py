@@ -22,10 +22,10 @@ LOWEST, HIGHEST, BINS = -4.0, 2.0, 120
 
 @dataclass
 class Dynamics:
-    """Feature differences of runs of one entry.
+    """Feature differences of runs of one variant.
 
     Attributes:
-        name: The entry's.
+        name: The variant's.
         histogram: (calls - 1, `BINS`) counts of tokens by the power of ten of their difference, one row for each call after
             the first.
         means: Mean difference at each call after the first.
@@ -55,7 +55,7 @@ class Recorder:
     """Records the features that the UNet's last output unit hands on (f_0^up of Eq. 6), of the conditional guidance half.
 
     Args:
-        name: Of the entry.
+        name: Of the variant.
         keep_images: Of how many images of the first run maps are kept.
         keep_calls: At which calls.
     """

@@ -1,14 +1,11 @@
-"""A strategy's measurement on one device: images, FID, latency."""
+"""The worker's side of a measurement: variants run in turn on batches of images, as features, scores and times."""
 
 from __future__ import annotations
 
-import logging
-import math
 import platform
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,101 +13,21 @@ import torch
 import dato
 from dato.provenance import describe
 from dato.strategy import Strategy
-from search.data.datasets import FRESH_OFFSET, Data, DataSpec
-from search.evaluate.generate import generate
+from search.data.datasets import Data, DataSpec
+from search.evaluate.edit import Edit, Editor
+from search.evaluate.generate import Batch, generate
 from search.evaluate.latency import measure_costs
-from search.evaluate.pipelines import ModelSpec, left_out, load_pipeline, resolve_device
-from search.metrics.intervals import Groups, Value
-from search.metrics.quality import Fid, Kid, extract, load_features
-from search.metrics.reference import reference_features, reference_moments
-from search.metrics.similarity import PlainFeatures, check_similarity, load_similarity, summarize, with_distance
-from search.records import Measurement
+from search.evaluate.pipelines import ModelSpec, left_out, load_pipeline
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shards import Shard
+from search.evaluate.variants import Variant
+from search.metrics.feature_net import QualityError, extract
+from search.metrics.features import load_features
+from search.metrics.quality import load_scorer
+from search.metrics.similarity import is_similarity, load_similarity
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How every candidate is measured; two measurements compare only under one protocol."""
-
-    images: int = 100
-    """Images per candidate, from fixed prompts and seeds."""
-    batch: int = 20
-    """Images per call of the pipeline."""
-    features: str = "embedded"
-    """Feature net of the FID."""
-    interval_groups: int = 20
-    """Groups of images that are left out in turn behind an interval; 0 for none (with Inception features each takes seconds)."""
-    offset: int = 0
-    """Index of the first image."""
-    similarity: Sequence[str] = ("psnr", "ssim")
-    """Image metrics of baselines and winners against the unaccelerated images, see `search.similarity`."""
-    fidelities: Sequence[float] = ()
-    """Smaller numbers of images, ascending: every candidate is measured on the first, and the best on the next, up to `images`.
-
-    A value below 1 is a share of `images`, in whole batches; it is left out where that is all of them.
-    """
-
-    def __post_init__(self) -> None:
-        for name, least in (("images", 2), ("batch", 1), ("interval_groups", 0), ("offset", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"protocol.{name} is {value!r}; give an integer of at least {least}")
-        if self.offset + self.images > FRESH_OFFSET:
-            raise ValueError(f"protocol.offset is {self.offset}; with {self.images} images it must stay below {FRESH_OFFSET}, where the images begin that no search uses")
-        check_similarity(self.similarity, "protocol.similarity")
-        object.__setattr__(self, "similarity", tuple(self.similarity))
-        given = [self._share(c) if isinstance(c, float) and 0 < c < 1 else c for c in self.fidelities]
-        counts = [*(c for c in given if c is not None), self.images]
-        if any(not isinstance(c, int) or c < 2 for c in counts) or counts != sorted(set(counts)):
-            raise ValueError(
-                f"protocol.fidelities is {list(self.fidelities)!r}; give ascending numbers of images, from 2 to less than protocol.images ({self.images}), "
-                "or shares of it, such as 0.5"
-            )
-        object.__setattr__(self, "fidelities", tuple(counts[:-1]))
-
-    def _share(self, share: float) -> int | None:
-        """So many images, up to the next whole batch; None where that is all of them or too few to have an FID."""
-        images = self.batch * math.ceil(share * self.images / self.batch)
-        return images if 2 <= images < self.images else None
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Numbers of images that candidates are compared at, ascending."""
-        return (*(int(c) for c in self.fidelities), self.images)
-
-    def batches(self, fresh: bool = False, first: int = 0, last: int | None = None) -> list[list[int]]:
-        """Indices of images `first` to before `last` (all by default), by batch; fresh ones are used by no search."""
-        start = self.offset + (FRESH_OFFSET if fresh else 0)
-        end = self.images if last is None else last
-        return [list(range(start + i, start + min(i + self.batch, end))) for i in range(first, end, self.batch)]
-
-
-@dataclass
-class Shard:
-    """One strategy's features and timings over some batches: what a worker sends back, and shards add up.
-
-    Attributes:
-        features: (N, num_features) float32.
-        batch_ms: Milliseconds per image of each batch.
-        parts_ms: Of text_encoder, unet and vae, by batch.
-        calls_by_depth: UNet calls of one run at each cache depth.
-        seconds: Wall time spent.
-        device: Where.
-        batch: Images in the largest batch.
-        indices: Of the images, in the order of the features.
-        similarity: Of each image to the unaccelerated one, by metric, where both were made in turn.
-    """
-
-    features: torch.Tensor
-    batch_ms: list[float] = field(default_factory=list)
-    parts_ms: list[dict[str, float]] = field(default_factory=list)
-    calls_by_depth: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    device: str = ""
-    batch: int = 0
-    indices: list[int] = field(default_factory=list)
-    similarity: dict[str, list[float]] = field(default_factory=dict)
+FEATURE_METRICS = ("fid", "kid", "is")
+"""Metrics over the features of all images; every other name compares pairs of images (`search.metrics.similarity`) or scores single ones."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +36,26 @@ class EvaluatorSpec:
 
     model: ModelSpec
     data: DataSpec
-    protocol: Protocol
+    protocol: EvaluationProtocol
+    metrics: tuple[str, ...] = ("fid",)
+    """Similarities among these compare every variant with the unaccelerated images, which are generated where that does not run in turn with it."""
+    edit: Edit | None = None
     threads: int | None = None
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Metrics that score single images."""
+        return tuple(m for m in self.metrics if m not in FEATURE_METRICS and not is_similarity(m))
+
+    @property
+    def similarities(self) -> tuple[str, ...]:
+        """Metrics that compare every variant's images with the unaccelerated ones."""
+        return tuple(m for m in self.metrics if is_similarity(m))
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether a metric is taken on features."""
+        return any(m in FEATURE_METRICS for m in self.metrics)
 
     def build(self) -> PipelineEvaluator:
         """Load everything once."""
@@ -130,167 +65,103 @@ class EvaluatorSpec:
 
 
 class PipelineEvaluator:
-    """Holds a loaded pipeline and feature net, and runs strategies on batches of images."""
+    """Holds a loaded pipeline, feature net and scorers, and runs variants on batches of images. A strategy stands for the variant that follows it."""
 
     def __init__(self, spec: EvaluatorSpec) -> None:
         self.spec = spec
         self.pipe = load_pipeline(spec.model)
         self.data = Data(spec.data)
-        self.net = load_features(spec.protocol.features, self.pipe.device)
-        self.similarities = {name: load_similarity(name, self.pipe.device) for name in spec.protocol.similarity}
+        self.net = load_features(spec.protocol.features, self.pipe.device) if spec.needs_features else None
+        self.scorers = {name: load_scorer(name, self.pipe.device) for name in spec.scorers}
+        self.similarities = {name: load_similarity(name, self.pipe.device) for name in dict.fromkeys((*spec.similarities, *spec.protocol.similarity))}
+        self.editor = Editor(spec.edit, self.pipe, spec.model, self.data) if spec.edit else None
         self.device = device_name(self.pipe.device)
-        # Warm: the first calls of a process allocate and choose kernels, which no candidate should pay for.
+        # Warm: the first calls of a process allocate and choose kernels, which no variant should pay for.
         generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2, warm_up=True)
 
-    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
-        """Run the strategies in turn on each batch, so that a drifting machine slows all of them alike."""
-        shards = [Shard(torch.empty(0, self.net.num_features), device=self.device) for _ in strategies]
-        plain = [s.canonical() == Strategy.full(len(s)).canonical() for s in strategies]
+    def run(self, variants: Sequence[Variant | Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
+        """Run the variants in turn on each batch, so that a drifting machine slows all of them alike.
+
+        The error of one among several is in its shard, and its neighbours go on. Where none is left it is raised: it may be the worker's.
+        """
+        wanted = [_variant(v) for v in variants]
+        shards = [Shard(torch.empty(0, self.net.num_features if self.net else 0), device=self.device) for _ in wanted]
+        plain = next((v for v in wanted if v.plain), None)
         for indices in batches:
-            turn: list[torch.Tensor] = []
-            for strategy, shard in zip(strategies, shards, strict=True):
-                start = time.perf_counter()
-                with dato.accelerate(self.pipe, strategy):
-                    made = generate(self.pipe, self.spec.model, self.data, indices, strategy=strategy)
-                    report = dato.status(self.pipe)
-                turn.append(made.images)
-                shard.features = torch.cat([shard.features, extract(self.net, [made.images])])
-                shard.indices += indices
-                shard.batch_ms.append(made.seconds * 1000 / len(indices))
-                shard.parts_ms.append({k: v * 1000 / len(indices) for k, v in made.parts.items()})
-                shard.calls_by_depth = {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
-                shard.batch = max(shard.batch, len(indices))
-                shard.seconds += time.perf_counter() - start
-            if any(plain):
-                self._compare(turn, turn[plain.index(True)], shards)
+            beside: torch.Tensor | None = None
+            for variant, shard in sorted(zip(wanted, shards, strict=True), key=lambda pair: pair[0] is not plain):  # the others are compared with it
+                if shard.error:
+                    continue
+                try:
+                    images = self._measure(variant, indices, shard)
+                    if variant is plain:
+                        beside = images
+                    elif self.similarities:
+                        beside = self._compare(images, beside, indices, shard)
+                except Exception as error:
+                    shard.error = f"{type(error).__name__}: {error}"
+                    if all(s.error for s in shards):
+                        raise
         return shards
 
-    def reference(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> Shard:
-        """`run` of one strategy under a name of its own, for images whose latency is not compared: any device may draw them."""
-        return self.run(strategies, batches)[0]
+    def reference(self, variants: Sequence[Variant | Strategy], batches: Sequence[Sequence[int]]) -> Shard:
+        """`run` of one variant under a name of its own, for images whose latency is not compared: any device may draw them."""
+        return self.run(variants, batches)[0]
 
-    def _compare(self, turn: Sequence[torch.Tensor], plain: torch.Tensor, shards: Sequence[Shard]) -> None:
-        """Images of one batch with the unaccelerated ones, once nothing is timed any more."""
-        for images, shard in zip(turn, shards, strict=True):
-            start = time.perf_counter()
-            for name, similarity in self.similarities.items() if images is not plain else ():
-                shard.similarity.setdefault(name, []).extend(similarity(images, plain).tolist())
-            shard.seconds += time.perf_counter() - start
-
-    def samples(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> list[torch.Tensor]:
-        """(B, 3, H, W) uint8 images of each strategy, for people to look at."""
-        pictures = []
-        for strategy in strategies:
-            with dato.accelerate(self.pipe, strategy):
-                pictures.append(generate(self.pipe, self.spec.model, self.data, indices, strategy=strategy).images)
-        return pictures
+    def samples(self, variants: Sequence[Variant | Strategy], indices: Sequence[int]) -> list[torch.Tensor]:
+        """(B, 3, H, W) uint8 images of each variant, for people to look at."""
+        return [self._make(_variant(v), indices)[0].images for v in variants]
 
     def costs(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]], rounds: int = 3) -> dict[str, Any]:
         """This device's cost table, from so many runs of each calibration strategy on the first batch."""
         return measure_costs(self.pipe, self.spec.model, self.data, batches[0], strategies, self.device, rounds).to_dict()
 
-    def facts(self, strategies: Sequence[Strategy], indices: Sequence[int]) -> dict[str, Any]:
+    def model_info(self, variants: Sequence[Variant | Strategy], indices: Sequence[int]) -> dict[str, Any]:
         """What this pipeline is and what it ran without, for the provenance of what is measured on it."""
         return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 
+    def _measure(self, variant: Variant, indices: Sequence[int], shard: Shard) -> torch.Tensor:
+        """Add a batch to a shard; its (B, 3, H, W) uint8 images."""
+        start = time.perf_counter()
+        made, shard.calls_by_depth = self._make(variant, indices)
+        if self.net is not None:
+            found = extract(self.net, [made.images])
+            if not torch.isfinite(found).all():
+                bad = [i for i, row in zip(indices, found, strict=True) if not torch.isfinite(row).all()]
+                raise QualityError(f"features of images {bad} are not finite; look at these images, or use model.dtype=float32")
+            shard.features = torch.cat([shard.features, found])
+        for name, scorer in self.scorers.items():
+            scores = scorer.score(made.images, [self.data.prompt(i) for i in indices])
+            shard.scores.setdefault(name, []).extend(scores.float().tolist())
+        shard.indices += indices
+        shard.batch_ms.append(made.seconds * 1000 / len(indices))
+        shard.parts_ms.append({k: v * 1000 / len(indices) for k, v in made.parts.items()})
+        shard.batch = max(shard.batch, len(indices))
+        shard.seconds += time.perf_counter() - start
+        return made.images
 
-@dataclass
-class MeasurerSpec:
-    """What a Tune trial needs to measure strategies by itself; small, and sent to it as it is.
+    def _compare(self, images: torch.Tensor, beside: torch.Tensor | None, indices: Sequence[int], shard: Shard) -> torch.Tensor | None:
+        """Score images against the unaccelerated ones of the same batch, which are returned: given, generated where every variant is compared, or None."""
+        start = time.perf_counter()
+        if beside is None and self.spec.similarities:
+            beside = self._make(Variant.unaccelerated(self.spec.model.steps), indices)[0].images
+        if beside is not None:
+            for name, similarity in self.similarities.items():
+                shard.scores.setdefault(name, []).extend(similarity(images, beside).tolist())
+        shard.seconds += time.perf_counter() - start
+        return beside
 
-    Attributes:
-        evaluator: The evaluator's.
-        own: Features of the pipeline's own images, once they are drawn, where these are the reference.
-    """
-
-    evaluator: EvaluatorSpec
-    own: torch.Tensor | None = None
-    plain: PlainFeatures | None = None
-    """Of the unaccelerated images, for feature distances; None for none."""
-
-    def build(self) -> Measurer:
-        """Load everything once."""
-        return Measurer(self.evaluator, self.own, self.plain)
-
-
-class Measurer:
-    """An evaluator with its reference: strategy to measurement, where no driver puts shards together."""
-
-    def __init__(self, spec: EvaluatorSpec, own: torch.Tensor | None = None, plain: PlainFeatures | None = None) -> None:
-        self._evaluator, self._protocol, self._plain = spec.build(), spec.protocol, plain
-        self._fid, self._kid = reference(spec, own)
-        self._groups = groups_of(spec)
-
-    def measure(self, strategy: Strategy) -> Measurement:
-        """On the protocol's least number of images. Raises where the images or their features are no good."""
-        shards = self._evaluator.run([strategy], self._protocol.batches(last=self._protocol.counts[0]))
-        return with_distance(measure(shards, self._fid, self._groups, self._kid), shards, self._plain)
-
-
-def reference(spec: EvaluatorSpec, own: torch.Tensor | None = None) -> tuple[Fid, Kid | None]:
-    """What candidates are compared with: real images, or (N, num_features) features of the pipeline's own; no KID of mere statistics."""
-    if own is not None:
-        return Fid(own), Kid(own, subset_size=min(1000, spec.protocol.counts[0], len(own)))
-    if spec.data.statistics:
-        moments, _ = reference_moments(Data(spec.data), spec.protocol.features, resolve_device(spec.model.device))
-        return Fid(moments), None
-    real, unreadable = reference_features(Data(spec.data), spec.protocol.features, resolve_device(spec.model.device))
-    if unreadable:
-        shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
-        _log.warning("%d of %d real images cannot be read and are not in the reference: %s", len(unreadable), len(real) + len(unreadable), shown)
-    return Fid(real), Kid(real, subset_size=min(1000, spec.protocol.counts[0], len(real)))
+    def _make(self, variant: Variant, indices: Sequence[int]) -> tuple[Batch, dict[str, int]]:
+        if self.editor:
+            self.editor.prepare(indices)
+        with variant.baseline.applied(self.editor.pipe if self.editor else self.pipe, variant.options) as (pipe, steps):
+            made = generate(self.editor or pipe, self.spec.model, self.data, indices, steps=steps, strategy=variant.baseline.strategy)
+            report = dato.status(pipe)
+        return made, {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
 
 
-def groups_of(spec: EvaluatorSpec) -> Groups:
-    """The groups of images behind the intervals of what is measured by a specification."""
-    return Groups(turn=Data(spec.data).turn, most=spec.protocol.interval_groups)
-
-
-def measure(shards: Sequence[Shard], fid: Fid, groups: Groups, kid: Kid | None = None) -> Measurement:
-    """Put one strategy's shards together. Latency is the median over its batches."""
-    features = in_order(shards)
-    batch_ms = [ms for s in shards for ms in s.batch_ms]
-    parts = [p for s in shards for p in s.parts_ms]
-    quality = fid.value(features, groups)
-    return Measurement(
-        fid=quality.value,
-        fid_low=quality.low,
-        fid_high=quality.high,
-        fid_left_out=tuple(quality.left_out),
-        images=len(features),
-        latency_ms=statistics.median(batch_ms),
-        latency_low_ms=min(batch_ms),
-        latency_high_ms=max(batch_ms),
-        parts_ms={name: statistics.median(p[name] for p in parts) for name in parts[0]} if parts else {},
-        calls_by_depth=shards[0].calls_by_depth,
-        seconds=sum(s.seconds for s in shards),
-        device=", ".join(sorted({s.device for s in shards})),
-        batch=max(s.batch for s in shards),
-        kid=kid.value(features, Groups(most=0)).value if kid else None,
-        similarity=summarize(shards),
-    )
-
-
-def in_order(shards: Sequence[Shard]) -> torch.Tensor:
-    """(N, num_features) features by image index: the groups of intervals go by position, whoever made which batch.
-
-    In the order of the shards where these do not tell which images they are of.
-    """
-    features = torch.cat([s.features for s in shards])
-    indices = [i for s in shards for i in s.indices]
-    return features[torch.tensor(indices).argsort()] if len(indices) == len(features) else features
-
-
-def paired(fast: Measurement, plain: Measurement) -> Measurement:
-    """A measurement with the interval of its FID difference to the unaccelerated pipeline's in place of its FIDs without groups.
-
-    Both are measured on images of the same prompts and seeds in the same groups, so that what they share is in no interval.
-    The same measurement without these FIDs where either has none.
-    """
-    if not fast.fid_left_out or len(fast.fid_left_out) != len(plain.fid_left_out) or fast.images != plain.images:
-        return replace(fast, fid_left_out=())
-    difference = Value(value=fast.fid, left_out=fast.fid_left_out).minus(Value(value=plain.fid, left_out=plain.fid_left_out))
-    return replace(fast, fid_left_out=(), difference_low=difference.low, difference_high=difference.high)
+def _variant(given: Variant | Strategy) -> Variant:
+    return given if isinstance(given, Variant) else Variant.of(given)
 
 
 def device_name(device: torch.device) -> str:

@@ -15,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import is_invisible_watermark_available
 
+from dato.fields import check, limited
 from dato.files import user_path
 from dato.scheduler import exchange_scheduler
 
@@ -33,26 +34,23 @@ class ModelSpec:
     """Short name, for titles and registry."""
     path: str
     """"embedded", a local folder in diffusers' layout, or a hub id."""
-    dtype: str = "float32"
-    """float32, float16 or bfloat16."""
+    dtype: str = limited("float32", among=("float32", "float16", "bfloat16"))
+    """Precision: float32, float16 or bfloat16."""
     device: str = "auto"
     """"auto" (a GPU where there is one), or a torch device."""
     scheduler: str | None = None
     """A diffusers scheduler class that replaces the model's own, such as DPMSolverMultistepScheduler."""
-    steps: int = 50
+    steps: int = limited(50, least=1, most=1000)
     """Sampler steps."""
-    guidance: float = 7.5
+    guidance: float = limited(7.5, least=0)
     """Classifier-free guidance scale."""
-    height: int | None = None
+    height: int | None = limited(None, least=8, most=65536)
     """Pixels; None for the model's own size."""
-    width: int | None = None
+    width: int | None = limited(None, least=8, most=65536)
     """Pixels; None for the model's own size."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise ModelError(f"model.dtype is {self.dtype!r}; allowed are float32, float16 and bfloat16")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ModelError(f"model.steps is {self.steps!r}; give at least 1 sampler step")
+        check(self, "model", ModelError)
         kind = getattr(diffusers, self.scheduler, None) if self.scheduler else None
         if self.scheduler and not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise ModelError(f"model.scheduler is {self.scheduler!r}; give a diffusers scheduler class, such as PNDMScheduler")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -10,13 +9,12 @@ from typing import Any
 
 import torch
 
-from search.evaluate.compare import EntryShard
-from search.evaluate.variants import Entry
-from search.metrics.feature_net import FeatureNet, class_logits
-from search.metrics.intervals import Groups, Value
+from search.evaluate.measure import Metrics, to_measurement
+from search.evaluate.shards import Shard
+from search.evaluate.variants import Variant
+from search.metrics.intervals import Value
 from search.metrics.moments import Moments, frechet
-from search.metrics.quality import Fid, Kid, inception_score, mean_score
-from search.metrics.similarity import DISTANCE, PlainFeatures, feature_distance, is_similarity, mean_with_interval
+from search.metrics.similarity import DISTANCE, PlainFeatures, feature_distance
 from search.records import FAMILIES
 
 EVALUATION_SCHEMA = "dato.evaluation/1"
@@ -25,14 +23,14 @@ _UNKNOWN = Value(value=float("nan"))
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a comparison found out about one entry.
+    """What a comparison found out about one variant.
 
     Attributes:
-        name: The entry's.
-        family: The entry's.
-        row: The entry's.
+        name: The variant's.
+        family: The variant's.
+        row: The variant's.
         steps: Sampler steps.
-        strategy: Its entries as text, or "".
+        strategy: Its steps as text, or "".
         images: How many; metrics of different counts do not compare.
         metrics: By metric name.
         differences: Metric less the unaccelerated model's, on the same prompts and seeds; of similarities, which are to its images already, none.
@@ -78,98 +76,60 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """How metrics are computed from shards.
-
-    Attributes:
-        names: "fid", "kid", "is" and scorers.
-        groups: Of images, behind intervals.
-        fid: For "fid".
-        kid: For "kid".
-        net: For "is".
-    """
-
-    names: tuple[str, ...]
-    groups: Groups
-    fid: Fid | None = None
-    kid: Kid | None = None
-    net: FeatureNet | None = None
-
-    def of(self, shards: Sequence[EntryShard]) -> dict[str, Value]:
-        """Every metric of one entry."""
-        found = {}
-        features = torch.cat([s.features for s in shards])
-        for name in self.names:
-            if name == "fid" and self.fid is not None:
-                found[name] = self.fid.value(features, self.groups)
-            elif name == "kid" and self.kid is not None:
-                found[name] = self.kid.value(features, self.groups)
-            elif name == "is" and self.net is not None:
-                found[name] = inception_score(class_logits(self.net, features), self.groups)
-            elif is_similarity(name):
-                if all(name in s.scores for s in shards):  # the unaccelerated images are not compared with themselves
-                    found[name] = mean_with_interval(torch.cat([s.scores[name] for s in shards]))
-            else:
-                found[name] = mean_score(torch.cat([s.scores[name] for s in shards]), self.groups)
-        return found
-
-
-def judge(
-    entries: Sequence[Entry], shards: Mapping[str, Sequence[tuple[EntryShard, str]]], metrics: Metrics, errors: Mapping[str, str]
+def compare_to_plain(
+    variants: Sequence[Variant], shards: Mapping[str, Sequence[Shard]], metrics: Metrics, errors: Mapping[str, str]
 ) -> list[Result]:
-    """Results of the entries, the unaccelerated one first.
+    """Results of the variants, the unaccelerated one first.
 
     Args:
-        entries: What was compared; the first of family "plain" is what others are compared with.
-        shards: By entry digest, each with the session that made it.
+        variants: What was compared; the first of family "plain" is what others are compared with.
+        shards: By variant digest.
         metrics: What to compute.
-        errors: By entry name.
+        errors: By variant name.
     """
-    plain_entry = next(e for e in entries if e.family == "plain")
-    plain = shards.get(plain_entry.digest) if plain_entry.name not in errors else None
-    features = PlainFeatures.of_shards([s for s, _ in plain]) if plain else None
-    known: dict[str, dict[str, Value]] = {}
+    first = next(v for v in variants if v.family == "plain")
+    plain = shards[first.digest] if first.name not in errors else []
+    features = PlainFeatures.of_shards(plain)
+    base: dict[str, Value] = {}
     results = []
-    for entry in sorted(entries, key=lambda e: e is not plain_entry):
-        strategy = entry.baseline.strategy
+    for variant in sorted(variants, key=lambda v: v is not first):
+        strategy = variant.baseline.strategy
         common: dict[str, Any] = {
-            "name": entry.name,
-            "family": entry.family,
-            "row": entry.row,
-            "steps": entry.baseline.steps,
+            "name": variant.name,
+            "family": variant.family,
+            "row": variant.row,
+            "steps": variant.baseline.steps,
             "strategy": str(strategy) if strategy else "",
         }
-        if entry.name in errors:
-            results.append(Result(**common, error=errors[entry.name]))
+        if variant.name in errors:
+            results.append(Result(**common, error=errors[variant.name]))
             continue
-        mine = [s for s, _ in shards[entry.digest]]
-        if entry.digest not in known:
-            known[entry.digest] = metrics.of(mine)
-            distance = feature_distance(mine, features) if entry is not plain_entry else None
-            known[entry.digest] |= {DISTANCE: distance} if distance else {}
-        values, base = known[entry.digest], known.get(plain_entry.digest, {})
-        times = [ms for s in mine for ms in s.batch_ms]
-        parts = [p for s in mine for p in s.parts_ms]
+        mine = shards[variant.digest]
+        values = metrics.of(mine)
+        if variant is first:
+            base = values
+        elif distance := feature_distance(mine, features):
+            values[DISTANCE] = distance
+        m = to_measurement(mine, values)
         results.append(
             Result(
                 **common,
-                images=sum(len(s.indices) for s in mine),
+                images=m.images,
                 metrics=values,
-                differences={k: v.minus(base[k]) for k, v in values.items() if k in base and entry is not plain_entry},
-                latency=Value(value=statistics.median(times), low=min(times), high=max(times)),
-                speedup=speedup([ms for s, _ in plain for ms in s.batch_ms], times) if plain else _UNKNOWN,
-                parts_ms={k: statistics.median(p[k] for p in parts) for k in parts[0]},
-                calls_by_depth=mine[0].calls_by_depth,
-                timed_apart=bool(plain) and {x for _, x in shards[entry.digest]} != {x for _, x in plain or ()},
-                device=", ".join(sorted({s.device for s in mine})),
-                seconds=sum(s.seconds for s in mine),
+                differences={k: v.minus(base[k]) for k, v in values.items() if k in base and variant is not first},
+                latency=Value(value=m.latency_ms, low=m.latency_low_ms, high=m.latency_high_ms),
+                speedup=speedup([ms for s in plain for ms in s.batch_ms], [ms for s in mine for ms in s.batch_ms]) if plain else _UNKNOWN,
+                parts_ms=m.parts_ms,
+                calls_by_depth=m.calls_by_depth,
+                timed_apart=bool(plain) and {s.session for s in mine} != {s.session for s in plain},
+                device=m.device,
+                seconds=m.seconds,
             )
         )
     return [replace(r, equal_latency=at_equal_latency(r, results)) for r in results]
 
 
-def fid_by_images(shards: Sequence[EntryShard], reference: Moments, least: int = 10) -> dict[int, float]:
+def fid_by_images(shards: Sequence[Shard], reference: Moments, least: int = 10) -> dict[int, float]:
     """FID of the first n images for n doubling from `least` up to all of them: few images bias it upwards."""
     features = torch.cat([s.features for s in shards])
     counts = [least * 2**i for i in range(32) if least * 2**i < len(features)]

@@ -1,97 +1,85 @@
-"""Shards of the candidates that may be promoted to more images, so that promotion pays for the new images only."""
+"""Shards on disk: what a search may add images to, and what a comparison need not compute again."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from search.evaluate.evaluator import Shard
+from search.evaluate.shards import Shard
+from search.evaluate.tensor_file import read_notes, read_tensors, write_tensors
 from search.records import Candidate
 
 _log = logging.getLogger(__name__)
 
 
-class KeptShards:
-    """A folder of safetensors, one file for a candidate at one number of images.
+class ShardStore:
+    """A folder of safetensors: a file for each part of what was made of something.
 
-    A file that is missing or torn is no loss but the time to generate its images again.
+    A search keeps candidates by their numbers, in parts by how many images; a comparison keeps variants by their digests, in parts by
+    shard number. A file that is missing or torn is no loss but the time to generate its images again.
+
+    Args:
+        folder: Made when something is put there.
+        session: A name for this run, noted in the shards that it puts: those that were timed in another run can be told apart.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, session: str = "") -> None:
+        self.folder, self.session = folder, session
         self._warned = False
-        self._there: dict[int, set[Path]] | None = None
-        """Files by candidate; None before anybody looked."""
+        self._there: dict[str, set[Path]] | None = None
+        """Files of candidates by number; None before anybody looked."""
 
-    def _path(self, number: int, images: int) -> Path:
-        return self.folder / f"{number}-{images}.safetensors"
+    def path(self, of: int | str, part: int) -> Path:
+        """Where a part is, or would be."""
+        return self.folder / f"{of}-{part}.safetensors"
 
-    def put(self, number: int, images: int, shards: Sequence[Shard]) -> None:
-        """Keep a candidate's shards, where there is space: on a full disk it is said once, and promotion generates these images again."""
-        path = self._path(number, images)
-        if self._write(path, shards):
-            self._files().setdefault(number, set()).add(path)
-
-    def put_plain(self, shards: Sequence[Shard]) -> None:
-        """Keep the unaccelerated pipeline's shards, which every candidate's images are compared with."""
-        self._write(self._plain, shards)
-
-    def get_plain(self) -> list[Shard] | None:
-        """The unaccelerated pipeline's shards, or None where they are not there."""
-        return self._read(self._plain)
-
-    @property
-    def _plain(self) -> Path:
-        return self.folder / "unaccelerated.safetensors"
-
-    def _write(self, path: Path, shards: Sequence[Shard]) -> bool:
-        tensors = {f"features_{i}": shard.features.contiguous() for i, shard in enumerate(shards)}
-        notes = [{k: v for k, v in vars(shard).items() if k != "features"} for shard in shards]
-        torn = path.with_suffix(".part")
+    def put(self, of: int | str, part: int, shards: Sequence[Shard]) -> bool:
+        """Keep shards where there is space, and say whether they are kept: a full disk is said once, and is no error."""
+        path = self.path(of, part)
+        tensors = {f"features_{i}": shard.features for i, shard in enumerate(shards)}
+        notes = [{k: v for k, v in vars(replace(shard, session=self.session)).items() if k != "features"} for shard in shards]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, torn, metadata={"shards": json.dumps(notes)})
-            torn.replace(path)
-            return True
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                torn.unlink()
+            write_tensors(path, tensors, {"shards": json.dumps(notes)})
+        except OSError as error:
             if not self._warned:
-                _log.warning("features are not kept in %s (%s); the search goes on, and images that are compared with later ones are generated again", self.folder, error)
+                _log.warning("features are not kept in %s (%s); images that are compared with later ones are generated again", self.folder, error)
                 self._warned = True
             return False
+        self._note(path)
+        return True
 
-    def _files(self) -> dict[int, set[Path]]:
+    def has(self, of: int | str, part: int) -> bool:
+        """Whether `get` finds this part, without reading its features."""
+        return _shards(read_notes(self.path(of, part))) is not None
+
+    def get(self, of: int | str, part: int) -> list[Shard] | None:
+        """The shards of a part, or None where they are not there."""
+        tensors, notes = read_tensors(self.path(of, part)) or ({}, None)
+        shards = _shards(notes)
+        return [replace(s, features=tensors[f"features_{i}"]) for i, s in enumerate(shards)] if shards else None
+
+    def keep_only(self, candidates: Collection[Candidate]) -> None:
+        """Delete the shards of all other candidates."""
+        for number in self._candidates().keys() - {str(c.number) for c in candidates}:
+            for path in self._candidates().pop(number):
+                path.unlink(missing_ok=True)
+
+    def _candidates(self) -> dict[str, set[Path]]:
         if self._there is None:  # an earlier run of the search may have left some
             self._there = {}
             for path in self.folder.glob("*-*.safetensors"):
-                self._there.setdefault(int(path.stem.split("-")[0]), set()).add(path)
+                self._note(path)
         return self._there
 
-    def get(self, number: int, images: int) -> list[Shard] | None:
-        """A candidate's shards, or None where they are not there."""
-        return self._read(self._path(number, images))
-
-    def _read(self, path: Path) -> list[Shard] | None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                notes = json.loads(file.metadata()["shards"])
-                return [Shard(features=torch.as_tensor(file.get_tensor(f"features_{i}")), **note) for i, note in enumerate(notes)]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return None
-
-    def keep_only(self, candidates: Collection[Candidate]) -> None:
-        """Delete the shards of all others."""
-        for number in self._files().keys() - {c.number for c in candidates}:
-            for path in self._files().pop(number):
-                path.unlink(missing_ok=True)
+    def _note(self, path: Path) -> None:
+        number = path.name.split("-")[0]
+        if self._there is not None and number.isdecimal():
+            self._there.setdefault(number, set()).add(path)
 
     def clear(self) -> None:
         """Delete everything."""
@@ -100,3 +88,11 @@ class KeptShards:
             path.unlink()
         if self.folder.is_dir():
             self.folder.rmdir()
+
+
+def _shards(notes: Mapping[str, str] | None) -> list[Shard] | None:
+    """Shards without their features, from a file's notes; None for what another version wrote."""
+    try:
+        return [Shard(features=torch.empty(0, 0), **note) for note in json.loads((notes or {})["shards"])]
+    except (KeyError, TypeError, ValueError):
+        return None

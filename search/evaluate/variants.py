@@ -1,4 +1,4 @@
-"""What a comparison compares: strategies and the paper's rivals, each with its token options, under one name."""
+"""Ways to run the pipeline, under names: a search's candidates, the strategies of a comparison and their rivals."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from dato import baselines
 from dato.baselines import Baseline
 from dato.options import Options
 from dato.sampler import SAMPLERS
+from dato.strategy import Strategy
 from search.evaluate.sources import read_sources
 
 
-class EntryError(ValueError):
-    """An entry that cannot be: the message says what was given, what is allowed and what to do."""
+class VariantError(ValueError):
+    """A variant that cannot be: the message says what was given, what is allowed and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Variant:
     """One way to run the pipeline.
 
     Attributes:
@@ -37,6 +38,24 @@ class Entry:
     family: str = "strategy"
     row: tuple[str, str] = ("", "")
 
+    @classmethod
+    def of(cls, strategy: Strategy, name: str = "", options: Options | None = None, row: tuple[str, str] = ("", "")) -> Variant:
+        """The pipeline with a strategy on."""
+        name = name or strategy.digest
+        return cls(name=name, baseline=Baseline(name=name, steps=len(strategy), strategy=strategy), options=options or Options(), row=row)
+
+    @classmethod
+    def unaccelerated(cls, steps: int) -> Variant:
+        """The pipeline as it is, which every other variant is compared with."""
+        return cls(name="unaccelerated", baseline=baselines.plain(steps), family="plain")
+
+    @property
+    def plain(self) -> bool:
+        """Whether its images are the unaccelerated pipeline's."""
+        b = self.baseline
+        follows = b.strategy is not None and b.strategy.canonical() != Strategy.full(b.steps).canonical()
+        return not (follows or b.sampler or b.merge_ratio)
+
     @property
     def digest(self) -> str:
         """Identity of what it computes, whatever its name."""
@@ -51,18 +70,18 @@ class Entry:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def strategy_entries(sources: Sequence[str], steps: int) -> list[Entry]:
-    """Entries of what `search.sources` reads; strategies of another length are resampled, and their name says so."""
+def strategy_variants(sources: Sequence[str], steps: int) -> list[Variant]:
+    """Variants of what `search.evaluate.sources` reads; strategies of another length are resampled, and their name says so."""
     found = []
     for name, strategy in read_sources(sources, "strategy"):
         if len(strategy) != steps:
             name = f"{name} ({len(strategy)} steps resampled to {steps})"
             strategy = strategy.resample(steps)
-        found.append(Entry(name=name, baseline=Baseline(name=name, steps=steps, strategy=strategy)))
+        found.append(Variant.of(strategy, name))
     return found
 
 
-def rival_entries(steps: int, rivals: Mapping[str, Any]) -> list[Entry]:
+def rival_variants(steps: int, rivals: Mapping[str, Any]) -> list[Variant]:
     """The unaccelerated pipeline and the rivals of a configuration.
 
     Args:
@@ -71,39 +90,39 @@ def rival_entries(steps: int, rivals: Mapping[str, Any]) -> list[Entry]:
             (pairs of interval and merge ratio).
 
     Raises:
-        EntryError: A value is of the wrong form.
+        VariantError: A value is of the wrong form.
     """
     unknown = set(rivals) - {"fewer_steps", "tomesd", "deepcache", "naive"}
     if unknown:
-        raise EntryError(f"rivals.{sorted(unknown)[0]} is unknown; allowed are fewer_steps, tomesd, deepcache and naive")
-    found = [Entry(name="unaccelerated", baseline=baselines.plain(steps), family="plain")]
+        raise VariantError(f"rivals.{sorted(unknown)[0]} is unknown; allowed are fewer_steps, tomesd, deepcache and naive")
+    found = [Variant.unaccelerated(steps)]
     try:
         for name in rivals.get("fewer_steps") or ():
             sampler, _, count = name.rpartition("-")
             if sampler not in SAMPLERS or not count.isdecimal():
-                raise EntryError(f"rivals.fewer_steps names {name!r}; write a sampler and its steps, such as DDIM-10: samplers are {', '.join(SAMPLERS)}")
-            found.append(_entry(baselines.fewer_steps(sampler, int(count)), "fewer"))
-        found += [_entry(baselines.tomesd(steps, float(r)), "tomesd") for r in rivals.get("tomesd") or ()]
-        found += [_entry(baselines.deepcache(steps, int(n)), "deepcache") for n in rivals.get("deepcache") or ()]
-        found += [_entry(baselines.deepcache_tomesd(steps, int(n), float(r)), "naive") for n, r in rivals.get("naive") or ()]
+                raise VariantError(f"rivals.fewer_steps names {name!r}; write a sampler and its steps, such as DDIM-10: samplers are {', '.join(SAMPLERS)}")
+            found.append(_rival(baselines.fewer_steps(sampler, int(count)), "fewer"))
+        found += [_rival(baselines.tomesd(steps, float(r)), "tomesd") for r in rivals.get("tomesd") or ()]
+        found += [_rival(baselines.deepcache(steps, int(n)), "deepcache") for n in rivals.get("deepcache") or ()]
+        found += [_rival(baselines.deepcache_tomesd(steps, int(n), float(r)), "naive") for n, r in rivals.get("naive") or ()]
     except (TypeError, AttributeError) as error:
-        raise EntryError(
+        raise VariantError(
             f"rivals is {dict(rivals)!r}, which has the wrong form ({error}); write fewer_steps: [DDIM-10], "
             "tomesd: [0.3, 0.5], deepcache: [3, 5] and naive: [[3, 0.3], [5, 0.5]]"
         ) from None
     return found
 
 
-def _entry(baseline: Baseline, family: str) -> Entry:
+def _rival(baseline: Baseline, family: str) -> Variant:
     if baseline.steps < 1:
-        raise EntryError(f"rivals has {baseline.steps} steps; give at least 1")
-    return Entry(name=baseline.name, baseline=baseline, family=family)
+        raise VariantError(f"rivals has {baseline.steps} steps; give at least 1")
+    return Variant(name=baseline.name, baseline=baseline, family=family)
 
 
-def unique(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, refused where two share a name; of two that compute the same, both stay and it is computed once."""
-    names = [e.name for e in entries]
+def unique(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, refused where two share a name; of two that compute the same, both stay and it is computed once."""
+    names = [v.name for v in variants]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise EntryError(f"{twice[0]!r} is given twice; name it once")
-    return list(entries)
+        raise VariantError(f"{twice[0]!r} is given twice; name it once")
+    return list(variants)

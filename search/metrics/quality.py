@@ -1,6 +1,6 @@
 """Metrics over extracted features and per-image scores, by torchmetrics: FID, KID, Inception Score, CLIP score, plug-ins.
 
-Every value comes with a 95 % interval over the choice of generated images (`search.intervals`), by groups of images that are the
+Every value comes with a 95 % interval over the choice of generated images (`search.metrics.intervals`), by groups of images that are the
 same for every strategy, so that the differences between strategies have intervals too.
 """
 
@@ -56,7 +56,7 @@ class Fid:
         if 2 < count <= features:
             warnings.warn(
                 FewImagesWarning(f"the FID's reference has {count} images for {features} features, so its covariance is singular: "
-                f"give more than {features} real images (or data.references), and compare values of this reference only"), stacklevel=2,
+                f"give more than {features} real images (or data.num_reference_images), and compare values of this reference only"), stacklevel=2,
             )
         self._metric: Any = FrechetInceptionDistance(feature=_Given(features), reset_real_features=False).set_dtype(torch.float64)
         # The states of torchmetrics, which need no images where their statistics are known.

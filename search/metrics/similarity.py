@@ -196,10 +196,3 @@ def with_distance(measurement: Measurement, shards: Sequence[Any], plain: PlainF
     if found is None:
         return measurement
     return replace(measurement, feature_distance=found.value, feature_distance_low=found.low, feature_distance_high=found.high)
-
-
-def summarize(shards: Sequence[Any]) -> dict[str, tuple[float, float, float]]:
-    """Mean over all images of each similarity that every shard has, with its interval: value, low, high."""
-    names = [n for n in shards[0].similarity if all(n in s.similarity for s in shards)] if shards else []
-    found = {n: mean_with_interval(torch.tensor([v for s in shards for v in s.similarity[n]])) for n in names}
-    return {n: (v.value, v.low, v.high) for n, v in found.items()}

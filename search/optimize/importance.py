@@ -96,7 +96,7 @@ def importance(record: SearchRecord, seed: int = 0) -> list[Importance]:
     images = measured[0][1].images if measured else 0
     # Good candidates are what matters, and FIDs spread over orders of magnitude: effects count relatively.
     values = np.log([[m.fid, m.latency_ms] for _, m in measured]) if measured else np.empty((0, 2))
-    group = int((record.config.get("space") or {}).get("group") or 1)
+    group = int((record.config.get("space") or {}).get("steps_per_gene") or 1)
     strategies = [s for s, _ in measured]
     return [_importance(target, strategies, values[:, k], images, group, seed) for k, target in enumerate(TARGETS)]
 

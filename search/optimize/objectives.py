@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dato.fields import check, limited
 from search.records import Measurement
 
 
@@ -15,31 +16,28 @@ class Objectives:
     A candidate beyond a limit is infeasible: it loses against every candidate within, and the less it exceeds, the better.
     """
 
-    score_weight: float | None = None
+    latency_weight: float | None = limited(None, above=0)
     """w_m of Algorithm 1 (arXiv 2501.00375), FID points per ms: the only objective is FID + w_m x latency in ms. None for a front."""
-    max_fid: float | None = None
+    max_fid: float | None = limited(None, above=0)
     """Largest FID, at whatever number of images a candidate is compared."""
-    max_latency_ms: float | None = None
+    max_latency_ms: float | None = limited(None, above=0)
     """Largest latency, ms per image."""
-    min_speedup: float | None = None
+    min_speedup: float | None = limited(None, above=0)
     """Least speedup over the unaccelerated pipeline."""
-    max_distance: float | None = None
+    max_distance: float | None = limited(None, above=0)
     """Largest feature distance to the unaccelerated images: 0 is the same picture, 1 one as different as two unrelated ones."""
 
     def __post_init__(self) -> None:
-        for name in ("score_weight", "max_fid", "max_latency_ms", "min_speedup", "max_distance"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not value > 0):
-                raise ValueError(f"search.{name} is {value!r}; give a number above 0, or null for none")
+        check(self, "search")
 
     @property
     def count(self) -> int:
         """How many objectives."""
-        return 2 if self.score_weight is None else 1
+        return 2 if self.latency_weight is None else 1
 
     def values(self, m: Measurement) -> tuple[float, ...]:
         """Objectives, lower is better, in FID points and ms."""
-        return (m.fid, m.latency_ms) if self.score_weight is None else (m.fid + self.score_weight * m.latency_ms,)
+        return (m.fid, m.latency_ms) if self.latency_weight is None else (m.fid + self.latency_weight * m.latency_ms,)
 
     def bounds(self, plain: Measurement) -> tuple[float, float] | None:
         """FID and ms beyond which nothing is gained: twice the unaccelerated FID and its latency, or a limit; None for one objective."""
@@ -62,6 +60,6 @@ class Objectives:
             excess.append(self.min_speedup * m.latency_ms / plain.latency_ms - 1)
         if self.max_distance is not None:
             if m.feature_distance is None:
-                raise ValueError("search.max_distance limits a feature distance that was not measured: set search.max_distance=null, or search anew with restart=true")
+                raise ValueError("search.max_distance limits a feature distance that was not measured: set search.max_distance=null, or search anew with fresh_start=true")
             excess.append(m.feature_distance / self.max_distance - 1)
         return sum(max(0.0, e) for e in excess)

@@ -1,4 +1,4 @@
-"""Which candidates of a search win or are promising, and the point that its hypervolume is measured from."""
+"""Which candidates of a search win, and the point that its hypervolume is measured from."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ def reference_point(record: SearchRecord) -> tuple[float, float]:
 
 def tolerance_of(config: dict[str, Any]) -> float:
     """By how many FID points a winner may be worse, of a search's configuration; the default of its feature net where it says null or is older than the key."""
-    given = (config.get("search") or {}).get("tolerance")
-    features = str((config.get("protocol") or {}).get("features", "embedded")).partition(":")[0]
-    return float(given) if given is not None else TOLERANCES.get(features, TOLERANCES["inception"])
+    return tolerance_for(str((config.get("protocol") or {}).get("features", "embedded")), (config.get("search") or {}).get("tolerance"))
+
+
+def tolerance_for(features: str, given: float | None) -> float:
+    """The given tolerance, or the default of a feature net."""
+    return float(given) if given is not None else TOLERANCES.get(features.partition(":")[0], TOLERANCES["inception"])
 
 
 def compare_to_tolerance(m: Measurement, plain: Measurement, tolerance: float) -> Literal["passes", "fails", "undecided"]:
@@ -138,8 +141,8 @@ def _balanced(points: Points, quality: tuple[Candidate, Measurement], fastest: t
     between = [p for p in points if ends[0] <= p[1].latency_ms <= ends[1]] or [quality]
     fids, times = [m.fid for _, m in between], [m.latency_ms for _, m in between]
     weight = (max(fids) - min(fids)) / (max(times) - min(times)) if max(times) > min(times) else 0.0
-    if wanted.score_weight is not None:
-        weight, between = wanted.score_weight, list(points)
+    if wanted.latency_weight is not None:
+        weight, between = wanted.latency_weight, list(points)
     return min(between, key=lambda p: p[1].fid + weight * p[1].latency_ms)[0]
 
 
@@ -155,18 +158,3 @@ def closest(record: SearchRecord) -> tuple[Candidate, Measurement, Measurement] 
     if not tried:
         tried = [(c, m, record.plain(m.images)) for c, m in record.evaluated(record.images)]
     return min(tried, key=lambda t: (fid_difference(t[1], t[2])[2], t[0].number), default=None)
-
-
-def first_ranks(left: Points, ranks: int) -> list[tuple[Candidate, Measurement]]:
-    """The first non-dominated ranks in latency and FID, the best rank first."""
-    chosen: list[tuple[Candidate, Measurement]] = []
-    for _ in range(ranks):
-        best, lowest = [], float("inf")
-        for candidate, m in sorted(left, key=lambda p: (p[1].latency_ms, p[1].fid, p[0].number)):
-            if m.fid < lowest:
-                best.append((candidate, m))
-                lowest = m.fid
-        taken = {c.number for c, _ in best}
-        left = [p for p in left if p[0].number not in taken]
-        chosen += best
-    return chosen

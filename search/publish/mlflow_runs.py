@@ -27,7 +27,7 @@ from dato.sources import without_credentials
 from search.optimize.importance import importance, importance_metrics, importance_table
 from search.publish.background import Background
 from search.publish.mlflow_values import child_metrics, front_table, similarity_metrics
-from search.records import Candidate, Measurement, SearchRecord, fid_difference
+from search.records import Candidate, Measurement, SearchRecord, fid_difference, flat
 
 _log = logging.getLogger(__name__)
 _PARENT = "mlflow.parentRunId"
@@ -193,8 +193,7 @@ class Tracker:
             self.run_id, whole = run.info.run_id, False
         if not whole:  # the parameters come last: a run that has them has the rest
             self._client.log_dict(self.run_id, {"config": record.config, "environment": record.environment}, "search.json")
-            flat = _flatten(record.config)
-            self._client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in sorted(flat.items())[:100]])
+            self._client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in sorted(flat(record.config).items())[:100]])
         self._generations = {m.step for m in self._client.get_metric_history(self.run_id, "hypervolume")}
         children = {r.data.tags["dato.candidate"]: r.info for r in runs if "dato.candidate" in r.data.tags}
         self._begun = {n: info for n, info in children.items() if info.status == "RUNNING"}  # cut off: completed, not made anew
@@ -352,13 +351,3 @@ def _made_with(environment: Mapping[str, Any]) -> dict[str, str]:
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
     now = int(time.time() * 1000)
     return [Metric(k, v, now, step) for k, v in values.items() if math.isfinite(v)]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

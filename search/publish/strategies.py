@@ -14,15 +14,15 @@ from dato.files import FileError, read_json
 from dato.strategy import Strategy
 from search.evaluate.pipelines import ModelError, ModelSpec, weights_digest
 from search.optimize.winners import in_words, passed, tolerance_of
-from search.records import SearchRecord, Winner, fid_difference, speedup
+from search.records import SearchRecord, Winner, fid_difference, flat, speedup
 
 MODEL_FILE = "model.json"
 
 
-MAX_FACTS = 1 << 24
+MAX_MODEL_INFO = 1 << 24
 
 
-class FactsError(ValueError):
+class ModelInfoError(ValueError):
     """A search's note about its pipeline that cannot be read."""
 
 
@@ -44,35 +44,35 @@ def check_names(name: str, alias: str | None = None, key: str = "the registered 
         raise RegistryNameError(f"alias is {alias!r}; allowed are letters, digits, - and _, but not latest, v1, v2, ..., which MLflow keeps for itself")
 
 
-def winner_strategies(record: SearchRecord, facts: Mapping[str, Any] | None = None) -> dict[str, Strategy]:
+def winner_strategies(record: SearchRecord, model_info: Mapping[str, Any] | None = None) -> dict[str, Strategy]:
     """The winners by alias, each with its provenance.
 
     Args:
         record: Of a search, finished or not.
-        facts: What `dato.provenance.describe` says of the pipeline that was measured; None where nobody noted it.
+        model_info: What `dato.provenance.describe` says of the pipeline that was measured; None where nobody noted it.
     """
-    return {alias: w.candidate.strategy.with_provenance(**provenance(record, w, facts)) for alias, w in record.winners.items()}
+    return {alias: w.candidate.strategy.with_provenance(**provenance(record, w, model_info)) for alias, w in record.winners.items()}
 
 
-def read_facts(folder: Path) -> dict[str, Any] | None:
+def read_model_info(folder: Path) -> dict[str, Any] | None:
     """What the search noted about its pipeline, or None for a search of before it did."""
     if not (folder / MODEL_FILE).exists():
         return None
     try:
-        found = read_json(folder / MODEL_FILE, MAX_FACTS)
+        found = read_json(folder / MODEL_FILE, MAX_MODEL_INFO)
     except FileError as error:
-        raise FactsError(f"{folder / MODEL_FILE} cannot be read ({error}); restore it, or remove it to do without what it notes of the pipeline") from None
+        raise ModelInfoError(f"{folder / MODEL_FILE} cannot be read ({error}); restore it, or remove it to do without what it notes of the pipeline") from None
     return found if isinstance(found, dict) else None
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_model_info(folder: Path, model_info: Mapping[str, Any]) -> None:
     """Note what the pipeline is, for its winners' provenance."""
-    (folder / MODEL_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / MODEL_FILE).write_text(json.dumps(model_info, indent=2) + "\n", encoding="utf-8")
 
 
-def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Where a winner comes from, for which model, and what it gave."""
-    model, sampler = record.config["model"], (facts or {}).get("scheduler", {})
+    model, sampler = record.config["model"], (model_info or {}).get("scheduler", {})
     fresh, plain, tolerance = winner.fresh, winner.fresh_baseline, tolerance_of(record.config)
     difference, low, high = fid_difference(fresh, plain)
     faster, slowest, fastest = speedup(fresh, plain)
@@ -85,7 +85,7 @@ def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | 
             "path": model["path"],
             "dtype": model["dtype"],
             "unet_sha256": _files_digest(model),
-            **{k: v for k, v in (facts or {}).items() if k != "scheduler"},
+            **{k: v for k, v in (model_info or {}).items() if k != "scheduler"},
         },
         "sampler": {
             "scheduler": sampler.get("class") or model["scheduler"] or "the model's own",
@@ -125,13 +125,13 @@ def provenance(record: SearchRecord, winner: Winner, facts: Mapping[str, Any] | 
 
 def command(config: Mapping[str, Any]) -> str:
     """The `dato search` command that makes the same search: every resolved value, so that no default can change it."""
-    rows = _flatten({k: v for k, v in config.items() if k not in _LOCAL})
+    rows = flat({k: v for k, v in config.items() if k not in _LOCAL}).items()
     # A model's or data set's keys are not those of the default ones: ++ adds what is not there.
     words = ["dato", "search", *(f"{'++' if k.startswith(('model.', 'data.')) else ''}{k}={_value(v)}" for k, v in rows)]
     return " \\\n  ".join([" ".join(words[:2]), *map(shlex.quote, words[2:])])
 
 
-_LOCAL = ("output", "restart", "cluster", "mlflow", "registry", "replay_latency")  # where it ran, not what it found
+_LOCAL = ("output", "fresh_start", "cluster", "mlflow", "registry", "latency_from")  # where it ran, not what it found
 
 
 def _value(value: Any) -> str:
@@ -151,13 +151,6 @@ def hydra_text(text: str, mark: str = "'") -> str:
     escaped = re.sub(rf"(\\*){mark}", lambda found: found[1] * 2 + "\\" + mark, text)
     ending = len(escaped) - len(escaped.rstrip("\\"))
     return mark + escaped + "\\" * ending + mark
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return rows
 
 
 def _files_digest(model: Mapping[str, Any]) -> str | None:

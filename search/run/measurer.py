@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from dato.strategy import Strategy
+from search.evaluate.evaluator import EvaluatorSpec
+from search.evaluate.measure import load_metrics, measure
+from search.metrics.similarity import PlainFeatures, with_distance
 from search.records import Measurement
 
 
 class Measurer(Protocol):
-    """Measures a strategy."""
+    """Measures a strategy. Picklable until it is built, inside the trial's actor."""
+
+    def build(self) -> Measurer:
+        """Load everything once."""
+        ...
 
     def measure(self, strategy: Strategy) -> Measurement:
         """Its measurement; raises where it fails."""
         ...
 
 
-class MeasurerFactory(Protocol):
-    """Picklable; builds a measurer inside the trial's actor."""
+@dataclass
+class PipelineMeasurer:
+    """An evaluator with its metrics.
 
-    def build(self) -> Measurer:
+    Attributes:
+        spec: The evaluator's.
+        own: Features of the pipeline's own images, once they are drawn, where these are the reference.
+        plain: Of the unaccelerated images, for feature distances; None for none.
+    """
+
+    spec: EvaluatorSpec
+    own: torch.Tensor | None = None
+    plain: PlainFeatures | None = None
+
+    def build(self) -> PipelineMeasurer:
         """Load everything once."""
-        ...
+        self._evaluator, self._metrics = self.spec.build(), load_metrics(self.spec, self.own)
+        return self
+
+    def measure(self, strategy: Strategy) -> Measurement:
+        """On the protocol's least number of images. Raises where the images or their features are no good."""
+        protocol = self.spec.protocol
+        shards = self._evaluator.run([strategy], protocol.batches(last=protocol.counts[0]))
+        return with_distance(measure(shards, self._metrics), shards, self.plain)

@@ -6,19 +6,20 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from search.data.datasets import REFERENCE_OFFSET, Data
-from search.evaluate.pipelines import ModelSpec
+from search.evaluate.evaluator import EvaluatorSpec
+from search.evaluate.tensor_file import read_tensors, write_tensors
 from search.metrics.reference import weight_files
-from search.run.scheduler import Job
+from search.run.jobs import Job, Task
+from search.run.pools import Pool
 
 FILE = "reference.safetensors"
 _log = logging.getLogger(__name__)
@@ -28,49 +29,44 @@ class OwnReferenceError(RuntimeError):
     """A reference that cannot be drawn or belongs to another model: the message says why and what to do."""
 
 
-class Pool(Protocol):
-    """Where batches are drawn: `RayPool` or `InProcessPool`, of evaluators with the methods `reference` and `facts`."""
-
-    def map(self, jobs: Any) -> Iterator[tuple[Job, Any]]:
-        """Each job with its result, or with None and its errors."""
-        ...
+def own_reference(folder: Path, spec: EvaluatorSpec) -> OwnReference | None:
+    """The pipeline's own images, where these are the reference and a metric needs one; None else."""
+    return OwnReference(folder, spec) if spec.data.own_reference and {"fid", "kid"} & set(spec.metrics) else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False)
 class OwnReference:
-    """Which images they are, and where their features are kept.
+    """Which images they are, and where their features are kept. One belongs to one run of a command, whose workers have one model.
 
     Attributes:
         folder: Of the search or evaluation.
-        model: The pipeline.
-        data: Of kind "prompts".
-        features: Feature net.
-        batch: Images per call.
-        more: What else makes other images of the same seeds.
+        spec: Of the evaluators that draw them; data of kind "prompts".
     """
 
     folder: Path
-    model: ModelSpec
-    data: Data
-    features: str
-    batch: int
-    more: Mapping[str, Any] = field(default_factory=dict)
+    spec: EvaluatorSpec
+    _known_key: str = field(default="", init=False)
+
+    @cached_property
+    def data(self) -> Data:
+        """Their prompts."""
+        return Data(self.spec.data)
 
     @property
     def count(self) -> int:
         """How many images."""
-        return self.data.spec.own_reference
+        return self.spec.data.own_reference
 
     @property
     def batches(self) -> list[list[int]]:
         """Their indices."""
-        end = REFERENCE_OFFSET + self.count
-        return [list(range(i, min(i + self.batch, end))) for i in range(REFERENCE_OFFSET, end, self.batch)]
+        end, size = REFERENCE_OFFSET + self.count, self.spec.protocol.batch
+        return [list(range(i, min(i + size, end))) for i in range(REFERENCE_OFFSET, end, size)]
 
     def kept(self) -> torch.Tensor | None:
         """(N, num_features) float32 that the folder holds for these settings, or None. Whether the weights are still the same, only `fetch` knows."""
         about, features = _read(self.folder / FILE)
-        return features if about.get("settings") == self._settings() else None
+        return features if about.get("settings") == self._settings else None
 
     def fetch(self, pool: Pool) -> torch.Tensor | None:
         """The features that the folder or a neighbour of it holds for exactly this model, or None: then they are to be drawn.
@@ -81,7 +77,7 @@ class OwnReference:
         key = self._key(pool)
         about, features = _read(self.folder / FILE)
         if features is not None and about.get("key") != key:
-            raise OwnReferenceError(f"{self.folder / FILE} was drawn by another model, or under other settings; put the model back, or begin anew with restart=true or another output")
+            raise OwnReferenceError(f"{self.folder / FILE} was drawn by another model, or under other settings; put the model back, or begin anew with fresh_start=true or another output")
         for other in sorted(self.folder.parent.glob(f"*/{FILE}")) if features is None else ():
             about, found = _read(other)
             if found is not None and about.get("key") == key:
@@ -122,7 +118,7 @@ class OwnReference:
         missing = [b for b in self.batches if b[0] not in found]
         # The first alone: it says how long all the others will take.
         for jobs in (missing[:1], missing[1:]):
-            for job, shard in pool.map([Job(b[0], [plain], [b], method="reference") for b in jobs]) if jobs else ():
+            for job, shard in pool.map([Job(b[0], [plain], [b], Task.REFERENCE) for b in jobs]) if jobs else ():
                 if shard is None:
                     raise OwnReferenceError(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
                 found[job.key] = shard.features
@@ -131,28 +127,31 @@ class OwnReference:
                     first_s(shard.seconds / len(shard.features))
         return found
 
+    @cached_property
     def _settings(self) -> str:
-        model = {k: v for k, v in asdict(self.model).items() if k not in ("name", "device")}
+        """Digest of what makes other images, or other features of them."""
+        model = {k: v for k, v in asdict(self.spec.model).items() if k not in ("name", "device")}
+        features = self.spec.protocol.features
         content = {
-            "schema": "dato.own_reference/1", "model": model, "prompts": self.data.prompts, "count": self.count, "features": self.features,
-            "net": [hashlib.sha256(p.read_bytes()).hexdigest() for p in weight_files(self.features)], **self.more,
+            "schema": "dato.own_reference/1", "model": model, "prompts": self.data.prompts, "count": self.count, "features": features,
+            "net": [hashlib.sha256(p.read_bytes()).hexdigest() for p in weight_files(features)],
+            **({"edit": asdict(self.spec.edit)} if self.spec.edit else {}),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _key(self, pool: Pool) -> str:
-        """Digest of the settings and of the weights that a worker has loaded: a hub id or a folder may be given other ones."""
-        ((job, facts),) = pool.map([Job("facts", [], [], method="facts")])
-        if facts is None:
-            raise OwnReferenceError(f"a worker does not tell what its model is: {job.errors[0]}; run the same command again")
-        return hashlib.sha256(f"{self._settings()}|{json.dumps(facts, sort_keys=True)}".encode()).hexdigest()
+        """Digest of the settings and of the weights that a worker has loaded, asked for once: a hub id or a folder may be given other ones."""
+        if not self._known_key:
+            ((job, info),) = pool.map([Job("model info", [], [], Task.MODEL_INFO)])
+            if info is None:
+                raise OwnReferenceError(f"a worker does not tell what its model is: {job.errors[0]}; run the same command again")
+            self._known_key = hashlib.sha256(f"{self._settings}|{json.dumps(info, sort_keys=True)}".encode()).hexdigest()
+        return self._known_key
 
     def _write(self, path: Path, features: torch.Tensor, key: str) -> bool:
-        torn = path.with_name(f".{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"features": features.contiguous()}, torn, metadata={"key": key, "settings": self._settings(), "reference": self.data.reference_in_words()})
-            torn.replace(path)
-        except (OSError, SafetensorError) as error:
+            write_tensors(path, {"features": features}, {"key": key, "settings": self._settings, "reference": self.data.reference_in_words()})
+        except OSError as error:
             _log.warning("the reference's features are not kept in %s (%s); free some space, or they are drawn again the next time", path, error)
             return False
         return True
@@ -160,8 +159,5 @@ class OwnReference:
 
 def _read(path: Path) -> tuple[dict[str, str], torch.Tensor | None]:
     """A file's notes and features; nothing where it is missing or torn."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {}), torch.as_tensor(file.get_tensor("features"))
-    except (OSError, SafetensorError):
-        return {}, None
+    tensors, notes = read_tensors(path) or ({}, {})
+    return notes, tensors.get("features")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from search.run.leftovers import end_left_behind, noted
 
 CONNECT_S = 10
 """Seconds to reach an address."""
-CODE = ("installed", "ship")
+CODE = ("installed", "upload")
 _PACKAGES = ("dato", "search")
 """What a worker imports."""
 _ROOT = Path(__file__).parents[2]
@@ -29,17 +30,17 @@ class ClusterError(RuntimeError):
 def connect(address: str | None, *, cpus: float = 1, code: str = "installed") -> None:
     """Join the cluster at `address`, or start Ray on this machine alone with `cpus` CPUs where it is None.
 
-    With `code` "ship", this process's packages are sent to every worker of the job.
+    With `code` "upload", this process's packages are sent to every worker of the job.
 
     Raises:
         ClusterError: Within seconds, where nothing answers there, its Ray or Python is another version, or Ray does not start.
     """
-    shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "ship" else {}
+    shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "upload" else {}
     try:
         if address is None:
             _check_temporary_folder()
             end_left_behind()
-            with interrupt.kept(), noted() as started:
+            with interrupt.kept(), noted() as started, _private_token():
                 context = ray.init(
                     **shipped,
                     address="local",  # without it, Ray would join whatever cluster was last started on this machine
@@ -53,7 +54,7 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
                 started.session = context.address_info["session_dir"]
         else:
             check_address(address)
-            if (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_TOKEN" in os.environ:
+            if _token().is_file() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
                 # `ray start` asks for the token unless told not to; `ray.init` sends it only when told to.
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
             with interrupt.kept():
@@ -68,6 +69,22 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
             f"{where} Ray cannot be joined: {' '.join(lines[:3]) or type(error).__name__}; "
             + ("check cluster.address and that every node runs the same Python and Ray" if address else "stop what is in the way, or set cluster.address")
         ) from None
+
+
+def _token() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """Whoever has the token may run code as this user: where Ray makes one, it is readable by its owner alone, which Ray leaves to the umask."""
+    missing = not _token().exists()
+    if missing:
+        with suppress(OSError):  # Ray says what is wrong with the folder, where it needs it
+            _token().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    yield
+    if missing and _token().is_file():
+        _token().chmod(0o600)
 
 
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a Unix socket (man 7 unix)
@@ -129,7 +146,7 @@ def own_packages(code: str) -> Callable[[], None]:
     `search` would win over ours: a worker moves these to the end, unless our packages are what is in them.
     """
     if code not in CODE:
-        raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'ship' (this machine's packages are sent)")
+        raise ClusterError(f"cluster.code is {code!r}; allowed are 'installed' (what each machine has) and 'upload' (this machine's packages are sent)")
     injected = {os.path.abspath(os.path.curdir), os.path.dirname(os.path.realpath(sys.argv[0]))} - {str(_ROOT)}
     root = str(_ROOT) if code == "installed" else None
 
@@ -174,3 +191,19 @@ def worker_class() -> type:
             return getattr(self.evaluator, method)(strategies, batches)
 
     return Worker
+
+
+def node_is_gone(node: str, error: ray.exceptions.RayError) -> bool:
+    """Whether a worker's machine vanished, rather than the worker alone: the candidate is not to blame then."""
+    if isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False):
+        return True
+    return not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes())
+
+
+def in_one_line(error: BaseException) -> str:
+    """The kind of an error and the line that says most: Ray puts its own boilerplate first."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    chosen = lines[0] if lines else ""
+    if isinstance(error, ray.exceptions.RayError) and len(lines) > 1:
+        chosen = lines[-1]
+    return f"{type(error).__name__}: {chosen}"

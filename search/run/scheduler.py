@@ -17,83 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search.run.health import Health, poisons
+from search.run.jobs import Job, Piece
 
 LOSSES = 20
 """How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
-
-
-WORKER_DIED = "the worker died"
-"""How the error of a try begins that ended its worker's process."""
-
-
-JUDGED = ("run", "reference")
-"""Methods that draw and measure images, whose success proves a worker; pictures, costs and facts prove nothing."""
-
-
-@dataclass
-class Job:
-    """Strategies to run on batches of images.
-
-    Attributes:
-        key: The caller's name for it.
-        strategies: What to run, as the evaluator takes it: strategies, or the entries of a comparison.
-        batches: Image indices by batch.
-        method: The evaluator's method: "run", or "samples" for pictures.
-        tries: How often its unluckiest batch was started, machines that vanished not counted; never more than it may fail.
-        errors: What each failed try said.
-        blamed: What those said that count against it: on workers that succeed with other jobs.
-        failed_s: Seconds that its failed tries took of their workers.
-    """
-
-    key: Any
-    strategies: Sequence[Any]
-    batches: Sequence[Any]
-    method: str = "run"
-    tries: int = 0
-    errors: list[str] = field(default_factory=list)
-    blamed: list[str] = field(default_factory=list)
-    failed_s: float = 0.0
-
-    @property
-    def reason(self) -> str:
-        """Why it was given up: each different error once, and whether it is quarantined because it ends workers."""
-        killed = sum(error.startswith(WORKER_DIED) for error in self.blamed)
-        errors = "; then ".join(dict.fromkeys(self.blamed or self.errors))
-        return f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
-
-
-@dataclass(eq=False)
-class Piece:
-    """Some batches of one job, for one worker.
-
-    Attributes:
-        job: Whose.
-        batches: Positions in the job's batches.
-        timed: Whether it must run where latency counts.
-        worker: Who has it, or had it last.
-        check: It shows whether its worker is sound, and its result is nobody's.
-        failures: How often it failed where that counts against its job.
-        unjudged: How often it failed where that counts against nothing.
-        losses: How often its machine vanished.
-        avoid: The workers that it failed on.
-    """
-
-    job: Job
-    batches: Sequence[int]
-    timed: bool = False
-    worker: Hashable = None
-    check: bool = False
-    failures: int = 0
-    unjudged: int = 0
-    losses: int = 0
-    avoid: set[Hashable] = field(default_factory=set)
-    alone: bool = False
-    """Whether it was given to a worker of which nothing is known, as there was no other."""
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether it failed before, so that only a proven worker may judge it."""
-        return bool(self.failures or self.unjudged)
 
 
 @dataclass(eq=False)
@@ -226,11 +153,10 @@ class Dispatcher:
         return found
 
     def _begin(self, job: Job) -> _Open:
-        whole = self._join is None or job.method != "run" or len(job.batches) < 2
+        whole = self._join is None or not job.task.is_divisible or len(job.batches) < 2
         cuts: list[Sequence[int]] = [range(len(job.batches))] if whole else [[i] for i in range(len(job.batches))]
         opened = _Open(job, deque(Piece(job, cut) for cut in cuts), left=len(cuts))
-        if self._mixed and job.method not in ("run", "costs"):
-            opened.timed = 1  # pictures may be drawn anywhere, but a cost table is of the device whose latency counts
+        opened.timed = int(self._mixed and not job.task.is_timed)  # as if one batch had run where latency counts
         self._open[id(job)] = opened
         return opened
 
@@ -275,7 +201,7 @@ class Dispatcher:
     def succeed(self, piece: Piece, result: Any) -> tuple[Job, Any] | None:
         """Note a piece's result; the job with its result when that was its last piece."""
         self._checks -= piece.check
-        if piece.job.method in JUDGED:
+        if piece.job.task.proves:
             self.health.succeeded(piece.worker)
             self.health.good = Job("good", piece.job.strategies, [piece.job.batches[i] for i in piece.batches])
         taken = self._open.get(id(piece.job))
@@ -340,7 +266,7 @@ class Dispatcher:
         if piece.check:
             self.health.unfit(piece.worker, gone=gone)
             return False
-        if piece.job.method not in JUDGED:
+        if not piece.job.task.proves:
             if gone:
                 self.health.renewed(piece.worker)
             elif poisons(error):

@@ -1,6 +1,6 @@
-"""The same search as a Ray Tune experiment: a `Searcher` and a `Trainable` for those who run Tune, and `TuneDriver`.
+"""The search for those who run Ray Tune themselves: a `Searcher` and a `Trainable`; `search.run.tune_loop` runs them for `dato search`.
 
-Steady-state: a suggestion never waits for a generation, and `reuse_actors=True` keeps a loaded pipeline from trial to trial.
+Asynchronous: a suggestion never waits for a generation, and `reuse_actors=True` keeps a loaded pipeline from trial to trial.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,23 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import MeasurerSpec
 from search.ledger import LedgerError
-from search.optimize.asynchronous import SteadyNsga2
-from search.optimize.nsga2 import Operators, Screen
+from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.evolution import Screen, Settings
+from search.optimize.operators import Operators
 from search.optimize.space import SearchSpace
-from search.optimize.winners import SearchFailed
-from search.records import UNACCELERATED, Measurement, SearchRecord
-from search.run.driver import Driver
+from search.records import Measurement
 from search.run.health import poisons
-from search.run.measurer import MeasurerFactory
+from search.run.measurer import Measurer
 
 STRATEGY = "strategy"
 """The key of a trial's config that holds its strategy as JSON."""
-_BROKEN = "the process is broken, not the strategy:"
+BROKEN = "the process is broken, not the strategy:"
+"""How the error begins that a trial's process ends with."""
 
 
 class NSGA2Search(Searcher):
-    """Suggests strategies by steady-state NSGA-II on two metrics, both lower is better.
+    """Suggests strategies by asynchronous NSGA-II on two metrics, both lower is better.
 
     A trial's config is ``{"strategy": <strategy JSON>}``. Give it to ``tune.TuneConfig(search_alg=..., max_concurrent_trials=...,
     reuse_actors=True)``. Its state is the list of what it suggested and was told, which `restore` goes through again.
@@ -66,14 +64,14 @@ class NSGA2Search(Searcher):
     ) -> None:
         super().__init__(metric=list(metrics), mode=["min", "min"])
         self.metrics = metrics
-        self._arguments: dict[str, Any] = {
-            "space": space, "population": population, "seed": seed, "operators": operators, "given": list(given), "objectives": objectives, "screen": screen,
-        }  # fmt: skip
-        self._algorithm = SteadyNsga2(**self._arguments)
+        self._settings = Settings(
+            space=space, population=population, seed=seed, operators=operators, given=list(given), objectives=objectives, screen=screen
+        )
+        self._algorithm = AsynchronousNsga2(**self._settings)
         self._events: list[tuple[str, Any]] = []
         self._strategies: dict[str, Strategy] = {}
-        self.judge: Callable[[Strategy, Mapping[str, Any]], tuple[tuple[float, ...], float]] | None = None
-        """A strategy and its trial's last result to objectives and constraint violation; None takes the two metrics and no constraints."""
+        self.judge: Callable[[Strategy, Mapping[str, Any]], tuple[tuple[float, ...] | None, float]] | None = None
+        """A strategy and its trial's last result to objectives, None for a failure, and constraint violation; without it, the two metrics count."""
         self.pending: list[Strategy] = []
         """Asked for before, without a result: suggested again first."""
         self.asked: Callable[[Strategy, str], None] | None = None
@@ -153,7 +151,7 @@ class NSGA2Search(Searcher):
 
     def _replay(self, events: Sequence[tuple[str, Any]]) -> None:
         bounds = self.bounds
-        self._algorithm, self._events, self._strategies, self.pending = SteadyNsga2(**self._arguments), [], {}, []
+        self._algorithm, self._events, self._strategies, self.pending = AsynchronousNsga2(**self._settings), [], {}, []
         self.bounds = bounds
         for kind, (trial_id, text, *told) in events:
             strategy = Strategy.from_json(text)
@@ -172,10 +170,10 @@ class NSGA2Search(Searcher):
                 self.tell(strategy, tuple(told[0]) if told[0] else None, told[1], trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"arguments": self._arguments, "metrics": self.metrics, "events": self._events, "bounds": self.bounds}
+        return {"settings": self._settings, "metrics": self.metrics, "events": self._events, "bounds": self.bounds}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        NSGA2Search.__init__(self, metrics=state["metrics"], **state["arguments"])
+        NSGA2Search.__init__(self, metrics=state["metrics"], **state["settings"])
         self.bounds = state["bounds"]
         self._replay(state["events"])
 
@@ -191,7 +189,7 @@ class StrategyTrainable(tune.Trainable):
     stays broken cannot be avoided here, as `search.engine=ray` does.
     """
 
-    def setup(self, config: dict[str, Any], factory: MeasurerFactory, deadline_s: float | None = None, known: str | None = None) -> None:
+    def setup(self, config: dict[str, Any], factory: Measurer, deadline_s: float | None = None, known: str | None = None) -> None:
         """Load once; `known` is a strategy as JSON."""
         self._measurer, self._deadline = factory.build(), deadline_s
         self._good = Strategy.from_json(known) if known else None
@@ -218,13 +216,13 @@ class StrategyTrainable(tune.Trainable):
         """Raise where the process is broken, rather than the strategy."""
         said = " ".join(f"{type(error).__name__}: {error}".split())
         if poisons(said):
-            raise RuntimeError(f"{_BROKEN} {said}") from error
+            raise RuntimeError(f"{BROKEN} {said}") from error
         if self._good is None:
             return  # nothing is known to work
         try:
             self._measurer.measure(self._good)
         except Exception as again:
-            raise RuntimeError(f"{_BROKEN} {said} (and then what had worked failed too)") from again
+            raise RuntimeError(f"{BROKEN} {said} (and then what had worked failed too)") from again
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next strategy; the pipeline stays loaded."""
@@ -236,155 +234,3 @@ class StrategyTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """There is nothing between steps."""
-
-
-class _Recorder(tune.Callback):
-    """Writes a trial's end into the ledger. Never pickled with its driver: a restored experiment has another ledger's hands."""
-
-    def __init__(self, driver: TuneDriver | None = None) -> None:
-        self._driver = driver
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_driver": None}
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self._driver and "measurement" in (trial.last_result or {}):
-            self._driver.record_result(trial.trial_id, Measurement.from_dict(json.loads(trial.last_result["measurement"])))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self._driver:
-            # A strategy's own errors are results: what is left are processes that broke or died, one after the other.
-            broken = [line.split(_BROKEN, 1)[1].strip() for line in str(trial.get_error() or "").splitlines() if _BROKEN in line]
-            what = broken[-1] if broken else "the trial's process died, or passed cluster.deadline_s"
-            self._driver.record_result(
-                trial.trial_id, Measurement(error=f"{what}; its log is in the search's folder `tune`, and search.retry_failed=true tries it again")
-            )
-
-
-class TuneDriver(Driver):
-    """Runs a search's candidates as a Tune experiment; baselines and winners as any other driver.
-
-    The ledger stays the truth: a search that is started again goes through it, then on, in a new experiment.
-
-    Args:
-        make_pool: Opens the pool for baselines and winners; closed while Tune has the machines.
-        factory: Builds a measurer in each trial's actor.
-        workers: Trials at once.
-        resources: CPUs and GPUs of each, as Tune takes them.
-        storage: Folder of Tune's own files.
-        tries: How often a failing trial is started at most.
-        deadline_s: Seconds that one trial may take.
-        callbacks: More Tune callbacks.
-        **settings: As for `Driver`, whose `pool` is made here and whose `algorithm`, fresh, only lends its arguments.
-    """
-
-    def __init__(
-        self,
-        *,
-        make_pool: Callable[[], Any],
-        factory: MeasurerFactory,
-        workers: int,
-        resources: Mapping[str, float],
-        storage: Path,
-        tries: int = 3,
-        deadline_s: float | None = None,
-        callbacks: Sequence[tune.Callback] = (),
-        **settings: Any,
-    ) -> None:
-        super().__init__(pool=None, **settings)  # type: ignore[arg-type]
-        self._make_pool, self._factory, self._workers, self._resources = make_pool, factory, workers, dict(resources)
-        self._storage, self._tries, self._deadline, self._callbacks = storage, tries, deadline_s, list(callbacks)
-        if not isinstance(self.algorithm, SteadyNsga2):
-            raise ValueError("Tune never waits for a generation: give a SteadyNsga2")
-        self._searcher = NSGA2Search(**self.algorithm.arguments)
-        self._searcher.asked, self._searcher.judge, self._searcher.ended = self._note_ask, self._judge, self._over
-        self._trials: dict[str, int] = {}
-        """Candidates' numbers by trial."""
-
-    def run(self) -> SearchRecord:
-        """Search, then promote and validate. A pool is open for what is not candidates, and closed while Tune has the machines."""
-        for watcher in self.watchers:
-            watcher.started(self.record)
-        self._began = time.monotonic()
-        self._with_pool(self._prepare)
-        self._search()
-        self._with_pool(self._finish)
-        return self.record
-
-    def _search(self) -> None:
-        self._searcher.bounds = self._bounds()
-        self._replay_ledger()
-        missing = min(self.plan.generations * self.plan.population, self.plan.max_candidates or 10**9) - len(self.record.results)
-        if missing > 0 and (self._searcher.pending or not self._over()):
-            self._tune(missing)
-        self._close_if_full()  # raises where nothing succeeded
-
-    def _judge(self, strategy: Strategy, result: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
-        m = self._with_latency(strategy, Measurement.from_dict(json.loads(result["measurement"])))
-        return self.plan.objectives.values(m), self._violation(m)
-
-    def _with_pool(self, action: Callable[[], None]) -> None:
-        if self.record.finished:
-            return
-        self.pool = self._make_pool()
-        try:
-            action()
-        finally:
-            self.pool.close()
-
-    def _replay_ledger(self) -> None:
-        """Bring the searcher to where the ledger stands: asks and results in the order in which they were written."""
-        for event, number in list(self.record.events):
-            strategy = self.record.candidates[number].strategy
-            if event == "ask":
-                self._searcher.recall(strategy)
-                self._numbers[strategy.digest] = number
-            else:
-                m = self.record.as_told(number)
-                self._searcher.recall_result(strategy, self._objectives(m), self._violation(m))
-
-    def _tune(self, trials: int) -> None:
-        # Tune's own handler ends an interrupted experiment as if it were complete.
-        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-        factory = replace(self._factory, plain=self._plain) if isinstance(self._factory, MeasurerSpec) else self._factory
-        known = self.baselines[UNACCELERATED].to_json()
-        measuring = tune.with_parameters(StrategyTrainable, factory=factory, deadline_s=self._deadline, known=known)
-        trainable = tune.with_resources(measuring, self._resources)
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=self._searcher,
-                num_samples=trials,
-                max_concurrent_trials=self._workers,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-                trial_name_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=f"from-{len(self.record.results)}",
-                storage_path=str(self._storage),
-                failure_config=tune.FailureConfig(max_failures=self._tries - 1),
-                callbacks=[_Recorder(self), *self._callbacks],
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-        if not self.record.results:
-            raise SearchFailed(f"no trial ended; what Tune says is in {self._storage}")
-
-    def _over(self) -> bool:
-        """Whether a limit of the plan is reached, or the first candidates have all failed."""
-        return self._all_failed() or self._ended(len(self.record.candidates))
-
-    def _note_ask(self, strategy: Strategy, trial_id: str) -> None:
-        number = self._numbers.get(strategy.digest, len(self.record.candidates))
-        self._trials[trial_id] = self._note(number, strategy, self._searcher.parents(strategy)).number
-
-    def record_result(self, trial_id: str, measurement: Measurement) -> None:
-        """Write down a trial's measurement, and each generation's worth of them."""
-        candidate = self.record.candidates[self._trials[trial_id]]
-        self.ledger.result(candidate.number, self._with_interval(self._with_latency(candidate.strategy, measurement)))
-        for watcher in self.watchers:
-            watcher.measured(self.record, candidate)
-        if len(self.record.results) % self.plan.population == 0:
-            self._close_generation(len(self.record.results) // self.plan.population - 1)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol, Shard, paired
-from search.ledger import Ledger
+from search.evaluate.measure import paired
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shards import Shard
 from search.metrics.similarity import PlainFeatures, with_distance
 from search.optimize.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
-from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord, Winner
-from search.run.settings import SearchPlan
+from search.records import UNACCELERATED, Candidate, Measurement, Winner
+from search.run.in_turn import run_in_turn
+from search.run.pools import Pool
+from search.run.recorder import Recorder
 
 AT_ONCE = 4
 """Candidates for `fastest` that are checked beside one run of the unaccelerated pipeline, which costs more than all of them."""
-Compare = Callable[[Mapping[str, Strategy], Sequence[Sequence[int]]], tuple[dict[str, list[Shard]], dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -31,34 +32,17 @@ class Validation:
     """Chooses winners and checks them on images that chose nothing; what the ledger holds is not measured again.
 
     Args:
-        ledger: Open for writing.
-        plan: Tolerance, speedups and the limit of fresh images.
+        recorder: Of the search's ledger and plan: tolerance, speedups and the limit of fresh images.
         protocol: How a candidate is measured.
-        unaccelerated: The strategy that everything is compared with.
-        compare: Runs named strategies in turn on the same batches: shards by name, and errors by name of those that fail.
-        measure: Shards of one strategy to its measurement.
+        pool: Where.
         say: Told what is being checked.
     """
 
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        plan: SearchPlan,
-        protocol: Protocol,
-        unaccelerated: Strategy,
-        compare: Compare,
-        measure: Callable[[Sequence[Shard]], Measurement],
-        say: Callable[[str], None] = lambda _line: None,
-    ) -> None:
-        self._ledger, self._plan, self._protocol, self._plain_strategy = ledger, plan, protocol, unaccelerated
-        self._compare, self._measure, self._say = compare, measure, say
+    def __init__(self, recorder: Recorder, protocol: EvaluationProtocol, pool: Pool, say: Callable[[str], None] = lambda _line: None) -> None:
+        self._ledger, self._plan, self._measure, self._record = recorder.ledger, recorder.plan, recorder.measure, recorder.record
+        self._protocol, self._pool, self._say = protocol, pool, say
         self._made: dict[int, _Made] = {}
         """What this process has of each candidate: more images are added to it."""
-
-    @property
-    def _record(self) -> SearchRecord:
-        return self._ledger.record
 
     def run(self) -> None:
         """Choose, check and write down the winners. Raises `SearchFailed` where nothing could be measured or fresh images fail."""
@@ -111,8 +95,8 @@ class Validation:
         have = {self._made[n].images if n in self._made else 0 for n in due}
         begin = have.pop() if len(have) == 1 else 0
         self._say(f"checking {len(due)} candidate{'s' if len(due) > 1 else ''} on fresh images {begin + 1} to {images}")
-        named = {UNACCELERATED: self._plain_strategy, **{str(n): s for n, s in due.items()}}
-        shards, errors = self._compare(named, self._protocol.batches(fresh=True, first=begin, last=images))
+        named = {UNACCELERATED: self._record.baselines[UNACCELERATED][0].strategy, **{str(n): s for n, s in due.items()}}
+        shards, errors = run_in_turn(self._pool, named, self._protocol.batches(fresh=True, first=begin, last=images))
         if UNACCELERATED in errors:
             raise SearchFailed(f"the unaccelerated pipeline itself fails on fresh images: {errors[UNACCELERATED]}; run the same command again")
         beside: Measurement | None = None

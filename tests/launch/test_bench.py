@@ -76,7 +76,12 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "unet", "dtype=int8"], "dtype is 'int8'; allowed are float32"),
         (["bench", "scale", "modes=fast"], "modes holds fast; allowed are generational, sharded, steady, steady-sharded, tune"),
         (["bench", "scale", "workers=1,2,3", "seconds=1,2"], "seconds is 1,2; give one number, or one for each of workers=1,2,3"),
-        (["bench", "unet", "rounds=0"], "rounds is 0; give at least 1"),
+        (["bench", "unet", "rounds=0"], "rounds is 0; give an integer of at least 1"),
+        (["bench", "cost", "batch=many"], "batch is 'many'; give an integer of at least 1"),
+        (["bench", "latency", "load=-1"], "load is -1; give an integer of at least 0"),
+        (["bench", "scale", "mean_s=0"], "mean_s is 0; give a number above 0"),
+        (["bench", "scale", "workers=1,-8"], "workers is '1,-8'; give an integer of at least 1, at most 1,000,000,000, or several, such as workers=1,8,64"),
+        (["bench", "intervals", "make=perhaps"], "make is 'perhaps'; give true or false"),
         (["strategies", "geometry=sd15", "calls=7"], "calls is '7'; allowed are 51, 50"),
     ):
         assert main(arguments) == 2

@@ -121,7 +121,7 @@ def test_the_finished_search_is_shown_again_without_work(finished: tuple[Path, s
 def test_with_recorded_latencies_the_search_repeats_exactly(finished: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = finished
     first = read_ledger(only_search(folder) / "ledger.jsonl")
-    done = dato(tmp_path, "search", *SHORT, f"replay_latency={only_search(folder)}", "mlflow.enabled=false")
+    done = dato(tmp_path, "search", *SHORT, f"latency_from={only_search(folder)}", "mlflow.enabled=false")
     assert done.returncode == 0, done.stderr
     again = read_ledger(only_search(tmp_path) / "ledger.jsonl")
     assert again.candidates == first.candidates
@@ -135,9 +135,9 @@ def test_workers_that_would_wait_are_told_of() -> None:
     said = waiting_workers(SearchPlan(generations=2, population=10), 11)
     assert said
     assert "11 workers share generations of 10 candidates" in said
-    assert "search.mode=steady" in said
+    assert "search.mode=asynchronous" in said
     assert waiting_workers(SearchPlan(generations=2, population=10), 10) is None
-    assert waiting_workers(SearchPlan(generations=2, population=10, mode="steady"), 64) is None
+    assert waiting_workers(SearchPlan(generations=2, population=10, mode="asynchronous"), 64) is None
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_continues(tmp_path: Path) -> 
     other = dato(tmp_path, *arguments, "cluster.threads=2")
     assert other.returncode == 2, other.stdout + other.stderr
     assert "and its workers are now" in other.stderr
-    assert "they do not compare. Go on with cluster.threads and machines as before, or search anew with restart=true" in other.stderr
+    assert "they do not compare. Go on with cluster.threads and machines as before, or search anew with fresh_start=true" in other.stderr
     assert _results(tmp_path) == before
     done = dato(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -191,7 +191,7 @@ def _results(folder: Path) -> list[str]:
         (["search", "mlflow.children=some"], "allowed are all, front and none"),
         (["search", "data=folder"], "data.prompts"),
         (["search", "protocol.images=1"], "protocol.images is 1"),
-        (["search", "replay_latency=/nowhere"], "holds no ledger.jsonl"),
+        (["search", "latency_from=/nowhere"], "holds no ledger.jsonl"),
         (["search", "output=/dev/null/x"], "set output to a folder that you may write"),
         (["report"], "needs folder=..."),
         (["report", "folder=/nowhere"], "holds no ledger.jsonl"),

@@ -55,7 +55,7 @@ def test_an_unreachable_address_is_one_message(tmp_path: Path, capsys: pytest.Ca
         (["cluster=ray", "cluster.workers=0"], "give at least 1, or null for as many as there is room for"),
         (["cluster.min_workers=3"], "cluster.min_workers is 3; give 1 to 2"),
         (["cluster.cpus=-1"], "cluster.cpus is -1; give a number of at least 0"),
-        (["cluster.code=copied"], "cluster.code is 'copied'; allowed are installed and ship"),
+        (["cluster.code=copied"], "cluster.code is 'copied'; allowed are installed and upload"),
         (["mlflow.uri=postgresql://me:secret@db/x"], "mlflow.uri holds a password"),
     ],
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from dato.strategy import Strategy
 from search.ledger import read_ledger
@@ -39,6 +40,21 @@ def dato(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-un
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["cluster.gpus=1"], ["1 asked for with 1 CPUs and 1 GPUs each, room for 0", "cluster.wait_for_nodes_s", "dato doctor"]),
+        (["cluster.latency_device=H100"], ["cluster.latency_device is 'H100', and no worker has such a device"]),
+    ],
+)
+def test_an_evaluation_looks_at_its_workers_as_a_search_does(words: list[str], named: list[str], dato, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    assert dato("evaluate", *SHORT, "cluster.workers=1", *words) == 1
+    said = capsys.readouterr().err
+    assert all(n in said for n in named), said
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
 def test_an_evaluation_over_ray_is_a_table_and_continues(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "DATO_CACHE": str(tmp_path / "cache")}
 
@@ -59,7 +75,7 @@ def test_an_evaluation_over_ray_is_a_table_and_continues(tmp_path: Path) -> None
     assert all(r["images"] == 6 and r["error"] is None for r in found["results"])
     assert found["reference_images"] == 500
     assert (folder / "samples.png").is_file()
-    files = sorted(folder.glob("shards/*/*.npz"))
+    files = sorted(folder.glob("shards/*.safetensors"))
     assert len(files) == 7 * 3
     files[0].unlink()
     times = {f: f.stat().st_mtime_ns for f in files[1:]}
@@ -148,9 +164,9 @@ def test_figures_are_one_page(dato, tmp_path: Path) -> None:  # type: ignore[no-
         (["evaluate", "evaluation.metrics=['feature distance']"], "evaluation.metrics holds 'feature distance'; allowed are psnr"),
         (["evaluate", "evaluation.shard=0"], "evaluation.shard is 0"),
         (["evaluate", "evaluation.quoted=table9"], "allowed are 'table1/imagenet/sd15'"),
-        (["evaluate", "evaluation.edit={strong: 1}"], "has the wrong type or name"),
+        (["evaluate", "evaluation.edit={strong: 1}"], "evaluation.edit is {'strong': 1}"),
         (["evaluate", "strategy=[nowhere]"], "nowhere"),
-        (["evaluate", "strategy=5"], "strategy is 5; give a list of names"),
+        (["evaluate", "strategy=5"], "cannot read a strategy from '5'"),
         (["evaluate", "rivals.tomesd=[0.9]"], "merge_ratio is 0.9"),
         (["evaluate", "experiment=none"], "none"),
         (["ablate", "table=9"], "it takes one table=, of 3, 4, source"),

@@ -48,13 +48,13 @@ def test_the_settings_are_the_papers(name: str, steps: int, guidance: float, sid
     assert evaluation["evaluation"]["images"] == images
     assert evaluation["protocol"]["features"] == "inception"
     assert compose_config("evaluate", [f"experiment={name}", "model.steps=30", *paths_of(name)])["model"]["steps"] == 30
-    spec = build_evaluation("evaluate", [f"experiment={name}", *paths_of(name)]).spec
+    spec = build_evaluation("evaluate", compose_config("evaluate", [f"experiment={name}", *paths_of(name)])).spec
     assert spec.protocol.images == images
     assert (spec.edit is not None) == (name == "sd15_img2img")
 
 
 def test_searches_on_sdxl_know_where_ratios_have_no_effect() -> None:
-    assert tuple(build(compose_config("search", ["experiment=sdxl_coco", *PATHS["coco"]])).space.inert) == (0, 1)
+    assert tuple(build(compose_config("search", ["experiment=sdxl_coco", *PATHS["coco"]])).space.depths_without_pruning) == (0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ VALUES = [
 ]  # fmt: skip
 KEYS = [
     "seed", "output", "model", "model.path", "model.steps", "model.scheduler", "model.device", "model.dtype", "model.height", "data", "data.kind", "protocol.images", "protocol.fidelities",
-    "protocol.features", "space.depths", "space.ratios", "space.frozen", "space.fixed_depths", "space.fixed_ratios", "space.group", "search.population", "search.generations", "search.warm_start",
-    "search.max_fid", "search.mode", "mlflow.uri", "mlflow.enabled", "registry.name", "cluster.workers", "cluster.threads", "cluster.address", "experiment", "replay_latency", "hydra.run.dir",
+    "protocol.features", "space.depths", "space.ratios", "space.frozen", "space.fixed_depths", "space.fixed_ratios", "space.steps_per_gene", "search.population", "search.generations", "search.warm_start",
+    "search.max_fid", "search.mode", "mlflow.uri", "mlflow.enabled", "registry.name", "cluster.workers", "cluster.threads", "cluster.address", "experiment", "latency_from", "hydra.run.dir",
 ]  # fmt: skip
 
 

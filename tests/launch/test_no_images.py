@@ -16,7 +16,7 @@ from launch.config import build, compose_config
 from launch.doctor import check_inception, check_time
 from launch.estimate import Workload, search_workload
 from launch.preflight import needed_paths
-from launch.view import SearchView
+from launch.terminal import SearchView
 from search.embedded.digits import prompt
 from search.evaluate.pipelines import EMBEDDED
 from search.ledger import Ledger, read_ledger
@@ -24,7 +24,7 @@ from search.publish.strategies import winner_strategies
 from search.run.own_reference import FILE
 
 DIGITS = "\n".join(prompt(i % 10, i // 10) for i in range(40))
-SHORT = ["data.references=40", "model.steps=4", "protocol.batch=10", "protocol.interval_groups=4"]
+SHORT = ["data.num_reference_images=40", "model.steps=4", "protocol.batch=10", "protocol.interval_groups=4"]
 HERE = [f"model.path={EMBEDDED}", "model.dtype=float32", "model.height=null", "model.width=null", "model.guidance=3", "model.device=cpu", "protocol.features=embedded"]
 """The small model in the place of Stable Diffusion v1.5, which is not at hand."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from dato.strategy import Strategy
 from launch.__main__ import main
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -92,7 +93,7 @@ def test_a_server_that_is_away_stops_no_search_and_sync_says_what_to_do(
                 ledger=ledger,
                 algorithm=Nsga2(space=SearchSpace(steps=8), population=4, seed=0),
                 plan=SearchPlan(generations=2, population=4),
-                protocol=Protocol(images=4, batch=4),
+                protocol=EvaluationProtocol(images=4, batch=4),
                 pool=InProcessPool(ToyEvaluator()),
                 measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
                 baselines={UNACCELERATED: Strategy.full(8)},
@@ -142,3 +143,17 @@ def test_the_registry_of_an_unknown_address_is_refused(command: str, words: list
     toy = make_search(tmp_path / "toy")
     assert main([command, *(w.format(toy=toy) for w in words), "to=registry", "uri=foo://x"]) == 2
     assert "uri is 'foo://x', which is no MLflow address; give a server" in capsys.readouterr().err
+
+
+def test_a_search_that_runs_is_not_synced_beside_itself(database: str, make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_search(tmp_path / "toy", stop="running")
+    record = read_ledger(folder / "ledger.jsonl")
+    ledger = Ledger(folder / "ledger.jsonl", record.search_id, record.config, record.environment)
+    try:
+        assert main(["sync", f"folder={folder}", f"uri={database}"]) == 1
+        said = capsys.readouterr().err
+        assert "ledger.jsonl is in use by another dato search" in said
+        assert not Path("/proc/locks").exists() or f"process {os.getpid()}" in said
+    finally:
+        ledger.close()
+    assert main(["sync", f"folder={folder}", f"uri={database}"]) == 0

@@ -7,7 +7,9 @@ from dato import Strategy
 from search.embedded import digits
 from search.embedded.check import DIGITS, MODEL, fit_judge, judge, make_images
 from search.embedded.features import load_digit_features
-from search.evaluate.evaluator import EvaluatorSpec, Protocol, groups_of, reference
+from search.evaluate.evaluator import EvaluatorSpec
+from search.evaluate.measure import load_metrics
+from search.evaluate.protocol import EvaluationProtocol
 
 PACKAGE = Path(digits.__file__).parent
 
@@ -59,12 +61,14 @@ def test_images_are_of_the_digit_in_their_prompt() -> None:
 def test_pruned_images_alone_or_in_a_batch_have_one_quality() -> None:
     """Near-ties between tokens may flip with the batch: FID must not move by more than its own uncertainty."""
     strategy = Strategy.uniform(20, 3, prune_ratio=0.5)
-    spec = EvaluatorSpec(model=MODEL, data=DIGITS, protocol=Protocol(), threads=1)
-    evaluator, fid = spec.build(), reference(spec)[0]
+    spec = EvaluatorSpec(model=MODEL, data=DIGITS, protocol=EvaluationProtocol(), threads=1)
+    evaluator, metrics = spec.build(), load_metrics(spec)
+    fid = metrics.fid
+    assert fid is not None
     features = []
     for size in (20, 4):
         (shard,) = evaluator.run([strategy], [list(range(i, i + size)) for i in range(0, 100, size)])
         features.append(shard.features)
-    first = fid.value(features[0], groups_of(spec))
+    first = fid.value(features[0], metrics.groups)
     assert first.low < fid(features[1]) < first.high
     assert abs(first.value - fid(features[1])) < (first.high - first.low) / 4

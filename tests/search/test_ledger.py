@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dato.strategy import Strategy
+from search import old_names
 from search.ledger import Ledger, LedgerError, read_ledger, set_aside
 from search.records import Candidate, Measurement
 
@@ -155,3 +156,19 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
         with pytest.raises(LedgerError, match="free some space"):
             ledger.ask(CANDIDATE)
     assert 0 not in ledger.record.candidates
+
+
+def test_the_kept_search_of_an_earlier_version_is_read_by_the_names_of_this_one() -> None:
+    path = Path(__file__).parents[2] / "analysis/results/search/ledger.jsonl"
+    wrote, config = json.loads(path.read_text().splitlines()[0])["config"], read_ledger(path).config
+    assert wrote["search"]["promoted_ranks"] == config["search"]["promote_ranks"]
+    assert wrote["cluster"]["deadline_s"] == config["cluster"]["batch_timeout_s"]
+    assert wrote["restart"] is config["fresh_start"]
+    names = {f"{section}.{key}" if isinstance(keys, dict) else section for section, keys in config.items() for key in (keys if isinstance(keys, dict) else [""])}
+    assert not names & set(old_names.KEYS)
+    assert config["model"] == wrote["model"], "what was not renamed is as it was"
+
+
+def test_old_values_have_new_names_too() -> None:
+    found = old_names.by_current_names({"search": {"mode": "steady", "operators": "steady"}, "cluster": {"code": "ship"}})
+    assert found == {"search": {"mode": "asynchronous", "operators": "steady"}, "cluster": {"code": "upload"}}

@@ -96,7 +96,7 @@ def test_synset_folders(imagenet: Path) -> None:
     assert sorted(data.prompts) == ["a photo of a goldfish", "a photo of a great white shark", "a photo of a tench"]
     assert len(data.paths) == 6
     assert {p.parent.name for p in data.paths[:3]} == {TENCH, FISH, SHARK}
-    assert len({p.parent.name for p in Data(spec("imagenet", images=str(imagenet), references=3)).paths}) == 3
+    assert len({p.parent.name for p in Data(spec("imagenet", images=str(imagenet), num_reference_images=3)).paths}) == 3
     assert data.prompt(FRESH_OFFSET) in data.prompts
     assert data.real(0).shape == (3, 20, 30)
     assert Data(spec("imagenet", images=str(imagenet), template="{}, sharp")).prompts[0].endswith(", sharp")
@@ -135,7 +135,7 @@ def test_bad_imagenet_is_refused(tmp_path: Path, imagenet: Path) -> None:
     labels.write_text(f"index,synset,name\n0,{TENCH},tench\n")
     message("2 synsets that the class file does not name, such as n01443537", classes=str(labels))
     message("data.template is 'a photo'", template="a photo")
-    message("data.references is 7, but only 6 real images", references=7)
+    message("data.num_reference_images is 7, but only 6 real images", num_reference_images=7)
 
 
 def test_the_shipped_classes() -> None:
@@ -160,7 +160,7 @@ def test_coco_gives_one_caption_an_image(coco: dict[str, str]) -> None:
     assert sorted(data.prompts) == ["caption 96 of 9", "caption 97 of 6", "caption 98 of 4"]
     assert [p.name for p in data.paths] == ["000000000004.jpg", "000000000006.jpg", "000000000009.jpg"]
     assert Data(spec("coco", **coco, count=2)).prompts == data.prompts[:2]
-    assert len(Data(spec("coco", **coco, references=2)).paths) == 2
+    assert len(Data(spec("coco", **coco, num_reference_images=2)).paths) == 2
 
 
 def test_bad_coco_is_refused(tmp_path: Path, coco: dict[str, str]) -> None:
@@ -182,13 +182,13 @@ def test_bad_coco_is_refused(tmp_path: Path, coco: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("web", {}, "allowed are 'digits', 'folder', 'imagenet', 'coco'"),
+        ("web", {}, "data.kind is 'web'; allowed are digits, folder, imagenet, coco and prompts"),
         ("coco", {}, r"needs data.captions .* and data.images"),
         ("folder", {"prompts": "p"}, "needs data.prompts .* and data.images"),
         ("digits", {"images": "x"}, "data.images is 'x', which data of kind 'digits' does not have; set it to None"),
         ("coco", {"template": "{}"}, "which data of kind 'coco' does not have"),
-        ("imagenet", {"images": "x", "on_unreadable": "ignore"}, "allowed are 'fail' and 'skip'"),
-        ("imagenet", {"images": "x", "references": 1}, "data.references is 1; give an integer of at least 2"),
+        ("imagenet", {"images": "x", "on_unreadable": "ignore"}, "data.on_unreadable is 'ignore'; allowed are fail and skip"),
+        ("imagenet", {"images": "x", "num_reference_images": 1}, "data.num_reference_images is 1; give an integer of at least 2"),
         ("coco", {"images": "x", "captions": "y", "count": "all"}, "data.count is 'all'"),
     ],
 )
@@ -247,13 +247,13 @@ def test_statistics_in_place_of_images(tmp_path: Path) -> None:
 
 @real
 def test_real_imagenet_photographs() -> None:
-    data = Data(spec("imagenet", images=str(REAL), references=40, image_size=64))
+    data = Data(spec("imagenet", images=str(REAL), num_reference_images=40, image_size=64))
     batches = list(data.reference(batch=16))
     assert [len(b) for b in batches] == [16, 16, 8]
     assert data.unreadable == []
     assert len(data.prompts) == 500
     assert len(set(p.parent.name for p in data.paths)) == 40
-    as_they_are = Data(spec("imagenet", images=str(REAL), references=40))
+    as_they_are = Data(spec("imagenet", images=str(REAL), num_reference_images=40))
     assert sum(len(b) for b in as_they_are.reference()) == 40
     assert Moments.stream(extract(load_features("embedded"), [b]) for b in batches).count == 40
 

@@ -1,4 +1,4 @@
-"""Entries compared on the embedded model: stored by shard, continued, and judged."""
+"""Variants compared on the embedded model: kept by shard, continued, and compared with the unaccelerated one."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from analysis.tables import comparison_table, equal_latency_block
-from dato import baselines
-from dato.baselines import Baseline
 from dato.options import Options
 from dato.strategy import Strategy
 from search.data.datasets import DataSpec
-from search.evaluate.compare import ComparisonSpec, Edit, EntryShard
-from search.evaluate.evaluator import Protocol
+from search.evaluate.edit import Edit
+from search.evaluate.evaluator import EvaluatorSpec
+from search.evaluate.measure import Metrics
 from search.evaluate.pipelines import ModelSpec
-from search.evaluate.results import Metrics, Result, at_equal_latency, at_speedups, fid_by_images, judge, speedup
-from search.evaluate.variants import Entry, EntryError, rival_entries, strategy_entries, unique
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.results import Result, at_equal_latency, at_speedups, compare_to_plain, fid_by_images, speedup
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
+from search.evaluate.variants import Variant, VariantError, rival_variants, strategy_variants, unique
 from search.metrics.intervals import Groups, Value
 from search.metrics.moments import Moments
 from search.metrics.quality import Fid
-from search.run.compared_shards import ShardStore, compare
-from search.run.pools import InProcessPool
+from search.run.comparison import compare, kept
+from search.run.pools import InProcessPool, Job
 
 STEPS = 4
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=STEPS, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
-SPEC = ComparisonSpec(model=MODEL, data=DIGITS, protocol=Protocol(images=4, batch=2, interval_groups=2))
+SPEC = EvaluatorSpec(MODEL, DIGITS, EvaluationProtocol(images=4, batch=2, interval_groups=2, similarity=()))
 SHARDS = [[b] for b in SPEC.protocol.batches()]
 
 
@@ -39,45 +42,44 @@ def pool() -> InProcessPool:
     return InProcessPool(SPEC)
 
 
-def entry(name: str, strategy: Strategy, options: Options | None = None) -> Entry:
-    return Entry(name=name, baseline=Baseline(name=name, steps=STEPS, strategy=strategy), options=options or Options())
+PLAIN = Variant.unaccelerated(STEPS)
+CACHED = Variant.of(Strategy.uniform(STEPS, 2, prune_ratio=0.5), "cached")
 
 
-PLAIN = Entry(name="unaccelerated", baseline=baselines.plain(STEPS), family="plain")
-CACHED = entry("cached", Strategy.uniform(STEPS, 2, prune_ratio=0.5))
+def kept_of(store: ShardStore, *variants: Variant) -> dict[str, list[Shard]]:
+    return {v.digest: kept(store, v, 2) for v in variants}
 
 
 def test_what_is_there_is_not_computed_again(pool: InProcessPool, tmp_path: Path) -> None:
     lines: list[str] = []
-    entries = [PLAIN, CACHED]
-    assert compare(pool, entries, SHARDS, ShardStore(tmp_path, "first"), lines.append) == {}
-    files = sorted(tmp_path.rglob("*.npz"))
+    variants = [PLAIN, CACHED]
+    assert compare(pool, variants, SHARDS, ShardStore(tmp_path, "first"), lines.append) == {}
+    files = sorted(tmp_path.rglob("*.safetensors"))
     assert len(files) == 4
     before = {f: f.stat().st_mtime_ns for f in files}
-    assert compare(pool, entries, SHARDS, ShardStore(tmp_path, "second"), lines.append) == {}
+    assert compare(pool, variants, SHARDS, ShardStore(tmp_path, "second"), lines.append) == {}
     assert {f: f.stat().st_mtime_ns for f in files} == before
-    assert lines[-1] == "2 entries, 2 shards, of which 2 are there already"
-    lost = ShardStore(tmp_path, "").path(CACHED, 1)
+    assert lines[-1] == "2 variants, 2 shards, of which 2 are there already"
+    lost = ShardStore(tmp_path).path(CACHED.digest, 1)
     lost.write_bytes(lost.read_bytes()[:100])  # a copy that was cut short
-    whole = ShardStore(tmp_path, "").load(PLAIN, 1)
-    compare(pool, entries, SHARDS, ShardStore(tmp_path, "third"), lines.append)
+    compare(pool, variants, SHARDS, ShardStore(tmp_path, "third"), lines.append)
     assert [f for f in files if f.stat().st_mtime_ns != before[f]] == [lost]
-    again = ShardStore(tmp_path, "").load(CACHED, 1)
-    assert again is not None and whole is not None
-    assert (again[1], whole[1]) == ("third", "first")
-    assert again[0].indices == [2, 3]
+    shards = kept_of(ShardStore(tmp_path), PLAIN, CACHED)
+    assert [s.session for s in shards[PLAIN.digest]] == ["first", "first"]
+    assert [s.session for s in shards[CACHED.digest]] == ["first", "third"]
+    assert shards[CACHED.digest][1].indices == [2, 3]
 
 
-def test_a_failing_entry_is_a_row_and_its_neighbours_go_on(pool: InProcessPool, tmp_path: Path) -> None:
-    bad = entry("bad", Strategy.uniform(STEPS, 2, prune_ratio=0.5), Options(layers=("nowhere",)))
+def test_a_failing_variant_is_a_row_and_its_neighbours_go_on(pool: InProcessPool, tmp_path: Path) -> None:
+    bad = Variant.of(Strategy.uniform(STEPS, 2, prune_ratio=0.5), "bad", Options(layers=("nowhere",)))
     store = ShardStore(tmp_path, "now")
     errors = compare(pool, [PLAIN, bad, CACHED], SHARDS, store, lambda _line: None)
     assert list(errors) == ["bad"]
     assert "no self-attention layer" in errors["bad"]
-    assert store.load(CACHED, 1) is not None
-    shards = {e.digest: [s for k in (0, 1) if (s := store.load(e, k))] for e in (PLAIN, CACHED)}
+    shards = kept_of(store, PLAIN, CACHED)
+    assert [len(found) for found in shards.values()] == [2, 2]
     metrics = Metrics(names=("fid",), groups=Groups(most=4), fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
-    plain, failed, cached = judge([PLAIN, bad, CACHED], shards, metrics, errors)
+    plain, failed, cached = compare_to_plain([PLAIN, bad, CACHED], shards, metrics, errors)
     assert failed.error is not None
     assert plain.speedup.value == 1
     assert plain.differences == {}
@@ -88,45 +90,53 @@ def test_a_failing_entry_is_a_row_and_its_neighbours_go_on(pool: InProcessPool, 
     assert "left_out" not in str(cached.to_dict())
 
 
+def test_an_error_stays_in_its_shard_unless_nothing_works(pool: InProcessPool) -> None:
+    bad, worse = (Variant.of(Strategy.uniform(STEPS, 2, prune_ratio=0.5), name, Options(layers=("nowhere",))) for name in ("bad", "worse"))
+    jobs = [Job(0, [bad, CACHED], SHARDS[0]), Job(1, [bad], SHARDS[0]), Job(2, [bad, worse], SHARDS[0])]
+    (beside, found), (alone, nothing), (both, neither) = pool.map(jobs)
+    assert "no self-attention layer" in found[0].error
+    assert (found[1].error, found[1].indices) == (None, [0, 1])
+    assert beside.errors == []
+    assert nothing is neither is None
+    assert all("no self-attention layer" in job.errors[0] for job in (alone, both))
+
+
 def test_an_image_does_not_depend_on_its_shard(pool: InProcessPool, tmp_path: Path) -> None:
-    one, two = ShardStore(tmp_path / "1", ""), ShardStore(tmp_path / "2", "")
+    one, two = ShardStore(tmp_path / "1"), ShardStore(tmp_path / "2")
     compare(pool, [CACHED], SHARDS, one, lambda _line: None)
     compare(pool, [CACHED], [[[3], [0, 1, 2]]], two, lambda _line: None)
-    by_shards = torch.cat([s[0].features for k in (0, 1) if (s := one.load(CACHED, k))])
-    together = two.load(CACHED, 0)
-    assert together is not None
-    torch.testing.assert_close(together[0].features[[1, 2, 3, 0]], by_shards, rtol=0.05, atol=0.05)
+    by_shards = torch.cat([s.features for s in kept(one, CACHED, 2)])
+    (together,) = kept(two, CACHED, 1)
+    torch.testing.assert_close(together.features[[1, 2, 3, 0]], by_shards, rtol=0.05, atol=0.05)
 
 
 def test_rivals_and_token_merging_leave_no_trace(pool: InProcessPool, tmp_path: Path) -> None:
-    rivals = rival_entries(STEPS, {"fewer_steps": ["DDIM-2", "DPM++-2"], "tomesd": [0.5], "deepcache": [2], "naive": [[2, 0.5]]})
+    rivals = rival_variants(STEPS, {"fewer_steps": ["DDIM-2", "DPM++-2"], "tomesd": [0.5], "deepcache": [2], "naive": [[2, 0.5]]})
     assert [(e.name, e.family) for e in rivals] == [
         ("unaccelerated", "plain"), ("DDIM-2", "fewer"), ("DPM++-2", "fewer"), ("ToMeSD, 0.5", "tomesd"),
         ("DeepCache, every 2", "deepcache"), ("DeepCache, every 2 + ToMeSD, 0.5", "naive"),
     ]
-    store, again = ShardStore(tmp_path / "a", ""), ShardStore(tmp_path / "b", "")
+    store, again = ShardStore(tmp_path / "a"), ShardStore(tmp_path / "b")
     assert compare(pool, rivals, SHARDS[:1], store, lambda _line: None) == {}
     compare(pool, rivals[:1], SHARDS[:1], again, lambda _line: None)
-    features = {e.name: s[0].features for e in rivals if (s := store.load(e, 0))}
-    plain = again.load(rivals[0], 0)
-    assert plain is not None and torch.equal(plain[0].features, features["unaccelerated"])
+    features = {v.name: kept(store, v, 1)[0].features for v in rivals}
+    (plain,) = kept(again, rivals[0], 1)
+    assert torch.equal(plain.features, features["unaccelerated"])
     assert all(not torch.equal(features["unaccelerated"], f) for name, f in features.items() if name != "unaccelerated")
 
 
 def test_images_are_compared_with_the_unaccelerated_ones_of_their_batch(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, metrics=("fid", "psnr", "ssim"))
     pool = InProcessPool(spec)
-    store, alone = ShardStore(tmp_path / "a", ""), ShardStore(tmp_path / "b", "")
+    store, alone = ShardStore(tmp_path / "a"), ShardStore(tmp_path / "b")
     compare(pool, [PLAIN, CACHED], SHARDS, store, lambda _line: None)
-    compare(pool, [CACHED], SHARDS, alone, lambda _line: None)  # as when the unaccelerated entry was done before
-    shards = {e.digest: [s for k in (0, 1) if (s := store.load(e, k))] for e in (PLAIN, CACHED)}
-    assert all(s.scores == {} for s, _ in shards[PLAIN.digest])
-    for k, (shard, _) in enumerate(shards[CACHED.digest]):
-        again = alone.load(CACHED, k)
-        assert again is not None
-        assert all(torch.equal(shard.scores[name], again[0].scores[name]) for name in ("psnr", "ssim"))
+    compare(pool, [CACHED], SHARDS, alone, lambda _line: None)  # as when the unaccelerated one was done before
+    shards = kept_of(store, PLAIN, CACHED)
+    assert all(s.scores == {} for s in shards[PLAIN.digest])
+    assert [list(s.scores) for s in shards[CACHED.digest]] == [["psnr", "ssim"]] * 2
+    assert [s.scores for s in kept(alone, CACHED, 2)] == [s.scores for s in shards[CACHED.digest]]
     metrics = Metrics(names=spec.metrics, groups=Groups(most=2), fid=Fid(torch.randn(100, 32, generator=torch.Generator().manual_seed(0))))
-    plain, cached = judge([PLAIN, CACHED], shards, metrics, {})
+    plain, cached = compare_to_plain([PLAIN, CACHED], shards, metrics, {})
     assert list(plain.metrics) == ["fid"]
     assert list(cached.metrics) == ["fid", "psnr", "ssim", "feature distance"]
     assert list(cached.differences) == ["fid"]
@@ -143,7 +153,7 @@ def test_images_are_compared_with_the_unaccelerated_ones_of_their_batch(tmp_path
 def test_image_to_image_starts_from_the_models_own_images(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, edit=Edit(strength=0.5, size=48), metrics=("is",))
     evaluator = spec.build()
-    ten = dataclasses.replace(spec, protocol=Protocol(images=10, batch=10)).protocol.batches()
+    ten = dataclasses.replace(spec, protocol=EvaluationProtocol(images=10, batch=10)).protocol.batches()
     plain, cached = evaluator.run([PLAIN, CACHED], ten)
     assert (plain.error, cached.error) == (None, None)
     # PNDM's list of 4 steps has 5 timesteps, of which diffusers takes those from the third on: entries 1, 2, 3, the first one full.
@@ -165,14 +175,14 @@ def test_bad_edits_are_refused(settings: dict, message: str) -> None:
         Edit(**settings)
 
 
-def test_entries_by_name() -> None:
-    (mine,) = strategy_entries(["paper-b1"], 20)
+def test_variants_by_name() -> None:
+    (mine,) = strategy_variants(["paper-b1"], 20)
     assert mine.name == "paper-b1 (50 steps resampled to 20)"
     assert len(mine.baseline.strategy or ()) == 20
-    assert strategy_entries(["paper-b1"], 50)[0].digest != mine.digest
-    assert entry("other name", Strategy.uniform(STEPS, 2, prune_ratio=0.5)).digest == CACHED.digest
-    assert entry("cached", Strategy.uniform(STEPS, 2, prune_ratio=0.5), Options(align="none")).digest != CACHED.digest
-    with pytest.raises(EntryError, match="'cached' is given twice"):
+    assert strategy_variants(["paper-b1"], 50)[0].digest != mine.digest
+    assert Variant.of(Strategy.uniform(STEPS, 2, prune_ratio=0.5), "other name").digest == CACHED.digest
+    assert Variant.of(Strategy.uniform(STEPS, 2, prune_ratio=0.5), "cached", Options(align="none")).digest != CACHED.digest
+    with pytest.raises(VariantError, match="'cached' is given twice"):
         unique([CACHED, CACHED])
 
 
@@ -189,7 +199,7 @@ def test_entries_by_name() -> None:
 )
 def test_bad_rivals_are_refused(rivals: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rival_entries(STEPS, rivals)
+        rival_variants(STEPS, rivals)
 
 
 def test_speedup_is_of_the_same_batches() -> None:
@@ -248,22 +258,23 @@ def test_the_front_is_compared_at_given_speedups() -> None:
 
 
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    store = ShardStore(tmp_path, "x")
-    shard = EntryShard([0], torch.zeros(1, 3), {"clip": torch.ones(1)}, [1.0], [{"unet": 1.0}], {"12": 5}, "here", 1.0)
-    store.save(PLAIN, 0, shard)
-    assert [p.name for p in (tmp_path / PLAIN.digest).iterdir()] == ["00000.npz"]
-    loaded = store.load(PLAIN, 0)
-    assert loaded is not None
-    assert torch.equal(loaded[0].scores["clip"], torch.ones(1))
-    assert loaded[0].calls_by_depth == {"12": 5}
-    assert store.load(PLAIN, 1) is None
-    assert os.listdir(tmp_path) == [PLAIN.digest]
+    store = ShardStore(tmp_path / "shards", "now")
+    shard = Shard(torch.rand(1, 3), [1.0], [{"unet": 1.0}], {"12": 5}, 1.0, "here", 1, [0], {"clip": [float(torch.tensor(0.1))]})
+    assert store.get(PLAIN.digest, 0) is None
+    assert store.put(PLAIN.digest, 0, [shard])
+    assert os.listdir(tmp_path / "shards") == [f"{PLAIN.digest}-0.safetensors"]
+    (loaded,) = store.get(PLAIN.digest, 0) or ()
+    assert torch.equal(loaded.features, shard.features)
+    assert dataclasses.replace(loaded, features=shard.features) == dataclasses.replace(shard, session="now")
+    assert store.has(PLAIN.digest, 0) and not store.has(PLAIN.digest, 1)
+    save_file({"features_0": shard.features}, store.path(PLAIN.digest, 1), metadata={"shards": '[{"of": "another version"}]'})
+    assert store.get(PLAIN.digest, 1) is None and not store.has(PLAIN.digest, 1)
 
 
 def test_few_images_raise_the_fid() -> None:
     generator = torch.Generator().manual_seed(0)
     reference = Moments.of(torch.randn(2000, 16, generator=generator))
-    shards = [EntryShard([], torch.randn(200, 16, generator=generator)) for _ in range(2)]
+    shards = [Shard(torch.randn(200, 16, generator=generator)) for _ in range(2)]
     found = fid_by_images(shards, reference, least=25)
     assert list(found) == [25, 50, 100, 200, 400]
     assert list(found.values()) == sorted(found.values(), reverse=True)

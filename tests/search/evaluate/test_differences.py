@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from search.evaluate.evaluator import Shard, measure, paired
+from search.evaluate.measure import Metrics, measure, paired
+from search.evaluate.shards import Shard
 from search.metrics.intervals import Groups, Value
 from search.metrics.quality import Fid
 from search.records import Measurement, difference_in_words, fid_difference
@@ -18,10 +19,10 @@ from search.records import Measurement, difference_in_words, fid_difference
 def measured() -> tuple[Measurement, Measurement]:
     """Unaccelerated, and accelerated images that differ little from them, on the same prompts and seeds."""
     generator = torch.Generator().manual_seed(0)
-    fid = Fid(torch.randn(500, 8, generator=generator))
+    metrics = Metrics(fid=Fid(torch.randn(500, 8, generator=generator)), groups=Groups())
     plain = 0.1 + torch.randn(200, 8, generator=generator)
     fast = plain + 0.1 + 0.05 * torch.randn(200, 8, generator=generator)
-    slow, quick = (measure([Shard(x, batch_ms=[ms, ms, ms], seconds=1.0, batch=10)], fid, Groups()) for x, ms in ((plain, 10.0), (fast, 4.0)))
+    slow, quick = (measure([Shard(x, batch_ms=[ms, ms, ms], seconds=1.0, batch=10)], metrics) for x, ms in ((plain, 10.0), (fast, 4.0)))
     return slow, quick
 
 

@@ -5,14 +5,15 @@ import torch
 
 from dato.strategy import Strategy
 from search.data.datasets import FRESH_OFFSET, Data, DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator, Protocol, measure, reference
+from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator
 from search.evaluate.generate import generate
+from search.evaluate.measure import load_metrics, measure
 from search.evaluate.pipelines import ModelError, ModelSpec, check_model, load_pipeline, weights_digest
-from search.metrics.intervals import Groups
+from search.evaluate.protocol import EvaluationProtocol
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
 DIGITS = DataSpec(name="digits", kind="digits")
-SPEC = EvaluatorSpec(MODEL, DIGITS, Protocol(images=8, batch=4, interval_groups=4))
+SPEC = EvaluatorSpec(MODEL, DIGITS, EvaluationProtocol(images=8, batch=4, interval_groups=4))
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,9 @@ def test_an_image_is_the_same_alone_and_in_a_batch(evaluator: PipelineEvaluator)
 
 
 def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator) -> None:
-    fid, _ = reference(SPEC)
+    metrics = load_metrics(SPEC)
     strategy = Strategy.uniform(6, 3, prune_ratio=0.5)
-    first, other, again = (measure(evaluator.run([s], SPEC.protocol.batches()), fid, Groups(most=4)) for s in (strategy, Strategy.full(6), strategy))
+    first, other, again = (measure(evaluator.run([s], SPEC.protocol.batches()), metrics) for s in (strategy, Strategy.full(6), strategy))
     assert (again.fid, again.fid_low) == (first.fid, first.fid_low)
     assert other.fid != first.fid
     assert first.images == 8
@@ -39,15 +40,15 @@ def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator
 
 
 def test_shards_put_together_equal_one_run(evaluator: PipelineEvaluator) -> None:
-    fid, _ = reference(SPEC)
+    metrics = load_metrics(SPEC)
     batches = SPEC.protocol.batches()
     whole = evaluator.run([Strategy.full(6)], batches)
     parts = [evaluator.run([Strategy.full(6)], [b])[0] for b in batches]
-    assert measure(parts, fid, Groups(most=0)).fid == pytest.approx(measure(whole, fid, Groups(most=0)).fid, abs=1e-9)
+    assert measure(parts, metrics).fid == pytest.approx(measure(whole, metrics).fid, abs=1e-9)
 
 
 def test_fresh_images_are_others() -> None:
-    protocol = Protocol(images=5, batch=2)
+    protocol = EvaluationProtocol(images=5, batch=2)
     assert protocol.batches() == [[0, 1], [2, 3], [4]]
     assert protocol.batches(fresh=True)[0][0] == FRESH_OFFSET
 
@@ -76,7 +77,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path) -> None:  # type: ignore
     ("changes", "message"),
     [
         ({"dtype": "int8"}, "allowed are float32"),
-        ({"steps": 0}, "at least 1 sampler step"),
+        ({"steps": 0}, "model.steps is 0; give an integer of at least 1"),
         ({"scheduler": "UNet2DModel"}, "give a diffusers scheduler class"),
     ],
 )
@@ -106,4 +107,4 @@ def test_the_embedded_model_is_the_same_code_with_another_path(tmp_path, evaluat
     [([0.5], 100, (50, 100)), ([0.25], 100, (30, 100)), ([0.5], 6, (6,)), ([0.2, 0.5], 500, (100, 250, 500)), ([100], 500, (100, 500)), ([], 5, (5,))],
 )
 def test_fidelities_are_numbers_or_shares_in_whole_batches(given: list[float], images: int, counts: tuple[int, ...]) -> None:
-    assert Protocol(images=images, batch=10, fidelities=given).counts == counts
+    assert EvaluationProtocol(images=images, batch=10, fidelities=given).counts == counts

@@ -18,9 +18,10 @@ import dato
 from dato.strategy import Step, Strategy
 from launch.__main__ import main
 from search.data.datasets import Data, DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator, Protocol
+from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator
 from search.evaluate.generate import ImageError, generate, to_bytes
 from search.evaluate.pipelines import EMBEDDED, ModelSpec, _without, left_out, load_pipeline
+from search.evaluate.protocol import EvaluationProtocol
 
 DIGITS = Data(DataSpec(name="digits", kind="digits"))
 MODEL = ModelSpec(name="tiny", path="embedded", device="cpu", steps=4, guidance=3.0)
@@ -107,8 +108,8 @@ def test_safety_checkers_are_left_out_for_measuring_and_only_there(checked: Path
     assert published.safety_checker is not None
     with pytest.raises(ImageError, match=r"images \[0\] were replaced by the pipeline's safety checker"):
         generate(published, spec, DIGITS, [0])
-    facts = PipelineEvaluator(EvaluatorSpec(spec, DIGITS.spec, Protocol(images=2, batch=2))).facts([], [])
-    assert facts["measured_without"] == ["safety checker"]
+    info = PipelineEvaluator(EvaluatorSpec(spec, DIGITS.spec, EvaluationProtocol(images=2, batch=2))).model_info([], [])
+    assert info["measured_without"] == ["safety checker"]
 
 
 def test_watermarks_are_left_out_for_measuring(tmp_path: Path) -> None:

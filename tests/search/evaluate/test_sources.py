@@ -6,7 +6,7 @@ import pytest
 from dato.card import write_card
 from dato.strategy import Strategy, StrategyError
 from search.evaluate.sources import read_given
-from search.evaluate.variants import strategy_entries
+from search.evaluate.variants import strategy_variants
 from search.ledger import Ledger
 from search.records import Candidate, Measurement
 
@@ -26,7 +26,7 @@ def test_the_front_of_a_search_thinned_evenly(tmp_path: Path) -> None:
         ledger.result(n, Measurement(fid=1.0 + n, images=10, latency_ms=100.0 - n))
     ledger.close()
     assert len(read_given([str(tmp_path)], most=20)) == 9
-    names = [entry.name for entry in strategy_entries(["paper-b1", str(tmp_path)], 20)]
+    names = [variant.name for variant in strategy_variants(["paper-b1", str(tmp_path)], 20)]
     assert names == ["paper-b1 (50 steps resampled to 20)", *(f"{tmp_path.name}, candidate {n}" for n in range(8, -1, -1))]
     assert read_given([str(tmp_path)], most=3) == [Strategy.uniform(20, n + 2) for n in (8, 4, 0)], "both ends of the front are kept"
 

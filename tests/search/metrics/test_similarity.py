@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dato.strategy import Strategy
 from search.data.datasets import DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, MeasurerSpec, PipelineEvaluator, Protocol, Shard, measure, reference
+from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator
+from search.evaluate.measure import load_metrics, measure
 from search.evaluate.pipelines import ModelSpec
-from search.evaluate.shard_store import KeptShards
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shard_store import ShardStore
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.metrics.feature_net import QualityError
 from search.metrics.intervals import Groups
@@ -26,11 +30,14 @@ from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Measurement, SearchRecord
 from search.run.driver import Driver
+from search.run.loops import GenerationalLoop
+from search.run.measurer import PipelineMeasurer
 from search.run.pools import InProcessPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=6, guidance=3.0)
-SPEC = EvaluatorSpec(MODEL, DataSpec(name="digits", kind="digits"), Protocol(images=8, batch=4))
+SPEC = EvaluatorSpec(MODEL, DataSpec(name="digits", kind="digits"), EvaluationProtocol(images=8, batch=4))
 COST = {0: 0.01, 1: 0.1, 12: 1.0}
 
 
@@ -75,8 +82,8 @@ def test_unknown_similarities_are_refused(names: list[Any], what: str) -> None:
     with pytest.raises(QualityError, match=what) as raised:
         check_similarity(names, "protocol.similarity")
     assert "protocol.similarity" in str(raised.value)
-    with pytest.raises(QualityError):
-        Protocol(similarity=names)
+    with pytest.raises(ValueError, match=r"protocol\.similarity"):
+        EvaluationProtocol(similarity=names)
 
 
 def test_a_distance_of_0_is_the_same_picture_and_of_1_an_unrelated_one() -> None:
@@ -124,22 +131,22 @@ def evaluator() -> PipelineEvaluator:
 def test_strategies_in_turn_are_compared_with_the_unaccelerated_images(evaluator: PipelineEvaluator) -> None:
     cached, full = Strategy.uniform(6, 3), Strategy.full(6)
     fast, plain, close = evaluator.run([cached, full, Strategy.uniform(6, 2)], SPEC.protocol.batches())
-    assert plain.similarity == {}
-    assert {k: len(v) for k, v in fast.similarity.items()} == {"psnr": 8, "ssim": 8}
+    assert plain.scores == {}
+    assert {k: len(v) for k, v in fast.scores.items()} == {"psnr": 8, "ssim": 8}
     images = [evaluator.samples([s], [5])[0] for s in (cached, full)]
-    assert fast.similarity["psnr"][5] == pytest.approx(float(load_similarity("psnr")(*images)), abs=0.5)  # a batch of another size rounds otherwise
-    fid, _ = reference(SPEC)
-    value, low, high = measure([fast], fid, Groups(most=0)).similarity["psnr"]
+    assert fast.scores["psnr"][5] == pytest.approx(float(load_similarity("psnr")(*images)), abs=0.5)  # a batch of another size rounds otherwise
+    metrics = load_metrics(SPEC)
+    value, low, high = measure([fast], metrics).similarity["psnr"]
     assert low < value < high
-    assert measure([close], fid, Groups(most=0)).similarity["psnr"][0] > value
+    assert measure([close], metrics).similarity["psnr"][0] > value
     (alone,) = evaluator.run([cached], SPEC.protocol.batches())
-    assert alone.similarity == {}
+    assert alone.scores == {}
     assert alone.indices == list(range(8))
 
 
 def test_a_trials_measurer_knows_the_unaccelerated_features(evaluator: PipelineEvaluator) -> None:
     plain = PlainFeatures.of_shards(evaluator.run([Strategy.full(6)], SPEC.protocol.batches()))
-    measurer = MeasurerSpec(SPEC, plain=plain).build()
+    measurer = PipelineMeasurer(SPEC, plain=plain).build()
     same, other = measurer.measure(Strategy.full(6)), measurer.measure(Strategy.uniform(6, 3))
     assert same.feature_distance == pytest.approx(0, abs=1e-6)
     assert other.feature_distance is not None and other.feature_distance_low is not None and other.feature_distance_high is not None
@@ -147,9 +154,9 @@ def test_a_trials_measurer_knows_the_unaccelerated_features(evaluator: PipelineE
 
 
 def test_groups_pair_whatever_the_order_of_the_batches(evaluator: PipelineEvaluator) -> None:
-    fid, _ = reference(SPEC)
+    metrics = replace(load_metrics(SPEC), groups=Groups(most=4))
     first, second = ([evaluator.run([Strategy.full(6)], [b])[0] for b in SPEC.protocol.batches()][::step] for step in (1, -1))
-    found = [measure(shards, fid, Groups(most=4)).fid_left_out for shards in (first, second)]
+    found = [measure(shards, metrics).fid_left_out for shards in (first, second)]
     assert len(found[0]) == 4
     assert found[1] == pytest.approx(found[0], rel=1e-6)
 
@@ -193,15 +200,12 @@ def search(folder: Path, evaluator: Pictures, **limits: float) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "pictures", {}, {})
     try:
         return Driver(
-            ledger=ledger,
-            algorithm=Nsga2(space=SearchSpace(steps=8, ratios=(0.0,)), population=8, seed=0),
-            plan=SearchPlan(generations=4, population=8, objectives=Objectives(**limits)),
-            protocol=Protocol(images=20, fidelities=[8], batch=4),
-            pool=InProcessPool(evaluator),
-            measure=of_shards,
-            baselines={UNACCELERATED: Strategy.full(8), "every 2": Strategy.uniform(8, 2)},
-            kept=KeptShards(folder / "kept"),
-        ).run()
+            Recorder(ledger, SearchPlan(generations=4, population=8, objectives=Objectives(**limits)), of_shards),
+            EvaluationProtocol(images=20, fidelities=[8], batch=4),
+            GenerationalLoop(Nsga2(space=SearchSpace(steps=8, ratios=(0.0,)), population=8, seed=0)),
+            {UNACCELERATED: Strategy.full(8), "every 2": Strategy.uniform(8, 2)},
+            kept=ShardStore(folder / "kept"),
+        ).run(InProcessPool(evaluator))
     finally:
         ledger.close()
 
@@ -246,7 +250,7 @@ def test_a_search_that_goes_on_has_the_same_distances(tmp_path: Path) -> None:
         folder = tmp_path / f"b{lost}"
         with pytest.raises(KeyboardInterrupt):
             search(folder, Stops())
-        kept = folder / "kept" / "unaccelerated.safetensors"
+        kept = folder / "kept" / "unaccelerated-20.safetensors"
         assert kept.is_file()
         if lost:
             kept.unlink()

@@ -22,7 +22,7 @@ STEPS = 8
 def record(count: int, seed: int = 0, group: int = 1, noise: float = 0.02, fid_step: int = 3) -> SearchRecord:
     """FID follows the depth of one step, time the ratio of the sixth; "noise": the spread of their logarithms beside."""
     chance = np.random.default_rng(seed)
-    found = SearchRecord(search_id="toy", config={"space": {"group": group}})
+    found = SearchRecord(search_id="toy", config={"space": {"steps_per_gene": group}})
     for n in range(count):
         depths, ratios = (np.repeat(chance.choice(values, STEPS), group)[:STEPS] for values in ((1, FULL), (0.3, 0.5, 0.7)))
         depths[0] = FULL

@@ -14,7 +14,7 @@ def test_two_objectives_in_their_own_units() -> None:
 
 
 def test_the_weighted_score_of_algorithm_1_is_one_objective() -> None:
-    scored = Objectives(score_weight=0.05)
+    scored = Objectives(latency_weight=0.05)
     assert scored.values(FAST) == (12.0 + 0.05 * 100.0,)
     assert scored.count == 1
 
@@ -26,7 +26,7 @@ def test_violations_add_up_as_shares_of_their_limits() -> None:
     assert Objectives(min_speedup=4.0).violation(FAST, PLAIN) == 0
 
 
-@pytest.mark.parametrize("name", ["score_weight", "max_fid", "max_latency_ms", "min_speedup"])
+@pytest.mark.parametrize("name", ["latency_weight", "max_fid", "max_latency_ms", "min_speedup"])
 @pytest.mark.parametrize("value", [0, -1, "fast", True])
 def test_a_limit_that_is_no_positive_number_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"search.{name} is {value!r}; give a number above 0"):

@@ -49,7 +49,7 @@ def test_bad_spaces_are_refused(wrong: dict, message: str) -> None:
 
 
 def test_grouped_steps_share_their_genes() -> None:
-    space = SearchSpace(steps=5, group=2)
+    space = SearchSpace(steps=5, steps_per_gene=2)
     assert space.upper.tolist() == [2, 2, 2, 4, 4, 4]
     strategy = space.decode(np.array([2, 1, 0, 0, 4, 0]))
     assert [s.cache_depth for s in strategy] == [FULL, FULL, 1, 1, 0]
@@ -98,8 +98,8 @@ def test_the_nearest_genome_of_any_strategy() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"group": 0}, "group is 0; give 1 to 4"),
-        ({"group": 5}, "group is 5; give 1 to 4"),
+        ({"steps_per_gene": 0}, "steps_per_gene is 0; give an integer of at least 1"),
+        ({"steps_per_gene": 5}, "steps_per_gene is 5; give 1 to 4"),
         ({"fixed_depths": [12, 1]}, "fixed_depths has 2 values for 4 steps"),
         ({"fixed_ratios": [0.9] * 4}, "prune_ratio is 0.9"),
         ({"frozen": {4: Step(1)}}, "frozen names step 4; steps are 0 to 3"),

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from dato.strategy import Strategy
 from launch.__main__ import main
 from launch.config import compose_config
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.importance import importance, importance_metrics
 from search.optimize.nsga2 import Nsga2
@@ -27,7 +27,9 @@ from search.optimize.space import SearchSpace
 from search.publish.mlflow_runs import Tracker, _made_with
 from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.driver import Driver
+from search.run.loops import GenerationalLoop
 from search.run.pools import InProcessPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.simulate import ToyEvaluator
 
@@ -217,11 +219,9 @@ def drive(folder: Path, uri: str, *others: Any, flush_s: float) -> tuple[SearchR
     tracker = Tracker(experiment="toy", uri=uri, flush_s=flush_s)
     ledger = Ledger(folder / "ledger.jsonl", folder.name, config, {})
     try:
-        driver = Driver(
-            ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=8, seed=0), plan=SearchPlan(generations=3, population=8), protocol=Protocol(images=4, batch=4),
-            pool=InProcessPool(ToyEvaluator()), measure=lambda shards: shards[0], baselines={UNACCELERATED: Strategy.full(8)}, watchers=[*others, tracker],  # type: ignore[arg-type,return-value]
-        )  # fmt: skip
-        record = driver.run()
+        recorder = Recorder(ledger, SearchPlan(generations=3, population=8), lambda shards: shards[0], watchers=[*others, tracker])  # type: ignore[arg-type,return-value]
+        loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=8, seed=0))
+        record = Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(ToyEvaluator()))
         tracker.finished(record, {})
         return record, tracker
     finally:

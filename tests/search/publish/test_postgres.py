@@ -59,9 +59,11 @@ import sys
 from pathlib import Path
 from analysis.report import write_report
 from search.run.driver import Driver
+from search.run.loops import GenerationalLoop
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.records import UNACCELERATED
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -78,10 +80,11 @@ config = {"seed": seed, "model": {"name": "toy"}, "data": {"name": "toy"}, "mlfl
 ledger = Ledger(folder / "ledger.jsonl", f"toy-{seed}", config, {})
 tracker = Tracker(experiment="shared")
 record = Driver(
-    ledger=ledger, algorithm=Nsga2(space=SearchSpace(steps=8), population=4, seed=seed), plan=SearchPlan(generations=2, population=4),
-    protocol=Protocol(images=4, batch=4), pool=InProcessPool(Toy(str(folder), pause=0.0)), measure=lambda shards: shards[0],
-    baselines={UNACCELERATED: Strategy.full(8), "rival": Strategy.uniform(8, 3)}, watchers=[tracker],
-).run()
+    Recorder(ledger, SearchPlan(generations=2, population=4), lambda shards: shards[0], watchers=[tracker]),
+    EvaluationProtocol(images=4, batch=4),
+    GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=4, seed=seed)),
+    {UNACCELERATED: Strategy.full(8), "rival": Strategy.uniform(8, 3)},
+).run(InProcessPool(Toy(str(folder), pause=0.0)))
 tracker.finished(record, {})
 assert tracker.run_id, "not tracked"
 """

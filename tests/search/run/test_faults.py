@@ -24,13 +24,16 @@ import ray
 from ray.cluster_utils import Cluster
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, Candidate, Measurement, SearchRecord
 from search.run.driver import Driver
-from search.run.pools import InProcessPool, RayPool, WorkerError
+from search.run.loops import GenerationalLoop
+from search.run.pools import InProcessPool
+from search.run.ray_pool import RayPool, WorkerError
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.simulate import toy_measurement
 
@@ -86,16 +89,9 @@ class At:
 def search(folder: Path, pool: Any, *watchers: At) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "faults", {}, {})
     try:
-        return Driver(
-            ledger=ledger,
-            algorithm=Nsga2(space=SearchSpace(steps=8), population=6, seed=0),
-            plan=SearchPlan(generations=4, population=6),
-            protocol=Protocol(images=4, batch=4),
-            pool=pool,
-            measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-            baselines={UNACCELERATED: Strategy.full(8)},
-            watchers=watchers,
-        ).run()
+        recorder = Recorder(ledger, SearchPlan(generations=4, population=6), lambda shards: shards[0], watchers=watchers)  # type: ignore[arg-type,return-value]
+        loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=6, seed=0))
+        return Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(pool)
     finally:
         ledger.close()
 
@@ -132,7 +128,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def pool_of(cluster: Cluster, folder: Path, pause: float = 0.15, **settings: Any) -> RayPool:
-    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"start_s": 60, "workers": 2, **settings})
+    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"load_timeout_s": 60, "workers": 2, **settings})
 
 
 def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: object) -> None:

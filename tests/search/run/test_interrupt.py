@@ -16,7 +16,8 @@ import pytest
 
 from search.ledger import read_ledger
 from search.run import interrupt
-from search.run.pools import InProcessPool, Job
+from search.run.jobs import Job
+from search.run.pools import InProcessPool
 
 ROOT = Path(__file__).parents[3]
 NAMES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}

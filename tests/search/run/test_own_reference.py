@@ -13,17 +13,20 @@ from safetensors.torch import load_file
 
 from dato.strategy import Strategy
 from search.data.datasets import FRESH_OFFSET, REFERENCE_OFFSET, Data, DataError, DataSpec
-from search.evaluate.evaluator import EvaluatorSpec, Protocol, reference
+from search.evaluate.edit import Edit
+from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.generate import generate
+from search.evaluate.measure import load_metrics
 from search.evaluate.pipelines import ModelSpec
+from search.evaluate.protocol import EvaluationProtocol
 from search.metrics.quality import extract
+from search.run.jobs import Job, Task
 from search.run.own_reference import FILE, OwnReference, OwnReferenceError
 from search.run.pools import InProcessPool
-from search.run.scheduler import Job
 
 MODEL = ModelSpec(name="embedded", path="embedded", device="cpu", steps=3, guidance=3.0)
-DATA = DataSpec(name="own", kind="prompts", prompts="captions", references=10)
-SPEC = EvaluatorSpec(MODEL, DATA, Protocol(images=4, batch=4, interval_groups=0))
+DATA = DataSpec(name="own", kind="prompts", prompts="captions", num_reference_images=10)
+SPEC = EvaluatorSpec(MODEL, DATA, EvaluationProtocol(images=4, batch=4, interval_groups=0), ("fid", "kid"))
 PLAIN = Strategy.full(3)
 
 
@@ -33,25 +36,26 @@ def pool() -> InProcessPool:
 
 
 def own(folder: Path, **changes: Any) -> OwnReference:
-    return replace(OwnReference(folder=folder, model=MODEL, data=Data(DATA), features="embedded", batch=4), **changes)
+    return OwnReference(folder, replace(SPEC, **changes))
 
 
 class Counting:
     """A pool that counts the batches it draws, and is stopped after so many."""
 
     def __init__(self, pool: InProcessPool, most: int = 100) -> None:
-        self.pool, self.most, self.drawn = pool, most, list[int]()
+        self.pool, self.most, self.drawn, self.asked = pool, most, list[int](), 0
 
     def map(self, jobs: Any) -> Iterator[tuple[Job, Any]]:
         for job, result in self.pool.map(jobs):
-            if job.method == "reference":
+            self.asked += job.task is Task.MODEL_INFO
+            if job.task is Task.REFERENCE:
                 if len(self.drawn) == self.most:
                     raise KeyboardInterrupt
                 self.drawn.append(job.key)
             yield job, result
 
 
-@pytest.mark.filterwarnings("ignore::search.quality.FewImagesWarning")
+@pytest.mark.filterwarnings("ignore::search.metrics.quality.FewImagesWarning")
 def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tmp_path: Path) -> None:
     mine, counting, told = own(tmp_path / "search"), Counting(pool), list[float]()
     assert mine.fetch(counting) is None
@@ -59,8 +63,9 @@ def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tm
     drawn = mine.draw(counting, PLAIN, told.append)
     assert counting.drawn == [REFERENCE_OFFSET, REFERENCE_OFFSET + 4, REFERENCE_OFFSET + 8]
     assert len(told) == 1
+    assert counting.asked == 1, "what the model is, once for fetching and drawing"
     assert 0 < told[0] < 600
-    evaluator = pool._evaluator
+    evaluator = pool.evaluator
     expected = extract(evaluator.net, [generate(evaluator.pipe, MODEL, evaluator.data, range(REFERENCE_OFFSET + 8, REFERENCE_OFFSET + 10)).images])
     assert torch.allclose(drawn[8:], expected, atol=1e-4)
     kept = mine.fetch(counting)
@@ -69,16 +74,16 @@ def test_it_is_drawn_once_from_seeds_of_its_own_and_kept(pool: InProcessPool, tm
     assert mine.kept() is not None
     assert torch.equal(load_file(tmp_path / "search" / FILE)["features"], drawn)
     assert not (tmp_path / "search" / "reference").exists(), "parts are gone once the whole is there"
-    fid, kid = reference(SPEC, drawn)
-    assert fid(drawn) == pytest.approx(0, abs=1e-3)
-    assert kid is not None
+    metrics = load_metrics(SPEC, drawn)
+    assert metrics.fid is not None and metrics.fid(drawn) == pytest.approx(0, abs=1e-3)
+    assert metrics.kid is not None
     neighbour = own(tmp_path / "another")
     found = neighbour.fetch(counting)
     assert found is not None
     assert torch.equal(found, drawn)
     assert (tmp_path / "another" / FILE).is_file()
-    assert own(tmp_path / "third", features="clip").kept() is None
-    for other in ({"model": replace(MODEL, guidance=5.0)}, {"data": Data(replace(DATA, references=8))}, {"more": {"edit": {"strength": 0.5}}}):
+    assert own(tmp_path / "third", protocol=replace(SPEC.protocol, features="clip")).kept() is None
+    for other in ({"model": replace(MODEL, guidance=5.0)}, {"data": replace(DATA, num_reference_images=8)}, {"edit": Edit(strength=0.5)}):
         assert own(tmp_path / "search", **other).kept() is None
         assert own(tmp_path / "third", **other).fetch(counting) is None
     assert len(counting.drawn) == 3
@@ -96,14 +101,13 @@ def test_a_stopped_one_goes_on_where_it_was(pool: InProcessPool, tmp_path: Path)
 
 
 def test_other_weights_are_another_reference(pool: InProcessPool, tmp_path: Path) -> None:
-    mine = own(tmp_path / "search")
-    mine.draw(pool, PLAIN)
-    weight = next(pool._evaluator.pipe.unet.parameters())
+    own(tmp_path / "search").draw(pool, PLAIN)
+    weight = next(pool.evaluator.pipe.unet.parameters())
     with torch.no_grad():
         weight.mul_(2)
     try:
-        with pytest.raises(OwnReferenceError, match=r"reference\.safetensors was drawn by another model.*restart=true"):
-            mine.fetch(pool)
+        with pytest.raises(OwnReferenceError, match=r"reference\.safetensors was drawn by another model.*fresh_start=true"):
+            own(tmp_path / "search").fetch(pool)
         assert own(tmp_path / "another").fetch(pool) is None
     finally:
         with torch.no_grad():
@@ -117,7 +121,7 @@ def test_a_pipeline_that_fails_is_said(pool: InProcessPool, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("prompts", "count"), [("captions", 350), ("imagenet", 1000)])
 def test_prompts_that_ship(prompts: str, count: int) -> None:
-    data = Data(DataSpec(name="x", kind="prompts", prompts=prompts, references=500))
+    data = Data(DataSpec(name="x", kind="prompts", prompts=prompts, num_reference_images=500))
     assert len(data.prompts) == count
     assert len(set(data.prompts)) >= count - 2, "ImageNet has two cranes and two maillots"
     used = [data.prompt(REFERENCE_OFFSET + i) for i in range(500)]
@@ -144,7 +148,7 @@ def test_the_captions_are_varied_and_free() -> None:
 
 def test_prompts_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a cat\na dog\n# three\n")
-    data = Data(DataSpec(name="x", kind="prompts", prompts=str(tmp_path / "mine.txt"), references=6))
+    data = Data(DataSpec(name="x", kind="prompts", prompts=str(tmp_path / "mine.txt"), num_reference_images=6))
     assert data.prompts == ["a cat", "a dog", "# three"]
     assert [data.prompt(REFERENCE_OFFSET + i) for i in range(6)] == ["a cat"] * 2 + ["a dog"] * 2 + ["# three"] * 2
     assert data.reference_in_words() == "6 images of the unaccelerated pipeline, seeds 2000000 to 2000005, prompts mine.txt"
@@ -153,4 +157,4 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"needs data\.prompts .*captions or imagenet"):
         DataSpec(name="x", kind="prompts")
     with pytest.raises(ValueError, match=r"protocol\.offset is 999999"):
-        Protocol(offset=999_999)
+        EvaluationProtocol(offset=999_999)

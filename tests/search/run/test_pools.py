@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from dato.strategy import Strategy
-from search.run.pools import InProcessPool, Job, RayPool, WorkerError
+from search.run.jobs import Job
+from search.run.pools import InProcessPool
+from search.run.ray_pool import RayPool, WorkerError
 
 
 class Moody:
@@ -111,7 +113,7 @@ class Sick:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayPool, Path]]:
     folder = tmp_path_factory.mktemp("moods")
-    pool = RayPool(Moody(str(folder)), workers=2, tries=3, deadline_s=8, start_s=120)
+    pool = RayPool(Moody(str(folder)), workers=2, max_attempts=3, batch_timeout_s=8, load_timeout_s=120)
     yield pool, folder
     pool.close()
 
@@ -153,7 +155,7 @@ def test_a_hopeless_job_is_handed_back_with_its_errors(shared: tuple[RayPool, Pa
 
 @pytest.mark.slow
 def test_what_failed_on_the_only_device_that_counts_is_tried_there_again(tmp_path: Path) -> None:
-    pool = RayPool(Uneven(str(tmp_path)), workers=2, cpus=0, latency_device="fast", start_s=120)
+    pool = RayPool(Uneven(str(tmp_path)), workers=2, cpus=0, latency_device="fast", load_timeout_s=120)
     try:
         ((done, result),) = pool.map([job("well", "timed")])
     finally:
@@ -165,14 +167,14 @@ def test_what_failed_on_the_only_device_that_counts_is_tried_there_again(tmp_pat
 @pytest.mark.slow
 def test_a_worker_that_dies_while_loading_is_started_again(tmp_path: Path) -> None:
     (tmp_path / "twice").mkdir()
-    pool = RayPool(DiesLoading(str(tmp_path / "twice"), 2), workers=1, cpus=0, start_s=120)
+    pool = RayPool(DiesLoading(str(tmp_path / "twice"), 2), workers=1, cpus=0, load_timeout_s=120)
     try:
         assert [result for _, result in pool.map([job("well", "a")])] == ["well"]
     finally:
         pool.close()
     (tmp_path / "always").mkdir()
     with pytest.raises(WorkerError, match=r"a worker died 3 times while it was loading its model: .*Died"):
-        RayPool(DiesLoading(str(tmp_path / "always"), 99), workers=1, cpus=0, start_s=120)
+        RayPool(DiesLoading(str(tmp_path / "always"), 99), workers=1, cpus=0, load_timeout_s=120)
 
 
 def test_no_workers_are_refused() -> None:
@@ -191,7 +193,7 @@ def test_in_process_errors_are_handed_back(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("error", ["CUDA error: device-side assert triggered", "a cable is loose"])
 def test_broken_workers_are_exchanged_and_take_no_candidate_along(tmp_path: Path, error: str) -> None:
-    pool = RayPool(Sick(str(tmp_path), 2, error), workers=4, cpus=0, start_s=120)
+    pool = RayPool(Sick(str(tmp_path), 2, error), workers=4, cpus=0, load_timeout_s=120)
     bad = job("raise", "bad")
 
     def calls() -> list[list[str]]:
@@ -220,7 +222,7 @@ def test_broken_workers_are_exchanged_and_take_no_candidate_along(tmp_path: Path
 
 @pytest.mark.slow
 def test_when_every_worker_fails_everything_it_is_said_and_no_candidate_is_blamed(tmp_path: Path) -> None:
-    pool = RayPool(Sick(str(tmp_path), 99, "the disk is gone"), workers=2, cpus=0, start_s=120, tries=2)
+    pool = RayPool(Sick(str(tmp_path), 99, "the disk is gone"), workers=2, cpus=0, load_timeout_s=120, max_attempts=2)
     pool.known_good(job("well", "plain"))
     blamed = [job("well", f"w{i}") for i in range(6)]
     try:

@@ -50,14 +50,38 @@ def test_what_is_not_ray_is_refused_at_once(says: bytes | None, monkeypatch: pyt
 
 
 def test_unknown_code_is_refused() -> None:
-    with pytest.raises(ClusterError, match=r"cluster.code is 'copied'; allowed are 'installed' .* and 'ship'"):
+    with pytest.raises(ClusterError, match=r"cluster.code is 'copied'; allowed are 'installed' .* and 'upload'"):
         own_packages("copied")
+
+
+@pytest.mark.slow
+def test_a_token_of_any_kind_is_sent_and_one_that_ray_makes_is_private(tmp_path: Path) -> None:
+    code = """
+import os, stat, subprocess, sys
+from pathlib import Path
+import ray
+from search.run.ray_cluster import ClusterError, connect
+connect(None)
+made = Path.home() / ".ray" / "auth_token"
+assert made.is_file() and stat.S_IMODE(made.stat().st_mode) == 0o600, oct(made.stat().st_mode)
+address, token = ray.get_runtime_context().gcs_address, made.read_text()
+for more in ({"RAY_AUTH_TOKEN": token}, {"RAY_AUTH_TOKEN_PATH": str(made)}):  # another process of the same user, whose home is elsewhere
+    subprocess.run([sys.executable, "-c", JOIN, address], env={**os.environ, "HOME": sys.argv[1], **more}, check=True)
+"""
+    join = "import sys; from search.run.ray_cluster import connect; connect(sys.argv[1]); print('joined')"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "other").mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    code = code.replace("JOIN", repr(join))
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout.count("joined") == 2, done.stdout + done.stderr
 
 
 SCRIPT = """
 import sys
 import ray
-from search.run.pools import Job, RayPool
+from search.run.jobs import Job
+from search.run.ray_pool import RayPool
 from search.run.ray_cluster import connect
 
 class Probe:
@@ -76,14 +100,14 @@ def naive():
     return getattr(search, "DECOY", "ours")
 
 print("without care:", ray.get(naive.remote()))
-pool = RayPool(Probe(), workers=1, code=sys.argv[1], start_s=120)
+pool = RayPool(Probe(), workers=1, code=sys.argv[1], load_timeout_s=120)
 print("workers import:", pool.devices[0])
 print("result:", [r for _, r in pool.map([Job("a", [], [1, 2])])])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", ["installed", "ship"])
+@pytest.mark.parametrize("code", ["installed", "upload"])
 def test_folders_of_our_names_in_the_working_folder_do_no_harm(tmp_path: Path, code: str) -> None:
     decoys, elsewhere = tmp_path / "decoys", tmp_path / "elsewhere"
     for name in ("dato", "search", "conf", "launch"):

@@ -9,13 +9,14 @@ import pytest
 
 from dato.strategy import Strategy
 from search.run.health import Health
-from search.run.scheduler import LOSSES, Dispatcher, Job, Piece
+from search.run.jobs import Job, Piece, Task
+from search.run.scheduler import LOSSES, Dispatcher
 
 S = Strategy.full(2)
 
 
-def jobs(count: int, batches: int = 4, method: str = "run") -> list[Job]:
-    return [Job(i, [S], [[i, b] for b in range(batches)], method=method) for i in range(count)]
+def jobs(count: int, batches: int = 4, task: Task = Task.EVALUATE) -> list[Job]:
+    return [Job(i, [S], [[i, b] for b in range(batches)], task=task) for i in range(count)]
 
 
 def join(parts: Sequence[Any]) -> list[Any]:
@@ -175,9 +176,9 @@ def test_others_do_not_run_ahead_of_the_workers_whose_latency_counts() -> None:
     assert piece.job.key == 0
 
 
-@pytest.mark.parametrize("method", ["samples"])
-def test_pictures_are_drawn_anywhere_and_never_cut(method: str) -> None:
-    dispatcher = Dispatcher(jobs(1, method=method), join=join, mixed=True)
+@pytest.mark.parametrize("task", [Task.SAMPLES, Task.REFERENCE, Task.MODEL_INFO])
+def test_what_is_not_timed_runs_anywhere_and_is_never_cut(task: Task) -> None:
+    dispatcher = Dispatcher(jobs(1, task=task), join=join, mixed=True)
     piece = dispatcher.assign("slow", timed=False)
     assert piece is not None
     assert len(piece.batches) == 4
@@ -298,9 +299,9 @@ def test_a_process_that_dies_again_and_again_at_once_is_no_proof_against_candida
         "RuntimeError: HIP error: unspecified launch failure",
     ],
 )
-@pytest.mark.parametrize("method", ["run", "reference", "samples"])
-def test_an_error_that_poisons_the_device_breaks_the_worker_at_once(error: str, method: str) -> None:
-    dispatcher = Dispatcher(jobs(2, batches=1, method=method), tries=3, health=sound("a", "b"))
+@pytest.mark.parametrize("task", [Task.EVALUATE, Task.REFERENCE, Task.SAMPLES])
+def test_an_error_that_poisons_the_device_breaks_the_worker_at_once(error: str, task: Task) -> None:
+    dispatcher = Dispatcher(jobs(2, batches=1, task=task), tries=3, health=sound("a", "b"))
     piece = dispatcher.assign("a")
     assert piece
     assert dispatcher.fail(piece, error, worker="a") is None
@@ -354,9 +355,9 @@ def test_two_candidates_that_fail_everywhere_do_not_break_the_workers_that_show_
     assert broken == []
 
 
-@pytest.mark.parametrize("method", ["run", "reference"])
-def test_broken_workers_fail_no_images_of_the_reference_either(method: str) -> None:
-    dispatcher, failed, done = Dispatcher(jobs(40, batches=1, method=method), tries=3), [], 0
+@pytest.mark.parametrize("task", [Task.EVALUATE, Task.REFERENCE])
+def test_broken_workers_fail_no_images_of_the_reference_either(task: Task) -> None:
+    dispatcher, failed, done = Dispatcher(jobs(40, batches=1, task=task), tries=3), [], 0
     broken = {0, 1, 2}
     for turn in range(400):
         worker = turn % 8

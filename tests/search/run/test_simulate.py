@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 
 from dato.strategy import FULL, Step, Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, SearchRecord
 from search.run.driver import Driver
-from search.run.scheduler import Job
+from search.run.jobs import Job
+from search.run.loops import GenerationalLoop
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
-from search.run.simulate import SimulatedPool, Weather, duration, toy_measurement
+from search.run.simulate import duration, toy_measurement
+from search.run.simulated_pool import SimulatedPool, Weather
 
 
 def jobs(count: int, batches: int = 1) -> list[Job]:
@@ -115,16 +118,9 @@ def test_durations_are_a_strategys_own_and_have_the_mean_asked_for() -> None:
 
 def run(folder: Path, pool: SimulatedPool) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "simulated", {}, {})
-    driver = Driver(
-        ledger=ledger,
-        algorithm=Nsga2(space=SearchSpace(steps=8), population=10, seed=0),
-        plan=SearchPlan(generations=5, population=10),
-        protocol=Protocol(images=8, batch=2),
-        pool=pool,
-        measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-        baselines={UNACCELERATED: Strategy.full(8)},
-    )
-    record = driver.run()
+    recorder = Recorder(ledger, SearchPlan(generations=5, population=10), lambda shards: shards[0])  # type: ignore[arg-type,return-value]
+    loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=10, seed=0))
+    record = Driver(recorder, EvaluationProtocol(images=8, batch=2), loop, {UNACCELERATED: Strategy.full(8)}).run(pool)
     ledger.close()
     return record
 

@@ -17,16 +17,19 @@ import ray
 from ray import tune
 
 from dato.strategy import Strategy
-from search.evaluate.evaluator import Protocol
+from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, LedgerError, read_ledger
-from search.optimize.asynchronous import SteadyNsga2
 from search.optimize.space import SearchSpace
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Measurement, SearchRecord
+from search.run.driver import Driver
+from search.run.limits import has_stalled
 from search.run.pools import InProcessPool
-from search.run.settings import SearchPlan, has_stalled
+from search.run.recorder import Recorder
+from search.run.settings import SearchPlan
 from search.run.simulate import toy_measurement
-from search.run.tune import STRATEGY, NSGA2Search, StrategyTrainable, TuneDriver
+from search.run.tune import STRATEGY, NSGA2Search, StrategyTrainable
+from search.run.tune_loop import TuneLoop
 
 SPACE = SearchSpace(steps=8)
 
@@ -131,21 +134,17 @@ def drive(
 ) -> SearchRecord:
     ledger = Ledger(folder / "ledger.jsonl", "tune", {}, {})
     try:
-        return TuneDriver(
-            make_pool=lambda: InProcessPool(Toy()),
-            factory=factory or Toy(fails, pause),
+        recorder = Recorder(ledger, SearchPlan(generations=generations, population=6, mode="asynchronous", **plan), lambda shards: shards[0])  # type: ignore[arg-type,return-value]
+        loop = TuneLoop(
+            NSGA2Search(SPACE, population=6, seed=0),
+            lambda plain: factory or Toy(fails, pause),
             workers=2,
             resources={"cpu": 1},
             storage=folder / "tune",
             tries=tries,
             deadline_s=deadline_s,
-            ledger=ledger,
-            algorithm=SteadyNsga2(space=SPACE, population=6, seed=0, screen=None),
-            plan=SearchPlan(generations=generations, population=6, mode="steady", **plan),
-            protocol=Protocol(images=4, batch=4),
-            measure=lambda shards: shards[0],  # type: ignore[arg-type,return-value]
-            baselines={UNACCELERATED: Strategy.full(8)},
-        ).run()
+        )
+        return Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(Toy()))
     finally:
         ledger.close()
 
@@ -208,7 +207,7 @@ def test_it_stops_when_the_first_candidates_all_fail(local_ray: None, tmp_path: 
 
 @pytest.mark.slow
 def test_a_trial_past_its_deadline_is_ended(local_ray: None, tmp_path: Path) -> None:
-    with pytest.raises(SearchFailed, match=r"passed cluster.deadline_s"):
+    with pytest.raises(SearchFailed, match=r"passed cluster.batch_timeout_s"):
         drive(tmp_path, 1, pause=60.0, deadline_s=0.5)
 
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dato.strategy import Step, Strategy
-from search.evaluate.evaluator import Protocol, Shard, measure, paired
+from search.evaluate.measure import Metrics, measure, paired
+from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.metrics.intervals import Groups
 from search.metrics.quality import Fid
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Candidate, SearchRecord
-from search.run.baselines import Baselines
 from search.run.pools import InProcessPool
+from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.validation import Validation
 
-PROTOCOL = Protocol(images=40, batch=10)
+PROTOCOL = EvaluationProtocol(images=40, batch=10)
 FULL, SHIFT = Strategy.full(4), torch.linspace(0.1, 0.8, 4)
-FID = Fid(torch.randn(2000, 4, generator=torch.Generator().manual_seed(5)))
+METRICS = Metrics(fid=Fid(torch.randn(2000, 4, generator=torch.Generator().manual_seed(5))), groups=Groups(turn=4))
 
 
 class Sets:
@@ -62,7 +65,7 @@ def validate(folder: Path, evaluator: Sets, strategies: Sequence[Strategy] = (FA
     ledger = Ledger(folder / "ledger.jsonl", "toy", {}, {})
 
     def judge(shards: Sequence[Shard]):  # type: ignore[no-untyped-def]
-        return measure(shards, FID, Groups(turn=4))
+        return measure(shards, METRICS)
 
     try:
         if not ledger.record.results:
@@ -72,10 +75,8 @@ def validate(folder: Path, evaluator: Sets, strategies: Sequence[Strategy] = (FA
                 ledger.ask(Candidate(number=number, generation=0, strategy=s))
                 ledger.result(number, paired(judge(evaluator.run([s], PROTOCOL.batches())), plain))
         evaluator.made.clear()
-        beside = Baselines()
-        beside.pool = InProcessPool(evaluator)
         settings = {"generations": 1, "population": 4, "tolerance": 0.15, **plan}
-        Validation(ledger=ledger, plan=SearchPlan(**settings), protocol=PROTOCOL, unaccelerated=FULL, compare=beside._compare, measure=judge).run()  # type: ignore[arg-type]
+        Validation(Recorder(ledger, SearchPlan(**settings), judge), PROTOCOL, InProcessPool(evaluator)).run()  # type: ignore[arg-type]
         return ledger.record
     finally:
         ledger.close()
@@ -135,17 +136,31 @@ def test_images_that_are_not_finite_do_not_win(tmp_path: Path) -> None:
         validate(tmp_path / "b", Sets(fresh={FULL.digest: float("nan")}))
 
 
-class Raises(Sets):
-    """One strategy raises on fresh images, as one does whose images are not finite."""
+class Fails(Sets):
+    """One strategy fails on fresh images, as one does whose images are not finite: beside others, which go on, its error is in its shard."""
 
     def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
-        if batches[0][0] >= 1_000_000 and FAST in strategies:
-            raise ValueError("images of the strategy are not finite")
-        return super().run(strategies, batches)
+        shards, error = super().run(strategies, batches), "ValueError: images of the strategy are not finite"
+        if batches[0][0] < 1_000_000 or FAST not in strategies:
+            return shards
+        if len(strategies) == 1:
+            raise ValueError(error)
+        return [replace(shard, error=error) if s == FAST else shard for s, shard in zip(strategies, shards, strict=True)]
 
 
-def test_a_candidate_that_raises_on_fresh_images_is_dropped(tmp_path: Path) -> None:
-    record = validate(tmp_path, Raises())
+class Raises(Fails):
+    """It ends the job for its neighbours too, as where it takes the worker with it."""
+
+    def run(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]]) -> list[Shard]:
+        shards = super().run(strategies, batches)
+        if any(shard.error for shard in shards):
+            raise ValueError("nothing works any more")
+        return shards
+
+
+@pytest.mark.parametrize("evaluator", [Fails(), Raises()])
+def test_a_candidate_that_fails_on_fresh_images_is_dropped(tmp_path: Path, evaluator: Fails) -> None:
+    record = validate(tmp_path, evaluator)
     assert record.winners["fastest"].candidate.strategy == MIDDLE
-    assert "not finite" in (record.fresh[0][40].error or "")
+    assert "are not finite" in (record.fresh[0][40].error or "")
     assert all(w.candidate.strategy != FAST for w in record.winners.values())

@@ -1,0 +1,74 @@
+"""Where a command's pipelines run: join or start Ray, look at every node, load the workers. One way for all commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from launch.preflight import Configured, require
+from search.evaluate.shards import make_join
+from search.run.pools import EvaluatorFactory, InProcessPool
+from search.run.ray_cluster import connect
+from search.run.ray_pool import RayPool
+from search.run.settings import ClusterSettings
+
+
+def start_pool(config: Configured, factory: EvaluatorFactory, say: Callable[[str], None]) -> RayPool | InProcessPool:
+    """Ray workers with the pipeline loaded, on nodes that were looked at; this process alone where there are to be no workers.
+
+    Args:
+        config: Of a search or an evaluation.
+        factory: Builds the evaluator of each worker.
+        say: Prints a line.
+
+    Raises:
+        ClusterError: The cluster cannot be joined.
+        PreflightError: A node lacks something; the message names both and the fix.
+        WorkerError: The workers do not load.
+    """
+    if config.keys.cluster.workers == 0:
+        return InProcessPool(factory)
+    workers = connect_cluster(config)
+    try:
+        return start_workers(config, factory, workers, say)
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def connect_cluster(config: Configured) -> int:
+    """Join or start Ray and look at every node; how many workers there is room for. Raises where one of these cannot be, naming the fix."""
+    join_ray(config.keys.cluster)
+    try:
+        return require(config)
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def join_ray(cluster: ClusterSettings) -> None:
+    """Join the cluster, or start Ray here with room for the workers. Raises `ClusterError`."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    connect(cluster.address, cpus=(cluster.workers or 1) * cluster.cpus, code=cluster.code)
+
+
+def start_workers(config: Configured, factory: EvaluatorFactory, workers: int, say: Callable[[str], None], note: Callable[[int], str | None] = lambda workers: None) -> RayPool:
+    """Load the pipeline in every worker of the joined cluster; `note` is what else to say of so many."""
+    cluster = config.keys.cluster
+    say(f"starting {workers} workers; each loads the pipeline once")
+    if said := note(workers):
+        say(said)
+    settings = {**worker_settings(cluster), "join": make_join(cluster.latency_device), "latency_device": cluster.latency_device}
+    pool = RayPool(factory, workers=workers, min_workers=cluster.min_workers, **settings)
+    kinds = sorted(set(pool.devices))
+    if len(kinds) > 1 and cluster.latency_device is None:
+        say(f"warning: the workers' devices differ ({'; '.join(kinds)}), so latencies do not compare; set cluster.latency_device to one of them")
+    return pool
+
+
+def worker_settings(cluster: ClusterSettings) -> dict[str, Any]:
+    """What `RayPool` takes of the keys of `cluster`, however many workers there are."""
+    return {key: getattr(cluster, key) for key in ("cpus", "gpus", "code", "max_attempts", "batch_timeout_s", "load_timeout_s")}

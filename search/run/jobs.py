@@ -1,0 +1,107 @@
+"""What workers are given to do: a task for some strategies on some batches of images, and the pieces that it is cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+WORKER_DIED = "the worker died"
+"""How the error of a try begins that ended its worker's process."""
+
+
+class Task(Enum):
+    """What an evaluator is asked to do; the value is its method, which takes strategies and batches."""
+
+    EVALUATE = "run"
+    """Draw and measure images."""
+    REFERENCE = "reference"
+    """Draw and measure images whose latency is not compared."""
+    SAMPLES = "samples"
+    """Draw images for people to look at."""
+    COSTS = "costs"
+    """Time the calls of a run."""
+    MODEL_INFO = "model_info"
+    """Tell what the pipeline is."""
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it must run where latency counts: a cost table is of the device whose latency counts, but images may be drawn anywhere."""
+        return self in (Task.EVALUATE, Task.COSTS)
+
+    @property
+    def proves(self) -> bool:
+        """Whether its success proves a worker and its failure tells against one: samples, costs and model info prove nothing."""
+        return self in (Task.EVALUATE, Task.REFERENCE)
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether its batches may run on several workers."""
+        return self is Task.EVALUATE
+
+
+@dataclass
+class Job:
+    """Strategies to run on batches of images.
+
+    Attributes:
+        key: The caller's name for it.
+        strategies: What to run, as the evaluator takes it: strategies, or the variants of a comparison.
+        batches: Image indices by batch.
+        task: What is asked of the evaluator.
+        tries: How often its unluckiest batch was started, machines that vanished not counted; never more than it may fail.
+        errors: What each failed try said.
+        blamed: What those said that count against it: on workers that succeed with other jobs.
+        failed_s: Seconds that its failed tries took of their workers.
+    """
+
+    key: Any
+    strategies: Sequence[Any]
+    batches: Sequence[Any]
+    task: Task = Task.EVALUATE
+    tries: int = 0
+    errors: list[str] = field(default_factory=list)
+    blamed: list[str] = field(default_factory=list)
+    failed_s: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why it was given up: each different error once, and whether it is quarantined because it ends workers."""
+        killed = sum(error.startswith(WORKER_DIED) for error in self.blamed)
+        errors = "; then ".join(dict.fromkeys(self.blamed or self.errors))
+        return f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
+
+
+@dataclass(eq=False)
+class Piece:
+    """Some batches of one job, for one worker.
+
+    Attributes:
+        job: Whose.
+        batches: Positions in the job's batches.
+        timed: Whether it must run where latency counts.
+        worker: Who has it, or had it last.
+        check: It shows whether its worker is sound, and its result is nobody's.
+        failures: How often it failed where that counts against its job.
+        unjudged: How often it failed where that counts against nothing.
+        losses: How often its machine vanished.
+        avoid: The workers that it failed on.
+    """
+
+    job: Job
+    batches: Sequence[int]
+    timed: bool = False
+    worker: Hashable = None
+    check: bool = False
+    failures: int = 0
+    unjudged: int = 0
+    losses: int = 0
+    avoid: set[Hashable] = field(default_factory=set)
+    alone: bool = False
+    """Whether it was given to a worker of which nothing is known, as there was no other."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it failed before, so that only a proven worker may judge it."""
+        return bool(self.failures or self.unjudged)
