@@ -16,7 +16,7 @@ SCHEMES = (*DATABASES, "http", "https", "file", "databricks")
 """Of tracking URIs; plug-ins bring others."""
 ANSWER_S = 5
 """Seconds that a database may take to answer, or a sqlite file may be locked by others."""
-_GIVE = "give a server (http://host:5000) or a database (sqlite:///mlflow.db, postgresql://user@host/name)"
+_GIVE = "give a server (http://host:5000) or a database (sqlite:///mlflow.db, postgresql://host/name)"
 
 
 class StoreError(ValueError):
@@ -39,9 +39,9 @@ def check_address(uri: str, key: str) -> None:
 
 def _wrong(uri: str) -> str | None:
     scheme = _scheme(uri)
-    if not uri.strip() or "\0" in uri or (scheme and scheme not in SCHEMES and scheme not in {e.name for e in entry_points(group="mlflow.tracking_store")}):
+    if not uri.strip() or "\0" in uri or uri.startswith("databricks-uc") or (scheme and scheme not in SCHEMES and scheme not in {e.name for e in entry_points(group="mlflow.tracking_store")}):
         return "which is no MLflow address"
-    if scheme in ("", "file") and not uri.startswith("databricks") and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+    if scheme in ("", "file") and uri != "databricks" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
         return "a folder, in which MLflow writes no more"
     if scheme == "sqlite":
         _, slashes, rest = uri.partition("://")
