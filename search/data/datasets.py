@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dato.fields import check, limited
-from dato.files import FileError, read_lines, require_file, user_path
+from dato.files import FileError, read_lines, require_file, user_path, written
 from search.data.imagenet import balanced, find_labelled, prompts_of, read_classes, take
 from search.data.images import MAX_BYTES, DataError, find_images, kinds, read_image, stream_images
 
@@ -76,7 +76,7 @@ class DataSpec:
         allowed = {"name", "kind", *_KEYS[self.kind], *(_IMAGE_KEYS if self.kind not in ("digits", "prompts") else ())}
         for field in fields(self):
             if field.name not in allowed and getattr(self, field.name) != field.default:
-                raise DataError(f"data.{field.name} is {getattr(self, field.name)!r}, which data of kind {self.kind!r} does not have; set it to {field.default!r}")
+                raise DataError(f"data.{field.name} is {written(getattr(self, field.name))}, which data of kind {self.kind!r} does not have; set it to {written(field.default)}")
         needed = _NEEDED.get(self.kind, ())
         if self.kind == "folder" and not self.statistics:
             needed = ("prompts", "images")

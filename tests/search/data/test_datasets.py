@@ -185,7 +185,7 @@ def test_bad_coco_is_refused(tmp_path: Path, coco: dict[str, str]) -> None:
         ("web", {}, "data.kind is 'web'; allowed are digits, folder, imagenet, coco and prompts"),
         ("coco", {}, r"needs data.captions .* and data.images"),
         ("folder", {"prompts": "p"}, "needs data.prompts .* and data.images"),
-        ("digits", {"images": "x"}, "data.images is 'x', which data of kind 'digits' does not have; set it to None"),
+        ("digits", {"images": "x"}, "data.images is 'x', which data of kind 'digits' does not have; set it to null"),
         ("coco", {"template": "{}"}, "which data of kind 'coco' does not have"),
         ("imagenet", {"images": "x", "on_unreadable": "ignore"}, "data.on_unreadable is 'ignore'; allowed are fail and skip"),
         ("imagenet", {"images": "x", "num_reference_images": 1}, "data.num_reference_images is 1; give an integer of at least 2"),
