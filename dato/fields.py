@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dato.files import shown
+from dato.files import shown, written
 
 MOST = 10**12
 """No number is larger, or infinite: nothing computes with it."""
@@ -120,10 +120,10 @@ def check(settings: Any, section: str, error: type[ValueError] = ValueError) -> 
             object.__setattr__(settings, name, value := tuple(value))
         if not kind.allows(value):
             whole = int(value) if isinstance(value, float) and value.is_integer() else value  # as it was typed
-            raise error(f"{key} is {shown(list(whole) if isinstance(whole, tuple) else whole)}; {kind}")
+            raise error(f"{key} is {written(whole)}; {kind}")
         for item in value if isinstance(value, tuple) and kind.items else ():
             if not kind.items.fits(item):  # type: ignore[union-attr]
-                raise error(f"{key} holds {shown(item)}; each must be {kind.items.words}")  # type: ignore[union-attr]
+                raise error(f"{key} holds {written(item)}; each must be {kind.items.words}")  # type: ignore[union-attr]
         for number in _numbers(value):
             if number is None or not abs(number) <= MOST:
                 raise error(f"{key} is nested deeper than any value" if number is None else f"{key} holds {shown(number)}; give finite numbers of at most {MOST:,}")
@@ -135,7 +135,7 @@ def wrong_kind(settings: type, values: Mapping[str, Any], section: str) -> str |
         value = values.get(name)
         value = tuple(value) if isinstance(value, list) and tuple in kind.of else value
         if value not in (None, "") and not (kind.fits(value) and all(n is not None and abs(n) <= MOST for n in _numbers(value))):
-            return f"{section}.{name}".lstrip(".") + f" is {shown(value)}; {kind}"
+            return f"{section}.{name}".lstrip(".") + f" is {written(value)}; {kind}"
     return None
 
 

@@ -150,6 +150,15 @@ def shown(value: Any, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}... ({len(text)} characters)"
 
 
+def written(value: Any, limit: int = 100) -> str:
+    """A value as one writes it in a configuration: null, true and false; `shown` for the rest."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    plain = isinstance(value, list | tuple) and len(value) <= limit and not any(isinstance(v, list | tuple | dict) for v in value)
+    text = f"[{', '.join(written(v) for v in value)}]" if plain else shown(value, limit)
+    return text if len(text) <= limit else shown(value, limit)
+
+
 def _refuse_kind(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "no regular file")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from dato import schema
+from dato.card_text import BLOCK, CARD_SCHEMA
 from dato.files import FileError, decode, parse_json, read_bytes, shown, user_path
 from dato.https import fetch
-from dato.mlflow_store import StoreError, local_path, require_store
+from dato.mlflow_store import StoreError, ask, local_path, require_store
 from dato.presets import is_preset, preset, presets
 from dato.schema import StrategyError
 
@@ -22,7 +22,6 @@ MAX_BYTES = 1 << 20
 """A strategy is a few kilobytes; a larger file is not one."""
 HANDED_OVER = ("strategy.json", "card.json", "card.md")
 """Files of a folder that holds one strategy: the first there is read."""
-CARD_SCHEMA = "dato.card/1"
 ACCEPTED = "a JSON file or a card, a folder that holds one, https://..., models:/<name>@<alias>, runs:/<run id>/<path>"
 
 
@@ -67,11 +66,12 @@ def parse(body: bytes, where: str) -> dict[str, Any]:
     except FileError as error:
         raise StrategyError(f"cannot read a strategy from {where}: {error}; give {ACCEPTED}") from None
     card = text.startswith("# ")
+    text = text.replace("\r\n", "\n") if card else text
     try:
         data = parse_json(_block(text, where) if card else text)
     except FileError:
         return schema.read(text, where)  # which says what is wrong with it
-    return _of_card(data, where) if card and not _is_card(data) else parse_document(data, where)
+    return _of_card(data, text, where) if card and not _is_card(data) else parse_document(data, where)
 
 
 def parse_document(data: Any, where: str) -> dict[str, Any]:
@@ -88,32 +88,25 @@ def _from_card(data: dict[str, Any], where: str) -> dict[str, Any]:
         raise StrategyError(f"{where} has schema {shown(data['schema'])}; this version reads {CARD_SCHEMA!r}: export it again or update dato")
     if "strategy" not in data:
         raise StrategyError(f"{where} is a card without its strategy; export it again")
-    document = _of_card(data["strategy"], where)
-    summary = data.get("summary", {})
-    different = [k for k in _COPIED if isinstance(summary, Mapping) and k in summary and summary[k] != document["provenance"].get(k)]
-    if different or not isinstance(summary, Mapping) or summary.get("steps", len(document["steps"])) != len(document["steps"]):
-        raise StrategyError(
-            f"{where} was changed after it was written: its summary's {different[0] if different else 'steps'} is not what its strategy holds; get it again from where it was exported"
-        )
-    return document
+    return _of_card(data["strategy"], data, where)
 
 
-_COPIED = ("model", "sampler", "quality", "latency")
-"""What a card's summary repeats of its strategy's provenance."""
+def _of_card(document: Any, card: Any, where: str) -> dict[str, Any]:
+    """The document of a card's strategy, and under "card" what the rest of the card is to be compared with: it follows from the strategy.
 
-
-def _of_card(document: Any, where: str) -> dict[str, Any]:
-    """The document of a card's strategy. It is written with its digest: a card without it is one that somebody changed."""
-    if isinstance(document, dict) and document.get("schema") in schema.SCHEMAS and "digest" not in document:
+    The strategy is written with its digest: a card without it is one that somebody changed.
+    """
+    if isinstance(document, dict) and document.get("schema") in (*schema.SCHEMAS, *schema.MIGRATIONS) and "digest" not in document:
         raise StrategyError(
             f"{where} is a card whose strategy has no digest, so it was changed after it was written; get it again from where it was exported, or give "
             "the steps alone, a file of schema and steps without figures"
         )
-    return schema.migrate(document, where)
+    found = schema.migrate(document, where)
+    return {**found, "card": (card, found)}
 
 
 def _block(text: str, where: str) -> str:
-    blocks: list[str] = re.findall(r"^```json\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks: list[str] = BLOCK.findall(text)
     if len(blocks) != 1:
         raise StrategyError(f"{where} is Markdown with {len(blocks)} json blocks; a strategy card has one, so give card.json or strategy.json instead")
     return blocks[0]
@@ -149,7 +142,10 @@ def _from_mlflow(uri: str) -> tuple[dict[str, Any], str]:
         raise StrategyError(f"{uri} needs MLflow: pip install mlflow, or ask for its strategy.json or card.json and give that file") from None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            require_store(mlflow.get_registry_uri() if uri.startswith("models:/") else mlflow.get_tracking_uri())
+            store = mlflow.get_registry_uri() if uri.startswith("models:/") else mlflow.get_tracking_uri()
+            require_store(store)
+            if local_path(store) is None:  # reading waits for no lock
+                ask(store)
             _require_artifacts(uri)
             found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
         except StoreError as error:

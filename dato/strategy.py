@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from dato import presets, schema, sources
+from dato.card_text import check_card
 from dato.files import refuse_target, shown
 from dato.sampler import Sampler
 from dato.schema import FULL, StrategyError
@@ -187,7 +188,7 @@ class Strategy(Sequence[Step]):
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], where: str = "the strategy") -> Strategy:
-        """The inverse of `document`; every step is validated."""
+        """The inverse of `document`; every step is validated, and of a card that it was read from, whatever else stands there."""
         parsed = []
         steps = document.get("steps") if isinstance(document, Mapping) else None
         if not isinstance(steps, list | tuple):
@@ -199,6 +200,9 @@ class Strategy(Sequence[Step]):
                 parsed.append(Step(entry["cache_depth"], entry["prune_ratio"]))
             except StrategyError as error:
                 raise StrategyError(f"{where}, step {i}: {error}") from None
+        if "card" in document:
+            card, signed = document["card"]
+            check_card(cls.from_document(signed, where), card, where)
         try:
             return cls(tuple(parsed), document.get("provenance", {}), document.get("sampler"))
         except StrategyError as error:

@@ -9,7 +9,6 @@ from pathlib import Path
 from dato.fields import wrong_kind
 from dato.files import refuse_target, shown, user_path
 from dato.mlflow_store import StoreError, check_address
-from launch.schema import SearchKeys, groups_of
 from search.ledger import read_ledger
 from search.records import SearchRecord
 
@@ -95,6 +94,8 @@ def read_search(folder: Path) -> SearchRecord:
         LedgerError: Its ledger cannot be read.
         ArgumentError: Its configuration holds a value of the wrong kind.
     """
+    from launch.schema import SearchKeys, groups_of  # Hydra's, which dato import does without
+
     path = folder / "ledger.jsonl"
     record = read_ledger(path)
     groups = {"": SearchKeys, **groups_of(SearchKeys)}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
-import socket
-import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,21 +15,28 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dato.files import user_path
+from analysis.progress import in_use
+from dato.files import refuse_target, user_path
+from dato.mlflow_store import ANSWER_S, StoreError, ask, check_address
+from dato.sources import without_credentials
 from dato.strategy import Strategy
 from launch.config import ConfigError, SearchConfig, build
 from launch.estimate import calibration_of, first_batch_s, search_workload
 from launch.hydra_app import run_with_hydra
 from launch.pool import join_ray, worker_settings
 from launch.preflight import LEAST_GB, Finding, look
-from search.evaluate.pipelines import ModelError, check_model
+from launch.search import recorded_latencies
+from search.data.datasets import Data
+from search.evaluate.pipelines import check_model
+from search.ledger import read_ledger
+from search.metrics.features import load_features
 from search.metrics.inception import WEIGHTS_URL
+from search.metrics.moments import Moments
+from search.metrics.reference import weight_files
+from search.metrics.similarity import is_similarity, load_similarity
 from search.optimize.winners import SearchFailed
 from search.run.ray_cluster import ClusterError
 from search.run.ray_pool import RayPool, WorkerError
-
-MLFLOW_S = 5
-"""Seconds that a tracking server has to answer."""
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -57,27 +62,87 @@ def _examine(config: SearchConfig, timed: bool) -> int:
 
 
 def check_here(config: SearchConfig) -> list[Finding]:
-    """The model, the output folder and the driver's disk, on this machine."""
-    try:
-        check_model(config.evaluator.model)
-        path = config.evaluator.model.path
-        local = path == "embedded" or os.path.exists(user_path(path))
-        model = Finding("model.path", "here", path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache")
-    except ModelError as error:
-        message, _, fix = str(error).rpartition("; ")
-        model = Finding("model.path", "here", message, fix)
-    found = [model]
-    features = config.evaluator.protocol.features
+    """Whatever a search looks at on this machine before it starts, by the functions that it calls itself; writes nothing."""
+    features, similarities = config.evaluator.protocol.features, filter(is_similarity, config.evaluator.protocol.similarity)
+    checks = {"model.path": _look_at_model, "latency_from": _read_latencies, "search.warm_start": _read_strategies, "data": _read_data, "output": _look_at_ledger}
+    found = [checked(what, partial(check, config)) for what, check in checks.items()]
+    found += [checked(f"protocol.similarity {name}", partial(_load, name)) for name in similarities]
     if features.partition(":")[0] == "inception":
         found.append(check_inception(features.partition(":")[2]))
-    folder = config.folder
-    while not os.path.isdir(folder):
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 1e9
-    found.append(Finding("output", "here", f"{folder}, {free:.0f} GB free", "" if free >= LEAST_GB else f"free at least {LEAST_GB:.0f} GB, or set output"))
-    if not os.access(folder, os.W_OK):
-        found.append(Finding("output", "here", f"{folder} cannot be written", "set output to a folder that you may write"))
-    return found
+    return [f for f in [*found, check_disk(config.folder)] if f.found]
+
+
+def checked(what: str, check: Callable[[], str]) -> Finding:
+    """What a check finds, or the message and the way out of what it refuses."""
+    try:
+        return Finding(what, "here", check())
+    except (ValueError, RuntimeError, OSError) as error:
+        message, _, fix = str(error).rpartition("; ")
+        return Finding(what, "here", message or str(error), fix if message else f"correct {what}")
+
+
+def _look_at_model(config: SearchConfig) -> str:
+    path = config.evaluator.model.path
+    check_model(config.evaluator.model)
+    local = path == "embedded" or os.path.exists(user_path(path))
+    return path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache"
+
+
+def _read_latencies(config: SearchConfig) -> str:
+    found = recorded_latencies(config.keys.latency_from)
+    return f"{len(found)} latencies of {config.keys.latency_from}" if config.keys.latency_from else ""
+
+
+def _read_strategies(config: SearchConfig) -> str:
+    config.algorithm()
+    return f"{', '.join(config.keys.search.warm_start)} can be read" if config.keys.search.warm_start else ""
+
+
+def _load(similarity: str) -> str:
+    load_similarity(similarity)
+    return "can be used"
+
+
+def _read_data(config: SearchConfig) -> str:
+    data, features = Data(config.evaluator.data), config.evaluator.protocol.features
+    if weight_files(features):
+        load_features(features)
+    if data.spec.statistics:
+        Moments.load(data.spec.statistics)
+    elif not data.spec.own_reference:
+        for _ in data.reference():  # every image is opened, as the search does
+            pass
+    left_out = f"; {len(data.unreadable)} cannot be read and are left out" if data.unreadable else ""
+    return f"{len(data.prompts)} prompts; {data.reference_in_words()}{left_out}"
+
+
+def _look_at_ledger(config: SearchConfig) -> str:
+    path = config.ledger_path
+    if not os.path.exists(path):
+        return ""
+    if why := refuse_target(path):
+        raise ConfigError(f"cannot write {path}: {why}; set output to a folder of your own")
+    if in_use(path):
+        raise ConfigError(f"a search runs in {config.folder} already; wait for its end, or set another output")
+    if config.keys.fresh_start or not path.stat().st_size:
+        return ""
+    record = read_ledger(path)
+    if record.search_id != config.search_id:
+        raise ConfigError(f"{path} belongs to search {record.search_id}, not {config.search_id}; set another output")
+    return f"{len(record.results)} results there, with which the search goes on" + (", and it is finished" if record.finished else "")
+
+
+def check_disk(folder: Path) -> Finding:
+    """Whether the search's folder can be made, and has room."""
+    base = folder
+    while not os.path.lexists(base):
+        base = base.parent
+    if not os.path.isdir(base):
+        return Finding("output", "here", f"{folder} cannot be made: {base} is no folder", "set output to a folder that you may write")
+    if not os.access(base, os.W_OK):
+        return Finding("output", "here", f"{base} cannot be written", "set output to a folder that you may write")
+    free = shutil.disk_usage(base).free / 1e9
+    return Finding("output", "here", f"{base}, {free:.0f} GB free", "" if free >= LEAST_GB else f"free at least {LEAST_GB:.0f} GB, or set output")
 
 
 def check_inception(given: str) -> Finding:
@@ -128,25 +193,16 @@ def check_mlflow(config: SearchConfig) -> Finding:
     if not config.keys.mlflow.enabled:
         return Finding("MLflow", "here", "off")
     uri = config.keys.mlflow.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    parts = urlsplit(uri)
-    shown = uri.replace(f"{parts.username}:{parts.password}@", "") if parts.password else uri
-    fix = "start the server or correct mlflow.uri; a search goes on without it, and dato sync folder=... completes its view later"
-    if parts.scheme in ("http", "https"):
-        try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=MLFLOW_S) as answer:
-                return Finding("MLflow", "here", f"{shown} answers" if answer.status == 200 else f"{shown}: status {answer.status}")
-        except (OSError, ValueError, urllib.error.URLError) as error:
-            return Finding("MLflow", "here", f"{shown} does not answer ({error})", fix, fatal=False)
-    if parts.scheme.startswith(("postgresql", "mysql", "mssql")):
-        if parts.scheme.startswith("postgresql") and importlib.util.find_spec("psycopg") is None:
-            return Finding("MLflow", "here", f"{shown}: psycopg is missing", "pip install 'dato-search[postgres]'", fatal=False)
-        try:
-            with socket.create_connection((parts.hostname or "localhost", parts.port or 5432), timeout=MLFLOW_S):
-                return Finding("MLflow", "here", f"{shown}: the database answers")
-        except OSError as error:
-            return Finding("MLflow", "here", f"{shown}: no database answers ({error})", fix, fatal=False)
-    if parts.scheme == "sqlite":
-        folder = Path(parts.path.removeprefix("/") or ".").absolute().parent
-        writable = os.access(folder, os.W_OK)
-        return Finding("MLflow", "here", f"{shown} in {folder}" if writable else f"{folder} cannot be written", "" if writable else "set mlflow.uri", fatal=False)
-    return Finding("MLflow", "here", f"{shown}, which is not checked")
+    shown, go_on = without_credentials(uri), "a search goes on without it, and dato sync folder=... completes its view later"
+    try:
+        check_address(uri, "mlflow.uri" if config.keys.mlflow.uri else "MLFLOW_TRACKING_URI")
+        ask(uri)
+        if uri.startswith(("http://", "https://")):
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S):
+                return Finding("MLflow", "here", f"{shown} answers")
+    except StoreError as error:
+        message, _, fix = without_credentials(str(error)).rpartition("; ")
+        return Finding("MLflow", "here", message, f"{fix}; {go_on}", fatal=False)
+    except (OSError, ValueError) as error:
+        return Finding("MLflow", "here", f"{shown} does not answer ({error})", f"start the server or correct mlflow.uri; {go_on}", fatal=False)
+    return Finding("MLflow", "here", f"{shown} answers" if urlsplit(uri).scheme.startswith(("sqlite", "postgresql", "mysql", "mssql")) else f"{shown}, which is not checked")

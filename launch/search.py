@@ -52,7 +52,7 @@ def _run(config: SearchConfig) -> int:
     check_model(config.evaluator.model)
     if config.keys.fresh_start and config.folder.exists():
         set_aside(config.ledger_path)
-    latencies = _recorded_latencies(config.keys.latency_from)
+    latencies = recorded_latencies(config.keys.latency_from)
     algorithm = config.algorithm()
     Data(config.evaluator.data)
     view = SearchView(config.plan.population * config.plan.generations, config.plan.generations)
@@ -187,7 +187,8 @@ def _note_model(pool: Pool, folder: Path) -> None:
                 write_model_info(folder, model_info)
 
 
-def _recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:
+def recorded_latencies(folder: str | None) -> dict[tuple[str, int], float]:
+    """Latencies of another search, by strategy and images. Raises `ConfigError` where there is none, `LedgerError` where it cannot be read."""
     if folder is None:
         return {}
     path = Path(folder) / "ledger.jsonl"

@@ -51,4 +51,4 @@ def read_captions(captions: str, folder: str, count: int | None) -> tuple[list[s
         raise DataError(f"data.count is {count}, but {captions!r} captions only {len(order)} images; give fewer, or null for all")
     if not order:
         raise DataError(f"data.captions {captions!r} holds no caption; give COCO's captions_val2014.json or captions_val2017.json")
-    return [first[i][1] for i in order[:count]], [root / files[i] for i in sorted(files)]
+    return [first[i][1] for i in order[:count]], list(dict.fromkeys(root / files[i] for i in sorted(files)))

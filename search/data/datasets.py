@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from dato.fields import check, limited
-from dato.files import FileError, read_lines, require_file, user_path
+from dato.files import FileError, read_lines, require_file, user_path, written
 from search.data.imagenet import balanced, find_labelled, prompts_of, read_classes, take
-from search.data.images import MAX_BYTES, DataError, find_images, read_image, stream_images
+from search.data.images import MAX_BYTES, DataError, find_images, kinds, read_image, stream_images
 
 __all__ = ["FRESH_OFFSET", "REFERENCE_OFFSET", "Data", "DataError", "DataSpec"]
 
@@ -76,7 +76,7 @@ class DataSpec:
         allowed = {"name", "kind", *_KEYS[self.kind], *(_IMAGE_KEYS if self.kind not in ("digits", "prompts") else ())}
         for field in fields(self):
             if field.name not in allowed and getattr(self, field.name) != field.default:
-                raise DataError(f"data.{field.name} is {getattr(self, field.name)!r}, which data of kind {self.kind!r} does not have; set it to {field.default!r}")
+                raise DataError(f"data.{field.name} is {written(getattr(self, field.name))}, which data of kind {self.kind!r} does not have; set it to {written(field.default)}")
         needed = _NEEDED.get(self.kind, ())
         if self.kind == "folder" and not self.statistics:
             needed = ("prompts", "images")
@@ -98,12 +98,14 @@ class Data:
         paths: The real images' files; none for digits.
         turn: After how many images the prompts' classes come round again; a prompt is a class of its own where nothing else is known.
         unreadable: Messages about real images that were skipped, once `reference` went over them.
+        left_out: Files beside the real images that are no images, by their suffix.
     """
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
         self.paths: list[Path] = []
         self.unreadable: list[str] = []
+        self.left_out: list[Path] = []
         if spec.kind == "digits":
             from search.embedded import digits  # scikit-learn is read only where its digits are used
 
@@ -111,7 +113,7 @@ class Data:
             self.prompts = [digits.prompt(i % 10, i // 10) for i in range(count)]
         elif spec.kind == "imagenet":
             classes = read_classes(spec.classes)
-            found = find_labelled(user_path(spec.images or ""), spec.labels, classes)
+            found = find_labelled(user_path(spec.images or ""), spec.labels, classes, self.left_out)
             self.prompts = prompts_of(found, classes, spec.template or "a photo of a {}")
             self.paths = balanced(found, spec.num_reference_images)
         elif spec.kind == "coco":
@@ -127,7 +129,7 @@ class Data:
         else:
             self.prompts = _read_prompts(user_path(spec.prompts or ""))
             if spec.images:
-                self.paths = take(find_images(user_path(spec.images)), spec.num_reference_images)
+                self.paths = take(find_images(user_path(spec.images), others=self.left_out), spec.num_reference_images)
         self.turn = 10 if spec.kind == "digits" else len(self.prompts)
 
     def prompt(self, index: int) -> str:
@@ -151,7 +153,7 @@ class Data:
             return f"the statistics in {spec.statistics}"
         if count is None:
             count = len(_digits()) if spec.kind == "digits" else len(self.paths)
-        return f"{count} real images of {spec.images or spec.name}"
+        return f"{count} real images of {spec.images or spec.name}" + (f", without {kinds(self.left_out)} there" if self.left_out else "")
 
     @property
     def preprocessing(self) -> str:

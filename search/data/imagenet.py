@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dato.files import FileError, read_lines, read_text, user_path
-from search.data.images import MAX_BYTES, SUFFIXES, DataError, walk_images
+from search.data.images import MAX_BYTES, SUFFIXES, DataError, each_once, require_target, walk_images
 
 CLASSES = Path(__file__).parent / "imagenet_classes.csv"
 """index, synset and name of the 1,000 classes."""
@@ -33,7 +33,7 @@ def read_classes(path: str | None) -> dict[str, tuple[int, str]]:
     return found
 
 
-def find_labelled(folder: Path, labels: str | None, classes: dict[str, tuple[int, str]]) -> dict[str, list[Path]]:
+def find_labelled(folder: Path, labels: str | None, classes: dict[str, tuple[int, str]], others: list[Path] | None = None) -> dict[str, list[Path]]:
     """The images of every class by synset, sorted by name.
 
     Args:
@@ -41,20 +41,27 @@ def find_labelled(folder: Path, labels: str | None, classes: dict[str, tuple[int
         labels: A file with a line for each image: its name, then its synset or class index; Kaggle's
             ``LOC_val_solution.csv`` and Caffe's ``val.txt`` are such files.
         classes: From `read_classes`.
+        others: See `walk_images`.
     """
     if not os.path.isdir(folder):
         raise DataError(f"data.images is {str(folder)!r}, which is no folder; give the folder of ImageNet's images")
-    found = _by_label_file(folder, labels, classes) if labels else _by_synset_folder(folder, classes)
-    if sum(map(len, found.values())) < 2:
+    found = _by_label_file(folder, labels, classes, others) if labels else _by_synset_folder(folder, classes, others)
+    images = [path for paths in found.values() for path in paths]
+    if twice := len(images) - len(each_once(images)):
+        raise DataError(f"data.images is {str(folder)!r}, where {twice} images are in two classes through links; remove the links, so that an image has one class")
+    if len(images) < 2:
         raise DataError(f"data.images is {str(folder)!r}, where fewer than 2 images of known classes were found; a FID needs at least 2")
     return dict(sorted(found.items()))
 
 
-def _by_synset_folder(folder: Path, classes: dict[str, tuple[int, str]]) -> dict[str, list[Path]]:
+def _by_synset_folder(folder: Path, classes: dict[str, tuple[int, str]], others: list[Path] | None) -> dict[str, list[Path]]:
     try:
-        folders = sorted(p for p in folder.iterdir() if p.is_dir() and _SYNSET.match(p.name))
+        named = sorted(p for p in folder.iterdir() if _SYNSET.match(p.name))
     except OSError as error:
         raise DataError(f"data.images is {str(folder)!r}, which cannot be read ({error.strerror}); give a folder that you may read") from None
+    for path in named:
+        require_target(path, folder)
+    folders = [p for p in named if p.is_dir()]
     if not folders:
         raise DataError(
             f"data.images is {str(folder)!r}, which holds no folder named after a synset, such as n01440764; "
@@ -63,13 +70,15 @@ def _by_synset_folder(folder: Path, classes: dict[str, tuple[int, str]]) -> dict
     unknown = [p.name for p in folders if p.name not in classes]
     if unknown:
         raise DataError(f"data.images has folders of {len(unknown)} synsets that the class file does not name, such as {unknown[0]}; give data.classes")
-    return {p.name: files for p in folders if (files := walk_images(p))}
+    return {p.name: files for p in folders if (files := walk_images(p, others=others))}
 
 
-def _by_label_file(folder: Path, labels: str, classes: dict[str, tuple[int, str]]) -> dict[str, list[Path]]:
+def _by_label_file(folder: Path, labels: str, classes: dict[str, tuple[int, str]], others: list[Path] | None) -> dict[str, list[Path]]:
     by_index = {str(index): synset for synset, (index, _) in classes.items()}
-    files = {p.stem: p for p in walk_images(folder)}
-    found: dict[str, list[Path]] = defaultdict(list)
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in walk_images(folder, others=others):
+        files[path.stem].append(path)
+    found: dict[str, dict[Path, None]] = defaultdict(dict)
     missing: list[str] = []
     try:
         lines = read_lines(user_path(labels), MAX_BYTES)
@@ -88,8 +97,11 @@ def _by_label_file(folder: Path, labels: str, classes: dict[str, tuple[int, str]
         if synset is None:
             raise DataError(f"data.labels {labels!r}, line {number}: {words[1]!r} is neither a synset nor an index of the class file")
         stem = Path(words[0]).stem if Path(words[0]).suffix.lower() in SUFFIXES else words[0]
-        if stem in files:
-            found[synset].append(files[stem])
+        there = [p for p in files[stem] if p.name == Path(words[0]).name] or files[stem]
+        if len(there) > 1:
+            raise DataError(f"data.labels {labels!r}, line {number}: {words[0]!r} is the name of {len(there)} images, {there[0]} and {there[1]}; keep the one that is meant")
+        if there:
+            found[synset][there[0]] = None
         else:
             missing.append(words[0])
     if missing:

@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import sqlalchemy
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking import MlflowClient
 
+from dato.mlflow_store import ask, check_address
 from dato.sources import without_credentials
 from search.measurements import Measurement, flat
 from search.optimize.importance import importance, importance_metrics, importance_table
@@ -162,7 +159,8 @@ class Tracker:
         """Write what MLflow does not have. Whatever it raises, the next call goes on where this one was."""
         assert self._record is not None
         record, end = snapshot(self._record), self._end
-        _ask(self._where)
+        check_address(self._where, "the MLflow address")
+        ask(self._where, _LOCKED_S)
         if not self._sure:
             self._start(record)
             self._sure = True
@@ -283,18 +281,3 @@ class Tracker:
 def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
     now = int(time.time() * 1000)
     return [Metric(k, v, now, step) for k, v in values.items() if math.isfinite(v)]
-
-
-def _ask(uri: str) -> None:
-    """Raise now where a database refuses or is locked: MLflow itself goes on asking for 102 seconds."""
-    path = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
-    if path and Path(path).is_file():
-        with closing(sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)) as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("ROLLBACK")
-    elif uri.split(":")[0].split("+")[0] in DATABASE_ENGINES:
-        engine = sqlalchemy.create_engine(uri)
-        try:
-            engine.connect().close()
-        finally:
-            engine.dispose()

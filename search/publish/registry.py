@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -15,8 +16,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ParamSchema, ParamSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 from dato.card import card_markdown, write_card
+from dato.mlflow_store import StoreError, ask, check_address
 from dato.sources import without_credentials
 from dato.strategy import Strategy
 from search.publish.aliases import Standing, why_not
@@ -70,20 +73,31 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
     """
     for alias in strategies:
         check_names(name, alias)
-    client = MlflowClient(uri)
+    client = _connect(uri)
     try:
         _ensure_model(client, name)
         there = {v.tags.get(_CONTENT): str(v.version) for v in client.search_model_versions(f"name = '{name}'") if v.status == "READY"}
         versions = {a: there.get(_content(a, s)) or _make_version(client, name, a, s, run_id) for a, s in strategies.items()}
         stayed = {a: why for a, v in versions.items() if (why := _why_not(client, name, a, strategies[a], v, replace))}
         _move_aliases(client, name, {a: v for a, v in versions.items() if a not in stayed})
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         where = without_credentials(str(uri or mlflow.get_registry_uri()))
         raise RegistryError(
             f"the registry at {where} does not take {name!r}: {without_credentials(str(error))}. Nothing of it was changed that anybody "
             "uses: the aliases are where they were. Check that you may write there (MLFLOW_TRACKING_URI and its credentials), or export to=folder"
         ) from None
     return Registered(versions, stayed)
+
+
+def _connect(uri: str | None) -> MlflowClient:
+    """A client of an MLflow that answers, and keeps what it is given. Raises `RegistryError`."""
+    try:
+        check_address(uri or mlflow.get_tracking_uri(), "uri" if uri else "the MLflow address")
+        for address in {uri or mlflow.get_tracking_uri(), os.environ.get("MLFLOW_REGISTRY_URI", "")}:
+            ask(address)
+        return MlflowClient(uri)
+    except (StoreError, MlflowException, SQLAlchemyError, OSError) as error:
+        raise RegistryError(f"{without_credentials(str(error))}. Nothing was registered; to=folder needs no MLflow") from None
 
 
 def _why_not(client: MlflowClient, name: str, alias: str, strategy: Strategy, version: str, replace: bool) -> str | None:
@@ -97,7 +111,7 @@ def _why_not(client: MlflowClient, name: str, alias: str, strategy: Strategy, ve
 
 def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind: str = "search") -> str:
     """The parent run of a search, which is made where MLflow does not have it; of kind "import" for a strategy handed over. Raises `RegistryError`."""
-    client = MlflowClient(uri)
+    client = _connect(uri)
     try:
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else client.create_experiment(experiment)
@@ -107,7 +121,7 @@ def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind:
         run = client.create_run(experiment_id, run_name=search_id, tags={"dato.search_id": search_id, "dato.kind": kind})
         client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise RegistryError(
             f"MLflow at {without_credentials(str(uri or mlflow.get_tracking_uri()))} cannot be used: {without_credentials(str(error))}. "
             "Set MLFLOW_TRACKING_URI to a server that you may write to, or export to=folder"
@@ -186,7 +200,7 @@ def _move_aliases(client: MlflowClient, name: str, versions: Mapping[str, str]) 
         for alias, version in versions.items():
             client.set_registered_model_alias(name, alias, version)
             moved.append(alias)
-    except (MlflowException, OSError):
+    except (MlflowException, SQLAlchemyError, OSError):
         for alias in moved:
             if alias in before:
                 client.set_registered_model_alias(name, alias, before[alias])

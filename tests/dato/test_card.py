@@ -5,6 +5,7 @@ import pytest
 
 from dato.card import FILES, card_json, card_markdown, write_card
 from dato.strategy import Strategy, StrategyError
+from search.evaluate.sources import read_given
 
 MEASURED = Strategy.uniform(6, 3, prune_ratio=0.5).with_provenance(
     alias="fastest",
@@ -95,8 +96,72 @@ def test_a_card_whose_summary_says_something_else_is_refused(tmp_path: Path) -> 
     whole = json.loads((tmp_path / "card.json").read_text())
     whole["summary"]["latency"]["speedup"] = 50.0
     (tmp_path / "card.json").write_text(json.dumps(whole))
-    with pytest.raises(StrategyError, match="its summary's latency is not what its strategy holds"):
+    with pytest.raises(StrategyError, match=r"was changed after it was written.*'summary.latency' is not what its strategy says"):
         Strategy.load(tmp_path / "card.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("title",), "Strategy fastest for another model"), (("steps",), "F" * 6), (("use",), "import os"), (("reproduce",), "rm -rf /"), (("summary", "calls_by_depth"), {"full": 1, "1": 5}),
+        (("summary", "steps"), 7), (("summary", "model"), {"name": "x"}), (("summary", "more"), "1"), (("summary",), []), (("extra",), 1), (("title",), None), (("summary", "quality"), None),
+    ],
+)  # fmt: skip
+def test_a_json_card_says_only_what_follows_from_its_strategy(tmp_path: Path, path: tuple[str, ...], value: object) -> None:
+    write_card(MEASURED, tmp_path)
+    whole = json.loads((tmp_path / "card.json").read_text())
+    holder = whole[path[0]] if len(path) > 1 else whole
+    if value is None:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    (tmp_path / "card.json").write_text(json.dumps(whole))
+    with pytest.raises(StrategyError, match=rf"was changed after it was written.*{'.'.join(path)}' is not what its strategy says; .* give strategy.json"):
+        Strategy.load(tmp_path / "card.json")
+    (tmp_path / "list.json").write_text(json.dumps([whole]))  # and as an entry of a list to begin a search with
+    with pytest.raises(StrategyError, match=r"entry 0 was changed after it was written"):
+        read_given([str(tmp_path / "list.json")], 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("5.12x faster", "9.12x faster"), ("-0.50 (95 %", "-4.50 (95 %"), ("| 100.00 |", "| 10.00 |"), ("500 images", "50000 images"), ("2 computed in full", "1 computed in full"), ("`F11F11`", "`F00F00`"),
+        ("owner/m", "owner/other"), ("num_inference_steps=6", "num_inference_steps=9"), ("dato search seed=0\n", "rm -rf /\n"), ("## Use it", "Endorsed by all.\n\n## Use it"), ("- device: a GPU\n", ""),
+    ],
+)  # fmt: skip
+def test_a_markdown_card_says_only_what_follows_from_its_strategy(tmp_path: Path, old: str, new: str) -> None:
+    write_card(MEASURED, tmp_path)
+    before, fence, block = (tmp_path / "card.md").read_text().partition("## The strategy")
+    assert old in before
+    (tmp_path / "card.md").write_text(before.replace(old, new, 1) + fence + block)
+    with pytest.raises(StrategyError, match=r"was changed after it was written.* is not what its strategy says; .* give strategy.json"):
+        Strategy.load(tmp_path / "card.md")
+
+
+@pytest.mark.parametrize("name", ["card.json", "card.md"])
+def test_a_card_of_an_older_strategy_schema_is_refused(tmp_path: Path, name: str) -> None:
+    write_card(MEASURED, tmp_path)
+    old = {"schema": "dato.strategy/0", "cache_depths": [12, 0, 0, 0, 0, 0], "prune_ratios": [0.0] * 6}
+    text = (tmp_path / name).read_text()
+    if name == "card.json":
+        text = json.dumps({**json.loads(text), "strategy": old})
+    else:
+        text = text[: text.index("```json")] + f"```json\n{json.dumps(old)}\n```\n"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(StrategyError, match="has no digest, so it was changed after it was written"):
+        Strategy.load(tmp_path / name)
+
+
+def test_another_layout_of_a_card_changes_nothing(tmp_path: Path) -> None:
+    for strategy in (MEASURED, Strategy.preset("paper-b1"), Strategy.full(3), Strategy.full(10, sampler="DPM++")):
+        write_card(strategy, tmp_path, replace=True)
+        whole = json.loads((tmp_path / "card.json").read_text())
+        (tmp_path / "card.json").write_text(json.dumps(whole, sort_keys=True))
+        (tmp_path / "card.md").write_bytes((tmp_path / "card.md").read_text().replace("\n", "\r\n").encode())
+        for name in ("card.json", "card.md"):
+            found = Strategy.load(tmp_path / name)
+            assert (found, found.provenance) == (strategy, strategy.provenance)
 
 
 def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:

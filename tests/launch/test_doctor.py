@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
+from PIL import Image
 from ray.cluster_utils import Cluster
 
 from launch.__main__ import main
@@ -22,6 +23,7 @@ from launch.config import SearchConfig, build, compose_config
 from launch.doctor import check_here, check_mlflow
 from launch.preflight import LEAST_GB, check_room, compare, look_here, places
 from search.evaluate.pipelines import EMBEDDED
+from search.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +99,81 @@ def test_the_tracking_server_is_asked_and_never_fatal(monkeypatch: pytest.Monkey
     database = check_mlflow(config())
     assert database.fix
     assert "very-secret" not in database.found
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["search.warm_start=[/dev/zero]"], "it is a device"),
+        (["search.warm_start=[nothing.json]"], "nothing.json"),
+        (["latency_from=/dev/zero"], "latency_from is '/dev/zero'"),
+        (["latency_from=spoilt"], "spoilt"),
+        (["output=s.json"], "s.json"),
+        (["output=s.json/deeper"], "s.json"),
+        (["data=folder", "data.prompts=/dev/zero", "data.images=images"], "data.prompts is '/dev/zero'"),
+        (["data=folder", "data.prompts=p.txt", "data.images=images"], "broken.png"),
+        (["data=folder", "data.prompts=p.txt", "data.images=null", "data.statistics=s.json"], "s.json"),
+        (["protocol.similarity=[lpips:s.json]"], "s.json"),
+        (["protocol.features=inception:s.json"], "s.json"),
+        (["model.path=images"], "model_index.json"),
+    ],
+)  # fmt: skip
+def test_doctor_refuses_what_a_search_refuses_before_it_starts(
+    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.json").write_text("{}")
+    (tmp_path / "p.txt").write_text("a cat")
+    (tmp_path / "spoilt").mkdir()
+    (tmp_path / "spoilt" / "ledger.jsonl").write_text("[]\n")
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b", "broken"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "broken.png").write_bytes(b"x")
+    monkeypatch.setenv("DATO_CACHE", str(tmp_path / "cache"))
+    before = sorted(tmp_path.rglob("*"))
+    wrong = [f for f in check_here(config(*words)) if f.fix and f.fatal]
+    assert wrong
+    assert named in " ".join(f"{f.found} {f.fix}" for f in wrong)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+    assert main(["search", "mlflow.enabled=false", *words]) in (1, 2)
+    assert named in capsys.readouterr().err
+
+
+def test_doctor_sees_a_search_that_runs_or_is_anothers(make_search: Callable[..., Path], tmp_path: Path) -> None:
+    there = config(f"output={tmp_path}")
+    assert not [f for f in check_here(there) if f.fix]
+    make_search(there.folder)
+    (wrong,) = [f for f in check_here(there) if f.fix]
+    assert "belongs to search embedded-digits-0000000000" in wrong.found
+    assert not [f for f in check_here(config(f"output={tmp_path}", "fresh_start=true")) if f.fix]
+    if sys.platform == "linux":
+        ledger = Ledger(there.folder / "ledger.jsonl", "embedded-digits-0000000000", {}, {})
+        try:
+            assert any("a search runs in" in f.found for f in check_here(config(f"output={tmp_path}", "fresh_start=true")))
+        finally:
+            ledger.close()
+
+
+def test_doctor_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {f.what: f.found for f in check_here(config(f"output={tmp_path}", "search.warm_start=[paper-b1]"))}
+    assert found["model.path"] == "embedded"
+    assert "paper-b1" in found["search.warm_start"]
+    assert "real images" in found["data"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "named"),
+    [("mlr", "a folder, in which MLflow writes no more"), ("sqlite://", "in memory"), ("sqlite:///{folder}/s.json", "file is not a database"), ("postgresql+psycopg://me:very-secret@127.0.0.1:{port}/x", "no MLflow database answers")],
+)
+def test_doctor_says_of_mlflow_what_a_command_would(uri: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s.json").write_text("{}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(folder=tmp_path, port=closed_port()))
+    found = check_mlflow(config())
+    assert named in found.found
+    assert "give a server" in found.fix and "dato sync" in found.fix
+    assert not found.fatal
+    assert "very-secret" not in found.found + found.fix
 
 
 def test_a_model_that_is_not_there_is_found_here(tmp_path: Path) -> None:

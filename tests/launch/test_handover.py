@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from dato.strategy import Strategy
@@ -73,6 +75,32 @@ def test_export_and_import_through_a_registry(search: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert "models:/theirs@fastest  (version 1)" in out
     assert "models:/theirs/2  (no alias was moved: " in out
+
+
+@pytest.mark.parametrize("uri", ["mlr", "file:///{folder}/mlr", "uc:x", "sqlite://", "sqlite:///{folder}/s.json", "sqlite:///{folder}", "postgresql+psycopg://u:very-secret@127.0.0.1:{port}/x"])
+@pytest.mark.parametrize("given", ["uri", "MLFLOW_TRACKING_URI"])
+def test_an_mlflow_that_keeps_nothing_is_one_message(
+    search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, uri: str, given: str
+) -> None:
+    before = mlflow.get_tracking_uri()
+    (tmp_path / "s.json").write_text("{}")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = uri.format(folder=tmp_path, port=closed.getsockname()[1])
+    there, words = sorted(tmp_path.rglob("*")), [f"uri={uri}"] if given == "uri" else []
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if given != "uri" else "http://nowhere.invalid")
+    try:
+        for command in (["import", "source=paper-b1", "name=imp", "to=registry"], ["export", f"folder={search}", "to=registry"], ["sync", f"folder={search}"]):
+            assert main([*command, *words]) in (1, 2), command
+            shown = capsys.readouterr()
+            assert shown.err.startswith(f"dato {command[0]}: ")
+            assert "very-secret" not in shown.err
+            way_out = "set the environment variable MLFLOW_TRACKING_URI" if command[0] == "sync" and "secret" in "".join(words) else "give a server (http://host:5000) or a database"
+            assert way_out in shown.err
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_the_command_that_repeats_a_search_gives_the_same_configuration() -> Non
         (["space.frozen=[[0,12,0],[0,1,0]]"], ["named twice"]),
         (["+foo=1"], ["foo is no key here"]),
         (["sed=1"], ["sed is no key here", "seed"]),
-        (["data.captions=x"], ["data.captions is 'x'", "set it to None"]),
+        (["data.captions=x"], ["data.captions is 'x'", "set it to null"]),
         (["figures.images=3"], ["figures.images is no key here"]),
         (["++search.popluation=20"], ["search.popluation is no key here", "search.population"]),
         (["+evaluation.images=20"], ["evaluation.images is no key here"]),

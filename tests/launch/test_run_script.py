@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SYSTEM = ("bash", "cat", "cksum", "dirname", "env", "mkdir", "mktemp", "rm")
+SYSTEM = ("bash", "cat", "cksum", "dirname", "env", "mkdir", "mktemp", "readlink", "rm")
 """What the script calls beside Python."""
 INTERPRETER = """#!{bash}
 if [ "$1" = --version ]; then echo "Python {version}"; exit; fi
@@ -113,6 +113,41 @@ def test_a_python_named_that_will_not_do_is_refused(clone: Path, path: Path, add
 def test_a_python_named_that_is_none_is_refused(clone: Path, path: Path) -> None:
     refused(run(clone, path, "search", PYTHON="/nowhere/python3"), "/nowhere/python3", "does not run", "3.11 to 3.14")
     refused(run(clone, path, "search", PYTHON="/a folder/python3"), "/a folder/python3, which does not run", "3.11 to 3.14")
+
+
+@pytest.mark.parametrize("way", ["as it is", "link", "link to a link", "relative link", "linked folder", "linked clone", "name from its folder", "folder with a dash"])
+def test_it_finds_its_own_clone_however_it_is_called(clone: Path, path: Path, tmp_path: Path, way: str) -> None:
+    """And with a CDPATH in which the same names lead elsewhere."""
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / ".venv" / "bin" / "python").write_text(f'#!{shutil.which("bash")}\nif [ "$1" = -c ]; then exit; fi\necho "ran $0 $*"\n')
+    (clone / ".venv" / "bin" / "python").chmod(0o755)
+    stamp = subprocess.run("cat pyproject.toml constraints.txt | cksum", shell=True, cwd=clone, capture_output=True, text=True, check=True).stdout.strip()
+    (clone / ".venv" / "stamp").write_text(f"{stamp} {clone.resolve()}\n")
+    other, called, here = tmp_path / "other", clone / "launch" / "run", clone
+    (other / "launch" / "launch").mkdir(parents=True)
+    if way == "link":
+        (called := other / "dato-run").symlink_to(clone / "launch" / "run")
+    elif way == "link to a link":
+        (other / "first").symlink_to(clone / "launch" / "run")
+        (called := other / "second").symlink_to("first")
+    elif way == "relative link":
+        (called := other / "dato-run").symlink_to("../clone/launch/run")
+    elif way == "linked folder":
+        (other / "there").symlink_to(clone / "launch")
+        called = other / "there" / "run"
+    elif way == "linked clone":
+        (tmp_path / "again").symlink_to(clone)
+        called = tmp_path / "again" / "launch" / "run"
+    elif way == "name from its folder":
+        called, here = Path("run"), clone / "launch"
+    elif way == "folder with a dash":
+        here = clone.rename(tmp_path / "-clone").parent
+        (here / "-clone" / ".venv" / "stamp").write_text(f"{stamp} {(here / '-clone').resolve()}\n")
+        clone, called = here / "-clone", Path("-clone/launch/run")
+    words = [shutil.which("bash"), "--", str(called), "strategies"] if way != "as it is" else ["bash", "launch/run", "strategies"]
+    done = subprocess.run(words, cwd=here, env={"PATH": str(path), "HOME": str(tmp_path), "CDPATH": f".:{other}:/tmp"}, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"ran {clone.resolve()}/.venv/bin/python -m launch strategies\n"
 
 
 @pytest.mark.parametrize("version", ["3.11.0", "3.12.1", "3.13.5", "3.14.2"])

@@ -185,7 +185,7 @@ def test_bad_coco_is_refused(tmp_path: Path, coco: dict[str, str]) -> None:
         ("web", {}, "data.kind is 'web'; allowed are digits, folder, imagenet, coco and prompts"),
         ("coco", {}, r"needs data.captions .* and data.images"),
         ("folder", {"prompts": "p"}, "needs data.prompts .* and data.images"),
-        ("digits", {"images": "x"}, "data.images is 'x', which data of kind 'digits' does not have; set it to None"),
+        ("digits", {"images": "x"}, "data.images is 'x', which data of kind 'digits' does not have; set it to null"),
         ("coco", {"template": "{}"}, "which data of kind 'coco' does not have"),
         ("imagenet", {"images": "x", "on_unreadable": "ignore"}, "data.on_unreadable is 'ignore'; allowed are fail and skip"),
         ("imagenet", {"images": "x", "num_reference_images": 1}, "data.num_reference_images is 1; give an integer of at least 2"),
@@ -281,7 +281,9 @@ def test_linked_folders_are_walked_once_and_loops_end(tmp_path: Path, kind: str)
         picture(elsewhere / f"b{i}.png")
     (here / FISH).symlink_to(elsewhere)
     (here / TENCH / "again").symlink_to(here)
-    (here / "n99999999").symlink_to(here / "nothing")
+    (here / "loop").symlink_to(here)
+    (elsewhere / "b9.png").symlink_to(elsewhere / "b0.png")
+    (here / TENCH / "a9.png").symlink_to(here / TENCH / "a0.png")
     (tmp_path / "prompts.txt").write_text("a cat")
     (tmp_path / "labels.txt").write_text("".join(f"b{i}.png 1\n" for i in range(3)))
     if kind == "folder":
@@ -292,6 +294,86 @@ def test_linked_folders_are_walked_once_and_loops_end(tmp_path: Path, kind: str)
     else:
         data = Data(spec("imagenet", images=str(here), labels=str(tmp_path / "labels.txt")))
     assert sorted(p.name for p in data.paths) == (["a0.png", "a1.png"] if kind != "labels" else []) + ["b0.png", "b1.png", "b2.png"]
+
+
+def folder_of(tmp_path: Path) -> Data:
+    (tmp_path / "prompts.txt").write_text("a cat")
+    return Data(spec("folder", prompts=str(tmp_path / "prompts.txt"), images=str(tmp_path / "images")))
+
+
+def test_a_link_to_the_folder_itself_and_links_to_its_files_count_nothing_twice(tmp_path: Path) -> None:
+    here, linked = tmp_path / "images", tmp_path / "linked"
+    for i in range(2):
+        picture(here / f"{i}.png")
+    picture(linked / "2.png")
+    (here / "loop").symlink_to(here)
+    (here / "a.png").symlink_to(here / "1.png")
+    (here / "b.png").symlink_to(linked / "2.png")  # found in the linked folder too
+    (here / "folder").symlink_to(linked)
+    (here / "c.png").symlink_to(picture(tmp_path / "elsewhere.png"))
+    (here / "d.png").symlink_to(tmp_path / "elsewhere.png")
+    assert [p.relative_to(here).as_posix() for p in folder_of(tmp_path).paths] == ["0.png", "1.png", "c.png", "folder/2.png"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet", "labels"])
+def test_a_linked_folder_that_is_not_there_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    for i in range(2):
+        picture(tmp_path / "images" / TENCH / f"{i}.png")
+    (tmp_path / "images" / FISH).symlink_to("/nowhere/disk")
+    (tmp_path / "labels.txt").write_text("0.png 0\n1.png 0\n")
+    with pytest.raises(DataError, match=rf"data.images is .*{FISH} is a link to '/nowhere/disk', which is not there; mount its disk"):
+        if kind == "folder":
+            folder_of(tmp_path)
+        else:
+            Data(spec("imagenet", images=str(tmp_path / "images"), labels=str(tmp_path / "labels.txt") if kind == "labels" else None))
+
+
+def test_an_image_is_of_one_class(tmp_path: Path, imagenet: Path) -> None:
+    (imagenet / "n01491361").symlink_to(imagenet / TENCH)
+    with pytest.raises(DataError, match="3 images are in two classes through links; remove the links"):
+        Data(spec("imagenet", images=str(imagenet)))
+    (imagenet / "n01491361").unlink()
+    (tmp_path / "labels.txt").write_text(f"{TENCH}_0.JPEG 0\n{TENCH}_0 0\n{TENCH}_1.JPEG 0\n")
+    assert len(Data(spec("imagenet", images=str(imagenet), labels=str(tmp_path / "labels.txt"))).paths) == 2
+    picture(imagenet / FISH / f"{TENCH}_0.png")
+    with pytest.raises(DataError, match=f"line 2: '{TENCH}_0' is the name of 2 images, .*keep the one that is meant"):
+        Data(spec("imagenet", images=str(imagenet), labels=str(tmp_path / "labels.txt")))
+
+
+def test_what_pillow_reads_is_read_and_the_rest_is_said(tmp_path: Path) -> None:
+    names = ["a.tif", "b.tiff", "c.gif", "d.jfif", "e.jpe", "f.JPG", "g.avif", "h.jp2", "i.ppm", "j.tga", "k.webp", "l.bmp", "m.png"]
+    for name in names:
+        picture(tmp_path / "images" / name)
+    for name in ("notes.txt", "x.heic", "y.heic", "plain", "page.eps", "film.mpg", ".hidden"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    data = folder_of(tmp_path)
+    assert [p.name for p in data.paths] == names
+    assert sum(len(batch) for batch in data.reference()) == len(names)
+    said = data.reference_in_words()
+    assert said.startswith("13 real images of ")
+    assert all(part in said for part in ("2 .heic", "1 .txt", "1 .eps", "1 .mpg", "1 without suffix")), said
+    for name in names[1:]:
+        (tmp_path / "images" / name).unlink()
+    with pytest.raises(DataError, match=r"holds 1 images that Pillow reads .*2 \.heic"):
+        folder_of(tmp_path)
+
+
+def test_deep_pixels_keep_their_range_or_are_refused(tmp_path: Path) -> None:
+    deep = np.array([[0, 32768, 65535]])
+    for name, pixels in (("16.tif", deep.astype(np.uint16)), ("32.tif", deep.astype(np.int32))):
+        Image.fromarray(pixels).save(tmp_path / name)
+        assert read_image(tmp_path / name)[0, 0].tolist() == [0, 128, 255]
+    for name, pixels in (("float.tif", np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), ("deep.tif", (deep * 1000).astype(np.int32))):
+        Image.fromarray(pixels).save(tmp_path / name)
+        with pytest.raises(DataError, match=f"{name} has (float32|int32) pixels .*save it with 8 or 16 bits"):
+            read_image(tmp_path / name)
+
+
+def test_a_file_that_would_run_another_program_is_no_image(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "page.jpg")
+    with pytest.raises(DataError, match=r"page\.jpg is not a readable image"):
+        read_image(tmp_path / "page.jpg")
 
 
 def test_what_is_no_image_file_is_named_or_skipped_and_never_waited_for(tmp_path: Path) -> None:
