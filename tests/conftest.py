@@ -26,11 +26,11 @@ torch.set_num_threads(1)  # the tiny models gain nothing from more, and two proc
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", choices=["shared", "alone"], help="tests that run well beside others, or those that want the machine for themselves")
+    parser.addoption("--part", choices=["shared", "alone"], help="tests that run well beside many others, or those that start Ray or whole commands")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests of searches and commands start Ray, whose workers starve beside another process: they want to be alone."""
+    """Slow tests of searches and commands start Ray, whose workers starve where every core is taken: they come by themselves."""
     part = config.getoption("--part")
     if part:
         root = Path(__file__).parent
