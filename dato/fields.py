@@ -121,6 +121,8 @@ def check(settings: Any, section: str, error: type[ValueError] = ValueError) -> 
         if not kind.allows(value):
             whole = int(value) if isinstance(value, float) and value.is_integer() else value  # as it was typed
             raise error(f"{key} is {written(whole)}; {kind}")
+        if any(isinstance(text, str) and "\0" in text for text in (value if isinstance(value, tuple) else [value])):
+            raise error(f"{key} is {written(value)}; give a text without NUL characters, which no file and no name can have")
         for item in value if isinstance(value, tuple) and kind.items else ():
             if not kind.items.fits(item):  # type: ignore[union-attr]
                 raise error(f"{key} holds {written(item)}; each must be {kind.items.words}")  # type: ignore[union-attr]

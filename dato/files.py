@@ -22,6 +22,7 @@ _KINDS = (
 )
 
 
+_BLANK = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\u200b\u200c\u200d\u2060\ufeff"
 _PLAIN = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # not every system has all of them
 
 
@@ -62,7 +63,8 @@ def read_text(path: str | Path, limit: int) -> str:
 def read_lines(path: str | Path, limit: int) -> list[str]:
     """`read_text` by line, without blanks at the ends. Only line ends end a line: U+2028 or a form feed within a prompt is part of it."""
     lines = read_text(path, limit).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [line.strip().strip("\ufeff").strip() for line in lines]  # files joined together have byte order marks within
+    # Files joined together have byte order marks within; zero-width characters at the ends are nothing that a person sees.
+    return [line.strip(_BLANK) for line in lines]
 
 
 def read_json(path: str | Path, limit: int) -> Any:
@@ -72,6 +74,10 @@ def read_json(path: str | Path, limit: int) -> Any:
 
 def decode(content: bytes) -> str:
     """UTF-8 text with or without a byte order mark. Raises `FileError`."""
+    if b"\0" in content:  # UTF-8 too has a NUL character, and no text holds one
+        little, big = (content[start::2].count(0) for start in (1, 0))
+        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "NUL characters, as in UTF-16-LE" if little > big else "NUL characters, as in UTF-16-BE"
+        raise FileError(f"it is not UTF-8 text ({kind}); save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

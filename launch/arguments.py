@@ -36,6 +36,8 @@ def parse(command: str, arguments: Sequence[str], takes: Mapping[str, str], requ
         key = key.removeprefix("--")
         if not equals or key not in takes:
             raise ArgumentError(f"dato {command} was given {shown(word)}; {usage}")
+        if "\0" in value:
+            raise ArgumentError(f"{key} is {shown(value)}; give a text without NUL characters, which no file and no name can have")
         if key in found:
             raise ArgumentError(f"dato {command} was given {key} twice ({shown(found[key])} and {shown(value)}); give it once")
         found[key] = value

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dato.files import MAX_DEPTH, FileError, check_plain, parse_json, read_bytes, read_json, read_text, refuse_target
+from dato.files import MAX_DEPTH, FileError, check_plain, parse_json, read_bytes, read_json, read_lines, read_text, refuse_target, written
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
@@ -20,6 +20,22 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("a cat", encoding="utf-16")
     with pytest.raises(FileError, match=r"not UTF-8 text \(UTF-16\); save it as UTF-8"):
         read_text(tmp_path / "c", 100)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a").write_text("a cat", encoding=encoding)
+    with pytest.raises(FileError, match=f"not UTF-8 text .*{encoding.upper()}.*; save it as UTF-8"):
+        read_text(tmp_path / "a", 100)
+
+
+def test_a_line_of_what_nobody_sees_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("\u200b\n\ufeff \u2060\t\n\u200ba\u200db \n", encoding="utf-8")
+    assert read_lines(tmp_path / "a", 100) == ["", "", "a\u200db", ""]
+
+
+def test_a_value_as_one_writes_it() -> None:
+    assert [written(v) for v in (None, True, [None, 1, "a"], 1.5)] == ["null", "true", "[null, 1, 'a']", "1.5"]
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:

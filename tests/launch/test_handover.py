@@ -118,6 +118,7 @@ def test_an_mlflow_that_keeps_nothing_is_one_message(
         (["export", "folder={search}", "target=/proc/nothing"], "cannot write into"),
         (["import", "source=nothing.json", "name=x"], "cannot read a strategy from 'nothing.json'"),
         (["import", "source=paper-b1"], "needs name=..."),
+        (["import", "source=paper-b1", "name=a\0b"], "name is 'a\\x00b'; give a text without NUL characters"),
         (["import", "source=http://127.0.0.1/s.json", "name=x"], "over https only"),
         (["import", "source=paper-b1", "name=x", "to=registry", "alias=a b"], "alias is 'a b'"),
     ],
