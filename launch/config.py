@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 import conf
-from dato.files import shown
+from dato.files import written
 from launch.overrides import ConfigError, prepare, unknown
 from launch.schema import SCHEMAS, SECTIONS, EvaluationKeys, SearchKeys, explained, fields_of, groups_of, keys, register
 from search.evaluate.evaluator import EvaluatorSpec
@@ -135,9 +135,9 @@ def _in_words(name: str, error: BaseException) -> str:
             return unknown(name, key)
         kind = keys(name).get(key)
         if isinstance(cause, ValidationError) and kind:
-            return f"{key} is {shown(cause.value)}; {kind}"
+            return f"{key} is {written(cause.value)}; {kind}"
         if key in groups_of(SCHEMAS[name]):
-            return f"{key} is {shown(cause.value)}; it holds the keys {', '.join(k for k in keys(name) if k.startswith(key + '.'))}: set these"
+            return f"{key} is {written(cause.value)}; it holds the keys {', '.join(k for k in keys(name) if k.startswith(key + '.'))}: set these"
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("    full_key: \n")]
     return f"{'; '.join(lines[:4])}\nkeys are in {CONF / 'README.md'}, and in --help"
 
@@ -148,7 +148,7 @@ def _typed(name: str, raw: Mapping[str, Any]) -> Any:
     for section, group in groups_of(schema).items():
         given = raw.get(section, {})
         if not isinstance(given, Mapping):
-            raise ConfigError(f"{section} is {shown(given)}; it holds the keys {', '.join(k for k in keys(name) if k.startswith(section + '.'))}: set these")
+            raise ConfigError(f"{section} is {written(given)}; it holds the keys {', '.join(k for k in keys(name) if k.startswith(section + '.'))}: set these")
         for key in given:
             if f"{section}.{key}" not in keys(name):
                 raise ConfigError(unknown(name, f"{section}.{key}"))
