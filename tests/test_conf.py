@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dato.files import shown
+from dato.files import written
 from dato.strategy import Step, Strategy
 from launch.__main__ import main
 from launch.config import CONF, ConfigError, SearchConfig, build, compose_config, evaluation_keys
@@ -134,7 +134,7 @@ def test_every_key_refuses_what_it_may_not_be(config: str, key: str) -> None:
         with pytest.raises(ValueError, match=rf"^{re.escape(key)} is ") as refused:
             BUILD[config](changed(config, key, value))
         said = str(refused.value)
-        assert f"{key} is {shown(int(value) if isinstance(value, float) and value.is_integer() else value)}; " in said
+        assert f"{key} is {written(int(value) if isinstance(value, float) and value.is_integer() else value)}; " in said
         assert re.search(r"; (give|allowed are) .+", said)
 
 
@@ -187,7 +187,7 @@ def test_an_old_name_is_refused_with_the_new_one() -> None:
     [
         ("search.winner_speedup=fast", "search.winner_speedup is 'fast'; give a number above 0"),
         ("search.deepcache_interval=0", "search.deepcache_interval is 0; give an integer of at least 1"),
-        ("search.warm_start=null", "search.warm_start is None; give a list"),
+        ("search.warm_start=null", "search.warm_start is null; give a list"),
         ("search.max_candidates=0", "search.max_candidates is 0; give an integer of at least 1, at most 1,000,000,000, or null"),
         ("protocol.images=x", "protocol.images is 'x'; give an integer of at least 2"),
         ("mlflow.uri=http://me:word@host", "mlflow.uri holds a password or token, which would be written into the ledger"),
