@@ -59,13 +59,13 @@ class UNetHook(ModelHook):
         self.hooked: HookedModel | None = None
         self.undo: list[Callable[[], None]] = []
         self.layers = LayerHooks(Layout.of(pipe.unet), strategy, options)
-        self._begin()
+        self._begin(pipe.unet)
 
-    def _begin(self) -> None:
+    def _begin(self, unet: nn.Module) -> None:
         self._lock = threading.RLock()  # one call at a time: what a call keeps is the UNet's, and threads may share it
         self._expected: set[int] = set()  # threads in a call of the UNet that has not come here yet
         self._actions: dict[tuple[Step, bool], Callable[..., torch.Tensor]] = {}
-        self.reset_state(self.unet)
+        self.reset_state(unet)
 
     @property
     def unet(self) -> Any:
@@ -84,7 +84,7 @@ class UNetHook(ModelHook):
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget every run; diffusers calls this when asked to reset stateful hooks."""
-        self.runs = Runs(self.owner, self.unet, self.strategy, self.options)
+        self.runs = Runs(self.owner, module, self.strategy, self.options)
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UNetHook:
@@ -96,7 +96,7 @@ class UNetHook(ModelHook):
         new.strategy, new.options = self.strategy, self.options
         for name in ("fn_ref", "layers", "hooked", "undo", "exchange"):
             setattr(new, name, copy.deepcopy(getattr(self, name), memo))
-        new._begin()
+        new._begin(copy.deepcopy(self.unet, memo))  # where a part of the UNet is copied first, `layers` is not complete yet
         return new
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
