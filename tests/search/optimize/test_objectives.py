@@ -1,5 +1,6 @@
 import pytest
 
+from dato.files import written
 from search.measurements import Measurement
 from search.optimize.objectives import Objectives
 
@@ -29,5 +30,5 @@ def test_violations_add_up_as_shares_of_their_limits() -> None:
 @pytest.mark.parametrize("name", ["latency_weight", "max_fid", "max_latency_ms", "min_speedup"])
 @pytest.mark.parametrize("value", [0, -1, "fast", True])
 def test_a_limit_that_is_no_positive_number_is_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"search.{name} is {value!r}; give a number above 0"):
+    with pytest.raises(ValueError, match=f"search.{name} is {written(value)}; give a number above 0"):
         Objectives(**{name: value})  # type: ignore[arg-type]

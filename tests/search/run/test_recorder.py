@@ -34,7 +34,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def recorder(ledger: Ledger, measure: Any = of_shards, limits: dict[str, float] | None = None, **settings: Any) -> Recorder:
-    return Recorder(ledger, SearchPlan(generations=2, population=2, objectives=Objectives(**(limits or {}))), measure, **settings)
+    return Recorder(ledger, SearchPlan(generations=2, population=4, objectives=Objectives(**(limits or {}))), measure, **settings)
 
 
 class Reader:
@@ -58,14 +58,14 @@ def test_candidates_are_numbered_and_know_their_parents(ledger: Ledger) -> None:
     assert mine.number(FAST) == 0
     first = mine.ask(0, FAST)
     assert (first.origin, first.generation, mine.number(FAST), mine.number(OTHER)) == ("initial", 0, 0, 1)
-    child = mine.ask(2, OTHER, [FAST.digest])
+    child = mine.ask(4, OTHER, [FAST.digest])
     assert (child.origin, child.generation, child.parents) == ("offspring", 1, (0,))
     again = recorder(ledger)
-    assert again.ask(2, OTHER) == child, "asked for before"
-    assert again.number(OTHER) == 2
+    assert again.ask(4, OTHER) == child, "asked for before"
+    assert again.number(OTHER) == 4
     for other in (FAST, None):
-        with pytest.raises(LedgerError, match=r"candidate 2 was .* and is now"):
-            again.ask(2, other)
+        with pytest.raises(LedgerError, match=r"candidate 4 was .* and is now"):
+            again.ask(4, other)
 
 
 def test_whoever_watches_is_told_what_is_on_the_disk_already(ledger: Ledger) -> None:
