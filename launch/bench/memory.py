@@ -55,9 +55,9 @@ def _peak(name: str, given: dict[str, str]) -> dict[str, int]:
             with accelerate(pipe, strategy):
                 for t in pipe.scheduler.timesteps[:4]:  # after the last one nothing is kept
                     pipe.unet(**{**call, "timestep": t})
-                hook = pipe.unet._diffusers_hook.get_hook("dato")
-                shared = [x for share in hook.shares.values() for x in (share.convolution, share.shortcut)]
-                kept = [*hook.cached.values(), *shared, *hook.compared]
-                cached = sum(x.numel() * x.element_size() for x in kept)
+                kept = pipe.unet._diffusers_hook.get_hook("dato").runs.last.kept
+                shared = [x for share in kept.precomputed.values() for x in (share.convolution, share.shortcut)]
+                tensors = {id(x): x for x in (*kept.features.values(), *shared, kept.prediction, *kept.compared)}
+                cached = sum(x.numel() * x.element_size() for x in tensors.values())
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"peak_bytes": peak, "cached_bytes": cached}

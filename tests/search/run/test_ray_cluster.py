@@ -86,7 +86,7 @@ from search.run.ray_cluster import connect
 
 class Probe:
     def build(self):
-        import dato.strategy, search.simulate
+        import dato.strategy, search.run.simulate
         self.device = f"{search.run.simulate.__file__} {dato.strategy.__file__}"
         return self
     def run(self, strategies, batches):
@@ -125,11 +125,11 @@ def test_folders_of_our_names_in_the_working_folder_do_no_harm(tmp_path: Path, c
     simulate, strategy = (Path(p) for p in said["workers import"].split())
     assert simulate.name == "simulate.py"
     if code == "installed":
-        assert (simulate, strategy) == (ROOT / "search" / "simulate.py", ROOT / "dato" / "strategy.py")
+        assert (simulate, strategy) == (ROOT / "search" / "run" / "simulate.py", ROOT / "dato" / "strategy.py")
     else:
         assert not {simulate, strategy} & set(ROOT.rglob("*.py")), "shipped code lies in Ray's own folder"
         assert not simulate.is_relative_to(decoys)
-        assert simulate.read_text() == (ROOT / "search" / "simulate.py").read_text()
+        assert simulate.read_text() == (ROOT / "search" / "run" / "simulate.py").read_text()
     assert said["result"] == "[2]"
 
 
