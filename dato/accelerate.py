@@ -9,7 +9,6 @@ from typing import Any
 from dato.caller import has_unet
 from dato.hooked_model import HookedModel, hook_of
 from dato.options import Options
-from dato.other_tools import refuse_other_tools
 from dato.provenance import check
 from dato.refusals import refuse_compiled, refuse_pipeline
 from dato.report import RunReport
@@ -17,6 +16,7 @@ from dato.scheduler import SchedulerExchange, scheduler_for
 from dato.strategy import Strategy
 from dato.unet.control import ControlSkip
 from dato.unet.hook import UNetHook
+from dato.unet.other_tools import refuse_other_tools
 
 _MARK = "_dato_hook"  # on a pipeline: what is enabled on it, also where it is given another UNet since
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dato.fields import wrong_kind
 from dato.files import refuse_target, shown, user_path
 from dato.mlflow_store import StoreError, check_address
+from search.fields import wrong_kind
 from search.ledger import read_ledger
 from search.records import SearchRecord
 

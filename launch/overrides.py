@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from dato.fields import Kind
 from dato.files import shown
 from launch.schema import SCHEMAS, fields_of, groups_of, keys
 from search import old_names
+from search.fields import Kind
 from search.publish.strategies import hydra_text
 
 

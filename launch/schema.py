@@ -13,11 +13,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from dato.fields import Kind, check, kinds, limited
 from search.data.datasets import DataSpec
 from search.evaluate.pipelines import ModelSpec
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.settings import EvaluationSettings, RivalSettings
+from search.fields import Kind, check, kinds, limited
 from search.optimize.space import SpaceSettings
 from search.publish.settings import RegistrySettings, TrackingSettings
 from search.run.settings import ClusterSettings, SearchSettings

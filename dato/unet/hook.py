@@ -16,7 +16,6 @@ from dato.base_tokens import choose_base_tokens
 from dato.caller import reference
 from dato.hooked_model import HookedModel
 from dato.options import Options
-from dato.other_tools import described, refuse_other_tools
 from dato.report import RunReport
 from dato.reuse import Kept
 from dato.runs import Runs
@@ -25,6 +24,7 @@ from dato.scheduler import SchedulerExchange
 from dato.strategy import FULL, Step, Strategy
 from dato.unet.layers import LayerHooks
 from dato.unet.offload import AtHand, at_hand
+from dato.unet.other_tools import described, refuse_other_tools
 from dato.unet.shallow import bind_call, run_shallow, share_of, share_still_holds
 from dato.unet.split_resnet import CachedShare
 from dato.unet.units import Layout, unit_output

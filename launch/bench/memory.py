@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from dato import FULL, Step, Strategy, accelerate
+from dato.hooked_model import hook_of
 from launch.bench.timing import chosen_device, chosen_dtype, parse, print_table, write_result
 from search.evaluate.geometry import geometry
 
@@ -55,7 +56,8 @@ def _peak(name: str, given: dict[str, str]) -> dict[str, int]:
             with accelerate(pipe, strategy):
                 for t in pipe.scheduler.timesteps[:4]:  # after the last one nothing is kept
                     pipe.unet(**{**call, "timestep": t})
-                kept = pipe.unet._diffusers_hook.get_hook("dato").runs.last.kept
+                hook: Any = hook_of(pipe.unet)
+                kept = hook.runs.last.kept
                 shared = [x for share in kept.precomputed.values() for x in (share.convolution, share.shortcut)]
                 tensors = {id(x): x for x in (*kept.features.values(), *shared, kept.prediction, *kept.compared)}
                 cached = sum(x.numel() * x.element_size() for x in tensors.values())

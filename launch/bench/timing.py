@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from dato.fields import Kind, Limits
 from dato.files import shown
 from launch.config import ConfigError
 from launch.environment import environment
 from search.evaluate.evaluator import device_name
+from search.fields import Kind, Limits
 
 
 def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:

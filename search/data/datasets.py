@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from dato.fields import check, limited
 from dato.files import FileError, read_lines, require_file, user_path, written
 from search.data.imagenet import balanced, find_labelled, prompts_of, read_classes, take
 from search.data.images import MAX_BYTES, DataError, find_images, kinds, read_image, stream_images
+from search.fields import check, limited
 
 __all__ = ["FRESH_OFFSET", "REFERENCE_OFFSET", "Data", "DataError", "DataSpec"]
 

@@ -15,9 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import is_invisible_watermark_available
 
-from dato.fields import check, limited
 from dato.files import user_path
 from dato.scheduler import exchange_scheduler
+from search.fields import check, limited
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "pipeline"
 

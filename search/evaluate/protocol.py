@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dato.fields import check, limited
 from search.data.datasets import FRESH_OFFSET
+from search.fields import check, limited
 from search.metrics.similarity import check_similarity
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dato.fields import check, limited
 from search.data.datasets import FRESH_OFFSET
+from search.fields import check, limited
 
 
 @dataclass(frozen=True, kw_only=True)

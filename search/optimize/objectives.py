@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dato.fields import check, limited
+from search.fields import check, limited
 from search.measurements import Measurement
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dato.fields import check, limited
 from dato.files import shown
 from dato.strategy import FULL, Step, Strategy, StrategyError
+from search.fields import check, limited
 from search.measurements import is_count
 
 _step = cache(Step)

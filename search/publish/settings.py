@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dato.fields import check, limited
 from dato.mlflow_store import check_address
 from dato.sources import holds_credentials
+from search.fields import check, limited
 
 
 class PublishError(ValueError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from dato.fields import check, limited
 from search.data.datasets import FRESH_OFFSET
+from search.fields import check, limited
 from search.optimize.objectives import Objectives
 from search.optimize.winners import tolerance_for
 

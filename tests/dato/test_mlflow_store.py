@@ -97,6 +97,9 @@ def test_addresses_under_which_nothing_is_kept(uris: list[str], why: str) -> Non
 
 
 def test_a_folder_is_an_address_where_mlflow_was_told_to_write_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(StoreError, match="a folder"):
+        check_address("mlruns", "uri")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     check_address("mlruns", "uri")
 
