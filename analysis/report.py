@@ -17,7 +17,7 @@ from analysis.similarity import similarity_section
 from analysis.steps import depth_figure, ratio_figure, statistics_figure
 from search.measurements import Measurement, difference_in_words
 from search.optimize.importance import importance
-from search.optimize.winners import closest, in_words, tolerance_of
+from search.optimize.winners import closest_in_words, in_words, tolerance_of
 from search.records import UNACCELERATED, SearchRecord, Winner, prediction_error
 
 
@@ -103,19 +103,10 @@ def _winners_table(record: SearchRecord) -> str:
     searched = record.baselines[UNACCELERATED][1].fid if UNACCELERATED in record.baselines else float("nan")
     rows = [_winner_row("unaccelerated", 1.0, plain, "", "", searched)]
     rows += [_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid) for alias, w in record.winners.items()]
-    missing = "" if "fastest" in record.winners else f"<p><b>There is no fastest</b>: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline on the search's images and on fresh ones.{_closest(record)}</p>"
+    missing = "" if "fastest" in record.winners else f"<p><b>There is no fastest</b>: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline on the search's images and on fresh ones{f'; {near}' if (near := closest_in_words(record)) else ''}.</p>"
     note = f"<p>fastest is no worse than the unaccelerated pipeline by more than {tolerance:g} FID points, by the upper end of the difference's 95 % interval, on the search's images and on fresh ones. "
     note += "Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
     return f"<h2>Winners</h2>{missing}{wide_table(heads, rows)}{note}"
-
-
-def _closest(record: SearchRecord) -> str:
-    found = closest(record)
-    if not found:
-        return ""
-    candidate, m, plain = found
-    where = "fresh images" if candidate.number in record.fresh else "images of the search"
-    return f" The closest was candidate {candidate.number}: {plain.latency_ms / m.latency_ms:.2f}x, FID {difference_in_words(m, plain)} on {m.images} {where}."
 
 
 def _winner_row(name: str, speedup: float, m: Measurement, difference: str, words: str, searched: float) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from analysis.progress import Progress, progress
 from search.measurements import difference_in_words
-from search.optimize.winners import closest, in_words, tolerance_of
+from search.optimize.winners import closest_in_words, in_words, tolerance_of
 from search.records import UNACCELERATED, Candidate, SearchRecord
 
 _ALLOWED_S = 0.001
@@ -122,9 +122,6 @@ class SearchView:
 def no_fastest(record: SearchRecord, tolerance: float) -> list[str]:
     """Why there is no `fastest`, and what came closest, in words."""
     said = [f"no fastest: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline (search.tolerance) on the search's images and on fresh ones"]
-    found = closest(record)
-    if found:
-        candidate, m, plain = found
-        where = f"{m.images} fresh images" if candidate.number in record.fresh else f"{m.images} images of the search"
-        said.append(f"the closest was candidate {candidate.number}: {plain.latency_ms / m.latency_ms:.2f}x, FID {difference_in_words(m, plain)} on {where}")
+    if near := closest_in_words(record):
+        said.append(near)
     return [*said, "search on with more search.generations or protocol.images, or allow more with search.tolerance"]

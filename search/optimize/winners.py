@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from search.measurements import Measurement, fid_difference
+from search.measurements import Measurement, difference_in_words, fid_difference
 from search.optimize.objectives import Objectives
 from search.records import UNACCELERATED, Candidate, SearchRecord, Winner
 
@@ -159,3 +159,13 @@ def closest(record: SearchRecord) -> tuple[Candidate, Measurement, Measurement] 
     if not tried:
         tried = [(c, m, record.plain(m.images)) for c, m in record.evaluated(record.images)]
     return min(tried, key=lambda t: (fid_difference(t[1], t[2])[2], t[0].number), default=None)
+
+
+def closest_in_words(record: SearchRecord) -> str | None:
+    """What `closest` found; None where it found nothing."""
+    found = closest(record)
+    if found is None:
+        return None
+    candidate, m, plain = found
+    where = "fresh images" if candidate.number in record.fresh else "images of the search"
+    return f"the closest was candidate {candidate.number}: {plain.latency_ms / m.latency_ms:.2f}x, FID {difference_in_words(m, plain)} on {m.images} {where}"
