@@ -75,7 +75,7 @@ def comparison_table(results: Sequence[Mapping[str, Any]], quoted_key: str | Non
 
 
 def equal_latency_block(found: Mapping[str, Mapping[float, Mapping[str, Any] | None]]) -> str:
-    """`search.verdict.at_speedups` as Markdown; "" where there is nothing to compare."""
+    """`search.evaluate.results.at_speedups` as Markdown; "" where there is nothing to compare."""
     if not any(v for row in found.values() for v in row.values()):
         return ""
     speedups = list(next(iter(found.values())))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+
+from launch.schema import keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(p for package in ("analysis", "conf", "dato", "launch", "search") for p in sorted((ROOT / package).rglob("*.md")))]
@@ -22,3 +25,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_first_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) < 800
+
+
+TEXTS = [p for package in ("analysis", "launch", "search") for p in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *TEXTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_text_refers_to_is_there(path: Path) -> None:
+    named = set(re.findall(r"`((?:analysis|launch|search)(?:\.\w+)+)(?:\(\))?`", path.read_text())) - keys("search").keys() - keys("evaluate").keys()
+    for name in named:
+        pkgutil.resolve_name(name)  # raises where there is no such module, class or function

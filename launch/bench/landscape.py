@@ -46,7 +46,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def description(strategy: Strategy) -> np.ndarray:
-    """What each step does, and nothing that follows from several steps: `search.surrogate` must find that out by itself."""
+    """What each step does, and nothing that follows from several steps: `search.optimize.surrogate` must find that out by itself."""
     depth = np.array([s.cache_depth for s in strategy])
     kept = np.array([1 - s.prune_ratio for s in strategy])
     full, replay = depth == FULL, depth == 0

@@ -26,7 +26,7 @@ PROMISING = 30
 
 
 class Screen(Protocol):
-    """Tells which of many offspring to evaluate; see `search.surrogate`."""
+    """Tells which of many offspring to evaluate; see `search.optimize.surrogate`."""
 
     surplus: int
     """Offspring made for each one evaluated."""

@@ -1,6 +1,6 @@
 """Which steps and genes of a search matter for FID and for time: from what it measured, without new images.
 
-A model is fitted to the candidates (`search.surrogate`'s: extremely randomised trees and a ridge regression), and each gene's
+A model is fitted to the candidates (`search.optimize.surrogate`'s: extremely randomised trees and a ridge regression), and each gene's
 values are exchanged between candidates that the model has not seen: the more its predictions suffer, the more the gene matters
 (permutation importance: Breiman, Machine Learning 45, 2001, section 10). The model is only as good as its cross-validated R2,
 which stands beside it; where it explains nothing, no importance is given.

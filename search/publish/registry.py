@@ -57,7 +57,7 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
 
     What is there already, the same strategy with the same provenance under the same alias, gets no second version. A version
     is an MLflow pyfunc whose code is `search.publish.pyfunc`, next to ``strategy.json`` and its card. An alias moves by the rule of
-    `search.aliases.why_not`: a strategy that was measured on no fresh images gets a version, and no alias. Either all aliases
+    `search.publish.aliases.why_not`: a strategy that was measured on no fresh images gets a version, and no alias. Either all aliases
     that may move do, or none does.
 
     Args:

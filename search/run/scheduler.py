@@ -3,7 +3,7 @@
 A job stays with its worker while others have jobs of their own; a worker that would idle takes a batch of the job with the
 most left. So 64 workers are busy with 20 candidates, and the end of a generation waits for one batch, not for a candidate.
 
-A job is only given up after it failed on workers that succeed with others (`search.health`). Where nobody else can show whether a
+A job is only given up after it failed on workers that succeed with others (`search.run.health`). Where nobody else can show whether a
 worker is sound, it is checked with what is known to work, and judges after that.
 """
 
