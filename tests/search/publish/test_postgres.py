@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,8 @@ pytestmark = [
 ]
 
 
-def as_server(*command: str) -> list[str]:
-    """PostgreSQL refuses to run as root."""
-    return ["runuser", "-u", "postgres", "--", *command] if os.getuid() == 0 else list(command)
+AS_SERVER: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+"""PostgreSQL refuses to run as root."""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def database() -> Iterator[tuple[str, str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     subprocess.run(
-        as_server(str(bin_folder / "initdb"), "-D", str(data), "-U", "dato", "-A", "scram-sha-256", f"--pwfile={file}", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"),
-        check=True, capture_output=True,
+        [str(bin_folder / "initdb"), "-D", str(data), "-U", "dato", "-A", "scram-sha-256", f"--pwfile={file}", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"],
+        check=True, capture_output=True, **AS_SERVER,
     )  # fmt: skip
     options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
     control = str(bin_folder / "pg_ctl")
-    subprocess.run(as_server(control, "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start"), check=True, capture_output=True)
+    subprocess.run([control, "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start"], check=True, capture_output=True, **AS_SERVER)
     yield f"postgresql://dato:{password}@127.0.0.1:{port}/postgres", password
-    subprocess.run(as_server(control, "-D", str(data), "-m", "immediate", "stop"), check=False, capture_output=True)
+    subprocess.run([control, "-D", str(data), "-m", "immediate", "stop"], check=False, capture_output=True, **AS_SERVER)
     shutil.rmtree(folder, ignore_errors=True)
 
 
