@@ -10,9 +10,11 @@ from typing import Any
 from dato.files import FileError, check_plain, parse_json, shown
 
 SCHEMA = "dato.strategy/2"
-"""Adds to schema 1 the sampler, and writes the complete call as "full"."""
+"""Adds to schema 1 the sampler, and steps' guidance and order, and writes the complete call as "full"."""
 SCHEMAS = ("dato.strategy/1", SCHEMA)
 """What is read as it stands; a strategy is written in the first that holds all of it, so that older versions read it too."""
+_FIRST = {"cache_depth", "prune_ratio"}
+"""What a step has in schema 1."""
 FULL = 12
 """The cache depth that computes everything. A symbol: models of fewer units, such as SDXL's UNet, use it too."""
 
@@ -34,8 +36,9 @@ def content_digest(document: Mapping[str, Any]) -> str:
 def write(document: Mapping[str, Any]) -> str:
     """JSON text of ``{"steps": [...], "provenance": {...}}`` and "sampler" where there is one; one step a line, with schema and digest."""
     schema, sampler = SCHEMAS[0], ""
-    if document.get("sampler") is not None:
-        schema, sampler = SCHEMA, f'  "sampler": {json.dumps(document["sampler"])},\n'
+    if document.get("sampler") is not None or any(set(step) - _FIRST for step in document["steps"]):
+        schema = SCHEMA
+        sampler = f'  "sampler": {json.dumps(document["sampler"])},\n' if document.get("sampler") is not None else ""
         document = {**document, "steps": [{**s, "cache_depth": "full" if s["cache_depth"] == FULL else s["cache_depth"]} for s in document["steps"]]}
     rows = ",\n".join(f"    {json.dumps(step)}" for step in document["steps"])
     notes = native(document.get("provenance"), "provenance")
@@ -78,6 +81,8 @@ def migrate(data: Any, where: str) -> dict[str, Any]:
             f"{where} was changed after it was written: its content has digest {content_digest(data)}, and it says {shown(data['digest'])}. Get it again from where it was exported; to use steps that you edited yourself, "
             "remove digest and provenance, which speak of the steps that were measured"
         )
+    if schema != SCHEMA and any(isinstance(step, dict) and set(step) - _FIRST for step in steps):
+        raise StrategyError(f"{where} has schema {schema!r}, whose steps have cache_depth and prune_ratio alone; write {SCHEMA!r} to give guidance and order")
     found = {"steps": steps, "provenance": notes}
     return {**found, "steps": _depths(steps, where), "sampler": data.get("sampler")} if schema == SCHEMA else found
 

@@ -1,4 +1,4 @@
-"""What to compute at each sampler step: a cache depth and a prune ratio, and with which sampler; validated, in plain JSON."""
+"""How a whole run goes: with which sampler, and at each of its steps what is computed, reused and pruned; validated, in plain JSON."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from dato.sampler import Sampler
 from dato.schema import FULL, StrategyError
 from dato.text_table import text_table
 
+GUIDANCE = ("both", "cond")
+"""What of a guided call is computed: both halves of its batch [uncond, cond], or the conditional half alone."""
+ORDERS = (0, 1, 2)
+"""Orders of the polynomial through the last values, by which what is reused is extrapolated; 0 takes the last value."""
 PATCH = 2
 """Side of the patches that hold one base token each, in tokens; it bounds the prune ratio below 1 - 1/PATCH^2."""
 MAX_STEPS = 1000
@@ -33,13 +37,23 @@ class Step:
     Attributes:
         cache_depth: Units of the UNet that are recomputed, 0 (none: the last prediction is replayed) to `FULL`.
         prune_ratio: Share of the tokens that self-attention skips, in [0, 1 - 1/PATCH^2).
+        guidance: "both" halves of a guided batch, or "cond": the conditional half alone, which then is the guided prediction (limited
+            guidance, arXiv 2404.07724). Without effect where the pipeline does not guide.
+        order: Of the polynomial over the timestep that continues what is reused, the prediction or the cached features, from the last
+            computed ones (TaylorSeer, arXiv 2503.06923): 0 reuses the last one as it is. Without effect where nothing is reused.
     """
 
     cache_depth: int
     prune_ratio: float = 0.0
+    guidance: str = "both"
+    order: int = 0
 
     def __post_init__(self) -> None:
-        depth, ratio = self.cache_depth, self.prune_ratio
+        depth, ratio, order = self.cache_depth, self.prune_ratio, self.order
+        if not isinstance(self.guidance, str) or self.guidance not in GUIDANCE:
+            raise StrategyError(f"guidance is {_typed(self.guidance)}; allowed are 'both' halves of the batch, and 'cond' for the conditional half alone")
+        if isinstance(order, bool) or not isinstance(order, numbers.Integral) or order not in ORDERS:
+            raise StrategyError(f"order is {_typed(order)}; allowed are 0 (what is reused stays as it was), 1 and 2 (it is extrapolated)")
         if isinstance(depth, bool) or not isinstance(depth, numbers.Integral) or not 0 <= depth <= FULL:
             raise StrategyError(f"cache_depth is {_typed(depth)}; allowed are the integers 0 to {FULL}, where {FULL} computes everything")
         limit = 1 - 1 / PATCH**2
@@ -51,6 +65,7 @@ class Step:
         # numpy's numbers are taken as what they say: a float32 of 0.3 is 0.3, not 0.30000001192092896.
         exact = float(ratio) if isinstance(ratio, float | int) or "." not in str(ratio) else float(str(ratio))
         object.__setattr__(self, "cache_depth", int(depth))
+        object.__setattr__(self, "order", int(order))
         object.__setattr__(self, "prune_ratio", exact + 0.0)  # -0.0 + 0.0 is 0.0: equal steps have one digest
 
 
@@ -95,7 +110,7 @@ class Strategy(Sequence[Step]):
         return self.steps[index]
 
     def __str__(self) -> str:
-        return "".join("F" if s.cache_depth == FULL else f"[{s.cache_depth}]" if s.cache_depth > 9 else str(s.cache_depth) for s in self)
+        return "".join(_code(s) for s in self)
 
     def __repr__(self) -> str:
         # Steps and provenance in full are pages: `summary` and `to_json` show them.
@@ -108,19 +123,24 @@ class Strategy(Sequence[Step]):
         ratios = [s.prune_ratio for s in self if s.cache_depth and s.prune_ratio]
         spread = f"{ratios[0]:g}" if len(set(ratios)) == 1 else f"{min(ratios):g} to {max(ratios):g}" if ratios else ""
         pruning = f"pruning {spread} in {len(ratios)} of them" if ratios else "no pruning"
+        alone = sum(s.guidance == "cond" for s in self)
+        pruning += f", the conditional half alone in {alone}" if alone else ""
         made = self.provenance.get("source") or self.provenance.get("search_id")
         return f"{len(self)} steps {f'of {self.sampler} ' if self.sampler else ''}{code}, {pruning}, digest {self.digest}" + (f", from {str(made)[:100]}" if made else "")
 
     def summary(self) -> str:
-        """A table of the steps, a row for each stretch of equal ones: which, at what cache depth and prune ratio."""
-        rows = [("steps", "cache depth", "prune ratio")]
+        """A table of the steps, a row for each stretch of equal ones: which, at what cache depth, prune ratio, guidance and order."""
+        rows = [("steps", "cache depth", "prune ratio", "guidance", "order")]
         position = 0
-        for (depth, ratio), same in groupby(self, key=lambda s: (s.cache_depth, s.prune_ratio if s.cache_depth else 0.0)):
+        for step, same in groupby(self.canonical()):
             end = position + len(list(same))
-            rows.append((str(position) if end == position + 1 else f"{position}-{end - 1}", depth_name(depth), f"{ratio:g}" if depth else "-"))
+            ratio, order = f"{step.prune_ratio:g}" if step.cache_depth else "-", "-" if step.cache_depth == FULL else str(step.order)
+            rows.append((str(position) if end == position + 1 else f"{position}-{end - 1}", depth_name(step.cache_depth), ratio, step.guidance, order))
             position = end
+        used = [True, True, True, any(s.guidance != "both" for s in self), any(s.order for s in self)]
+        shown_rows = [tuple(cell for cell, kept in zip(row, used, strict=True) if kept) for row in rows]
         calls = ", ".join(f"{n} {depth_name(d)}" for d, n in self.calls_by_depth.items())
-        return f"{len(self)} steps{f' of {self.sampler}' if self.sampler else ''}: {calls}; digest {self.digest}\n{text_table(rows)}"
+        return f"{len(self)} steps{f' of {self.sampler}' if self.sampler else ''}: {calls}; digest {self.digest}\n{text_table(shown_rows)}"
 
     @classmethod
     def full(cls, steps: int, sampler: Sampler | str | None = None) -> Strategy:
@@ -147,7 +167,7 @@ class Strategy(Sequence[Step]):
     @cached_property
     def digest(self) -> str:
         """16 hex digits of a SHA-256 over the steps, and over the sampler where there is one."""
-        content: Any = [[s.cache_depth, s.prune_ratio] for s in self]
+        content: Any = [[s.cache_depth, s.prune_ratio, *((s.guidance, s.order) if s.guidance != "both" or s.order else ())] for s in self]
         if self.sampler is not None:
             content = {"sampler": schema.plain(self.sampler.document()), "steps": content}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -159,9 +179,19 @@ class Strategy(Sequence[Step]):
         depths = [s.cache_depth for s in self]
         return {d: depths.count(d) for d in sorted(set(depths), reverse=True)}
 
-    def canonical(self, inert: Sequence[int] = (0,)) -> Strategy:
-        """The same behaviour written one way: at the `inert` depths nothing is pruned, so their ratio becomes 0."""
-        return replace(self, steps=tuple(Step(s.cache_depth) if s.cache_depth in inert and s.prune_ratio else s for s in self))
+    def canonical(self, inert: Sequence[int] = (0,), guided: bool = True) -> Strategy:
+        """The same behaviour written one way: what has no effect on a step has its default.
+
+        Args:
+            inert: Depths at which nothing is pruned, so that the ratio becomes 0.
+            guided: Whether the pipeline guides; where it does not, the guidance becomes "both".
+        """
+        found = []
+        for i, s in enumerate(self):
+            ratio, guidance = 0.0 if s.cache_depth in inert else s.prune_ratio, s.guidance if guided else "both"
+            order = 0 if i == 0 or s.cache_depth == FULL else s.order
+            found.append(s if (ratio, guidance, order) == (s.prune_ratio, s.guidance, s.order) else Step(s.cache_depth, ratio, guidance, order))
+        return replace(self, steps=tuple(found))
 
     def resample(self, steps: int) -> Strategy:
         """Stretch or shrink to another number of steps: each new step takes the entry at its own relative position."""
@@ -173,12 +203,12 @@ class Strategy(Sequence[Step]):
         return replace(self, provenance={**self.provenance, **notes})
 
     def to_json(self) -> str:
-        """The strategy as JSON text of schema ``dato.strategy/1``, or ``/2`` where it has a sampler, with a digest of its content."""
+        """The strategy as JSON text, with a digest of its content: schema ``dato.strategy/1`` where depths and ratios say all, else ``/2``."""
         return schema.write(self.document())
 
     def document(self) -> dict[str, Any]:
         """Steps, provenance and sampler, where there is one, as plain data."""
-        steps = [{"cache_depth": s.cache_depth, "prune_ratio": s.prune_ratio} for s in self]
+        steps = [_plain(s) for s in self]
         return {"steps": steps, "provenance": dict(self.provenance)} | ({"sampler": self.sampler.document()} if self.sampler else {})
 
     @classmethod
@@ -194,10 +224,10 @@ class Strategy(Sequence[Step]):
         if not isinstance(steps, list | tuple):
             raise StrategyError(f"{where} has the steps {shown(steps)}; expected a list of objects with cache_depth and prune_ratio")
         for i, entry in enumerate(steps):
-            if not isinstance(entry, dict) or set(entry) != {"cache_depth", "prune_ratio"}:
-                raise StrategyError(f"{where}, step {i}: given {shown(entry)}; expected an object with cache_depth and prune_ratio")
+            if not isinstance(entry, dict) or not {"cache_depth", "prune_ratio"} <= set(entry) <= {"cache_depth", "prune_ratio", "guidance", "order"}:
+                raise StrategyError(f"{where}, step {i}: given {shown(entry)}; expected an object with cache_depth and prune_ratio, and where they are not usual guidance and order")
             try:
-                parsed.append(Step(entry["cache_depth"], entry["prune_ratio"]))
+                parsed.append(Step(**entry))
             except StrategyError as error:
                 raise StrategyError(f"{where}, step {i}: {error}") from None
         if "card" in document:
@@ -233,6 +263,19 @@ def depth_name(depth: int) -> str:
     return {FULL: "full", 0: "replayed"}.get(depth, f"depth {depth}")
 
 
+def _code(step: Step) -> str:
+    """A step in a sign or two: its depth, and after it "'" where the conditional half is alone, and "+" for each order."""
+    depth = step.cache_depth
+    return ("F" if depth == FULL else f"[{depth}]" if depth > 9 else str(depth)) + ("'" if step.guidance == "cond" else "") + "+" * step.order
+
+
+def _plain(step: Step) -> dict[str, Any]:
+    """A step as plain data; guidance and order only where they are not the usual ones, as in files of before there were any."""
+    usual = {"guidance": "both", "order": 0}
+    rest = {key: getattr(step, key) for key, default in usual.items() if getattr(step, key) != default}
+    return {"cache_depth": step.cache_depth, "prune_ratio": step.prune_ratio} | rest
+
+
 def _checked_count(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= MAX_STEPS:
         raise StrategyError(f"{name} is {_typed(value)}; allowed are the integers 1 to {MAX_STEPS}")
@@ -240,11 +283,13 @@ def _checked_count(value: int, name: str) -> int:
 
 
 def _step(index: int, entry: Any) -> Step:
-    """A strategy's entry; a pair of depth and ratio is one too."""
+    """A strategy's entry; (depth, ratio) and (depth, ratio, guidance, order) are too."""
     if isinstance(entry, Step):
         return entry
-    if not isinstance(entry, tuple | list) or len(entry) != 2:
-        raise StrategyError(f"step {index} is {_typed(entry)}; give dato.Step(cache_depth, prune_ratio), such as dato.Step(12, 0.5), or the pair (12, 0.5)")
+    if not isinstance(entry, tuple | list) or len(entry) not in (2, 4):
+        raise StrategyError(
+            f"step {index} is {_typed(entry)}; give dato.Step(cache_depth, prune_ratio, guidance, order), such as dato.Step(12, 0.5), or the pair (12, 0.5)"
+        )
     try:
         return Step(*entry)
     except StrategyError as error:

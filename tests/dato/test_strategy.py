@@ -214,3 +214,35 @@ def test_a_strategy_prints_in_a_line_and_its_summary_is_a_table() -> None:
         ["steps", "cache", "depth", "prune", "ratio"], ["0-1", "full", "0.5"], ["2", "depth", "1", "0"], ["3", "replayed", "-"],
     ]  # fmt: skip
     assert "x" * 10 not in strategy.summary()
+
+
+def test_guidance_and_order_are_of_a_step_and_survive_every_form() -> None:
+    strategy = Strategy(((12, 0.0), (0, 0.3, "cond", 1), Step(1, 0.5, "both", 2), Step(2, order=1)))
+    assert strategy.steps[1] == Step(0, 0.3, guidance="cond", order=1)
+    assert str(strategy) == "F0'+1++2+"
+    assert Strategy.from_json(strategy.to_json()) == strategy
+    assert json.loads(strategy.to_json())["schema"] == "dato.strategy/2"
+    plain = Strategy(tuple(Step(s.cache_depth, s.prune_ratio) for s in strategy))
+    assert json.loads(plain.to_json())["schema"] == "dato.strategy/1"
+    assert len({strategy.digest, plain.digest, Strategy(strategy.steps[:2]).digest}) == 3
+    assert "guidance" in strategy.summary() and "guidance" not in plain.summary()
+
+
+def test_canonical_form_drops_guidance_and_order_where_they_have_no_effect() -> None:
+    given = Strategy((Step(0, 0.0, "cond", 2), Step(12, 0.3, "cond", 1), Step(0, 0.3, "both", 1)))
+    assert given.canonical() == Strategy((Step(0, 0.0, "cond"), Step(12, 0.3, "cond"), Step(0, order=1)))
+    assert given.canonical(guided=False) == Strategy((Step(0), Step(12, 0.3), Step(0, order=1)))
+
+
+@pytest.mark.parametrize("wrong", [{"guidance": "none"}, {"guidance": 1}, {"order": 3}, {"order": -1}, {"order": True}, {"order": 1.5}])
+def test_a_guidance_or_order_that_cannot_be_is_refused_with_what_can(wrong: dict[str, object]) -> None:
+    (key,) = wrong
+    with pytest.raises(StrategyError, match=key) as caught:
+        Step(1, **wrong)  # type: ignore[arg-type]
+    assert "allowed" in str(caught.value)
+
+
+def test_schema_1_knows_no_guidance() -> None:
+    text = '{"schema": "dato.strategy/1", "steps": [{"cache_depth": 12, "prune_ratio": 0.0, "guidance": "cond"}]}'
+    with pytest.raises(StrategyError, match=r"dato\.strategy/2"):
+        Strategy.from_json(text)
