@@ -18,12 +18,12 @@ def choose_base_tokens(downsamples: Iterable[int], kind: Kind, compared: Sequenc
     Args:
         downsamples: Side of the latent over side of the token grid, of each grid.
         kind: What the call is given.
-        compared: The outputs that DiffScore compares, each (B, C, h, w), the older first; with fewer than two tokens are drawn at random.
+        compared: The last two outputs of what the call computes, each (B, C, h, w), the last one first; with fewer tokens are drawn at random.
         options: How tokens are chosen.
         generator: Behind every random choice.
     """
     wanted = sorted(downsamples)
-    score = scoring.diff_score(compared[1], compared[0]) if options.use_score and len(compared) == 2 and wanted else None
+    score = scoring.diff_score(*compared) if options.use_score and len(compared) == 2 and wanted else None
     bases = {}
     for downsample in wanted:
         height, width = token_grid(kind.size, downsample)

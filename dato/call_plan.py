@@ -73,36 +73,45 @@ class CallPlan:
     """What one call of the model does.
 
     Attributes:
-        step: Its depth and ratio; nothing is pruned where nothing is computed.
+        step: What it really does; nothing is pruned where nothing is computed, and nothing extrapolated where all is.
         share: What it has in common with later calls: "none", or it is done here for them too, "precompute", or was done before, "reuse"
-            (see `dato.unet.split_resnet`).
+            (see `dato.unet.split_resnet`). What is extrapolated is new in every call, so it is "none" there.
     """
 
     step: Step
     share: str = "none"
 
 
-def plan_calls(strategy: Strategy, all_calls: int, order: int = 1, start: int = 0) -> list[CallPlan]:
-    """What each call of a run does. The first one is full, because nothing is cached.
+def plan_calls(strategy: Strategy, all_calls: int, order: int = 1, start: int = 0, guided: bool = True) -> list[CallPlan]:
+    """What each call of a run does.
+
+    The first one is full, because nothing is kept, and so is the first that computes both halves of a guided batch, because of
+    the unconditional half nothing is kept before it.
 
     Args:
         strategy: One entry per sampler step.
         all_calls: Calls of a whole run of the sampler.
         order: The scheduler's `order`.
         start: Place of the run's first call; later than 0 in image-to-image.
+        guided: Whether the pipeline guides; where it does not, a step's guidance has no effect.
     """
     entries = [strategy[entry_of_call(p, all_calls, len(strategy), order)] for p in range(start, all_calls)]
+    steps: list[Step] = []
+    for entry in entries:
+        guidance = entry.guidance if guided else "both"
+        nothing_kept = not steps or (guidance == "both" and all(s.guidance == "cond" for s in steps))
+        depth = FULL if nothing_kept else entry.cache_depth
+        steps.append(Step(depth, entry.prune_ratio if entry.cache_depth else 0.0, guidance, 0 if depth == FULL else entry.order))
     found: list[CallPlan] = []
-    precomputed: set[int] = set()  # depths whose share is there
-    for i, entry in enumerate(entries):
-        depth = entry.cache_depth if i else FULL
-        step = Step(depth, entry.prune_ratio if entry.cache_depth else 0.0)
-        precomputed = {d for d in precomputed if d >= depth}  # a deeper call makes what shallower ones start from anew
+    precomputed: set[tuple[int, str]] = set()  # depths and halves whose share is there
+    for i, step in enumerate(steps):
+        depth, key = step.cache_depth, (step.cache_depth, step.guidance)
+        precomputed = {k for k in precomputed if k[0] >= depth}  # a deeper call makes what shallower ones start from anew
         share = "none"
-        if 0 < depth < FULL:
-            later = next((e.cache_depth for e in entries[i + 1 :] if e.cache_depth >= depth), None)
-            share = "reuse" if depth in precomputed else "precompute" if later == depth else "none"
+        if 0 < depth < FULL and not step.order:
+            later = next((s for s in steps[i + 1 :] if s.cache_depth > depth or ((s.cache_depth, s.guidance) == key and not s.order)), None)
+            share = "reuse" if key in precomputed else "precompute" if later is not None and later.cache_depth == depth else "none"
             if share == "precompute":
-                precomputed.add(depth)
+                precomputed.add(key)
         found.append(CallPlan(step, share))
     return found

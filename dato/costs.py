@@ -1,4 +1,4 @@
-"""Multiply-accumulates of every action of a UNet, and the speedup that a strategy's arithmetic allows.
+"""Multiply-accumulates of every action of a UNet, and the speedup that a strategy's arithmetic allows, sampler and guidance counted.
 
 Counted by PyTorch's own flop counter (convolutions, linear layers, attention's matrix products, and the similarity of
 Eq. 9) on a copy of the UNet on the meta device: shapes only, nothing is computed.
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from dato import pruning
+from dato.call_plan import plan_calls
 from dato.options import Options, patch_side, token_grid
 from dato.strategy import FULL, Step, Strategy
 from dato.unet.attention import chosen_layers, prune_layer
@@ -44,10 +45,10 @@ class CostModel:
             self._layout = Layout.of(self._meta)
             self._call = self._example()
         self._layers = chosen_layers(self._layout, self.options, prunes=False)
-        self._known: dict[Step, int] = {}
+        self._known: dict[tuple[int, float], int] = {}
 
     def macs(self, step: Step) -> int:
-        """MACs of a call at this depth and ratio, one sample; guidance doubles them.
+        """MACs of a call at this depth and ratio, one sample: one half of a guided batch.
 
         Raises:
             ValueError: The UNet does not have this depth, or no layer to prune in.
@@ -57,19 +58,37 @@ class CostModel:
             chosen_layers(self._layout, self.options)
         if step.cache_depth == 0:
             return 0
-        if step not in self._known:
-            self._known[step] = self._count(step)
-        return self._known[step]
+        key = (step.cache_depth, step.prune_ratio)
+        if key not in self._known:
+            self._known[key] = self._count(step)
+        return self._known[key]
 
-    def strategy_macs(self, strategy: Strategy, extra_calls: int = 0) -> int:
-        """MACs of a run: the first call is full, and `extra_calls` (1 for PNDM) more follow the first entry."""
-        entries = [strategy[0]] * extra_calls + list(strategy)
-        first = Step(FULL, entries[0].prune_ratio if entries[0].cache_depth else 0.0)
-        return self.macs(first) + sum(self.macs(s) for s in entries[1:])
+    def strategy_macs(self, strategy: Strategy, extra_calls: int = 0, guided: bool = True) -> int:
+        """MACs of a run, one image: of a guided call two samples, or the conditional one alone.
 
-    def limit(self, strategy: Strategy, extra_calls: int = 0) -> float:
-        """Unaccelerated MACs over this strategy's: the speedup that arithmetic alone allows."""
-        return (len(strategy) + extra_calls) * self.macs(Step(FULL)) / self.strategy_macs(strategy, extra_calls)
+        Args:
+            strategy: Whose calls are counted as they really are: the first of each half is full.
+            extra_calls: Calls that its sampler makes beyond one a step: 1 for PNDM, and one less than it has steps for a sampler of second order.
+            guided: Whether the pipeline guides.
+
+        Raises:
+            ValueError: The UNet does not have a depth of the strategy, or no sampler makes so many calls.
+        """
+        plans = plan_calls(strategy, len(strategy) + extra_calls, order=2 if extra_calls > 1 else 1, guided=guided)
+        return sum(self.macs(p.step) * (2 if guided and p.step.guidance == "both" else 1) for p in plans)
+
+    def limit(self, strategy: Strategy, extra_calls: int = 0, guided: bool = True, plain_calls: int | None = None) -> float:
+        """Unaccelerated MACs over this strategy's: the speedup that arithmetic alone allows.
+
+        Args:
+            strategy: As for `strategy_macs`.
+            extra_calls: As for `strategy_macs`, of the strategy's sampler.
+            guided: Whether the pipeline guides.
+            plain_calls: UNet calls of the unaccelerated run, such as 51 of 50 steps with PNDM; None for as many as this strategy's. For a
+                strategy with a sampler or a number of steps of its own they are those of what it stands in for.
+        """
+        calls = len(strategy) + extra_calls if plain_calls is None else plain_calls
+        return calls * (2 if guided else 1) * self.macs(Step(FULL)) / self.strategy_macs(strategy, extra_calls, guided)
 
     def _count(self, step: Step) -> int:
         # Matrix products cost the same whichever tokens are chosen; these are simply the first of each patch.

@@ -21,6 +21,7 @@ _SEVERAL_CALLS = {
     "TextToVideoZeroSDXLPipeline": "over several stretches of its timesteps",
 }
 _ATTENTION_MAPS = ("LEditsPPPipelineStableDiffusion", "LEditsPPPipelineStableDiffusionXL")
+_BOTH = 'give the strategy\'s steps guidance "both", Strategy([replace(s, guidance="both") for s in strategy], sampler=strategy.sampler)'
 _NOT_SAMPLING = ("invert", "generate_mask")
 
 
@@ -53,6 +54,11 @@ def refuse_pipeline(pipe: Any, unet: Any, strategy: Strategy, options: Options) 
             raise ValueError(
                 f'{name} does not say whether it guides (it has no {GUIDES}), so [uncond, cond] cannot be aligned; use dato.Options(align="none") or prune_ratio 0'
             )
+    if any(s.guidance == "cond" for s in strategy):
+        if hasattr(type(pipe), "image_guidance_scale") or hasattr(type(pipe), "pag_scale"):
+            raise ValueError(f'{name} guides three ways, and a step with guidance "cond" takes the conditional half of [uncond, cond]; {_BOTH}')
+        if not (hasattr(type(pipe), GUIDES) or GUIDES in vars(pipe)):
+            raise ValueError(f'{name} does not say whether it guides (it has no {GUIDES}), so it is not known which rows a step with guidance "cond" computes; {_BOTH}')
     if reused and hasattr(type(pipe), "pag_scale"):
         raise ValueError(f"{name}: perturbed-attention guidance changes its batch as it runs; use dato with the pipeline without PAG")
 
@@ -78,10 +84,24 @@ def refuse_run(pipe: Any, caller: Caller | None, strategy: Strategy, options: Op
             f"{name} runs with {type(pipe.scheduler).__name__}, and the enabled strategy is for the sampler {sampler}: a pipeline that was given another scheduler "
             "since needs dato.enable again, and one that shares the UNet needs the scheduler of the enabled one (or call dato.disable on that one first)"
         )
+    if any(s.guidance == "cond" for s in strategy) and guides(pipe) is None:
+        raise ValueError(
+            f"{name} does not say whether it guides ({GUIDES} is not set), so it is not known whether the batch is [uncond, cond]: set it before a loop "
+            f'of your own (on a diffusers pipeline by pipe._guidance_scale); or {_BOTH}'
+        )
     if aligned(strategy, options) and options.use_score and guides(pipe) is None:
         raise ValueError(
             f"{name} does not say whether it guides ({GUIDES} is not set), so it is not known whether the batch is [uncond, cond]: set it before a loop "
             f'of your own (on a diffusers pipeline by pipe._guidance_scale), or use dato.Options(align="none") or prune_ratio 0'
+        )
+
+
+def refuse_halves(pipe: Any, rows: int) -> None:
+    """Raise ValueError for a batch that has no conditional half."""
+    if rows % 2:
+        raise ValueError(
+            f'{type(pipe).__name__} guides, and calls its UNet with {rows} rows, where a step with guidance "cond" takes the conditional half of [uncond, cond]: '
+            f"give an even batch, or {_BOTH}"
         )
 
 

@@ -17,6 +17,8 @@ class RunReport:
         strategy: The strategy it followed.
         layers: The self-attention layers that prune.
         calls_by_depth: UNet calls made at each cache depth.
+        conditional_alone: UNet calls that computed the conditional half of their batch alone.
+        extrapolated: UNet calls that extrapolated what they reused.
         tokens_pruned: Tokens skipped, by self-attention layer, summed over the calls and over the batch.
         controls_skipped: ControlNet calls that were not made.
         finished: Whether the run came to its last call.
@@ -26,6 +28,8 @@ class RunReport:
     strategy: Strategy
     layers: tuple[str, ...]
     calls_by_depth: Counter[int] = field(default_factory=Counter)
+    conditional_alone: int = 0
+    extrapolated: int = 0
     tokens_pruned: Counter[str] = field(default_factory=Counter)
     controls_skipped: int = 0
     finished: bool = False
@@ -38,6 +42,8 @@ class RunReport:
 
     def __str__(self) -> str:
         calls = ", ".join(f"{n} {depth_name(d)}" for d, n in sorted(self.calls_by_depth.items(), reverse=True))
+        calls += f"; {self.conditional_alone} computed the conditional half alone" if self.conditional_alone else ""
+        calls += f"; {self.extrapolated} extrapolated what they reused" if self.extrapolated else ""
         state = "enabled, and not run yet" if not self.calls else f"{self.pipeline} {'finished' if self.finished else 'not finished'}: {self.calls} UNet calls, {calls}"
         lines = [f"strategy  {self.strategy.headline()}", f"run       {state}"]
         if self.layers:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from dato.call_plan import check_steps, plan_calls
-from dato.caller import caller_of, reference
+from dato.caller import caller_of, guides, reference
 from dato.options import Options
 from dato.refusals import refuse_compiled, refuse_pipeline, refuse_run
 from dato.report import RunReport
 from dato.run_position import RunPosition, index_in, is_close, value_of
 from dato.runtime import RunState
-from dato.strategy import Strategy, StrategyError
+from dato.strategy import Step, Strategy, StrategyError
 
 
 class Runs:
@@ -48,8 +49,8 @@ class Runs:
         self.last = run
         return run
 
-    def replaying(self, timestep: torch.Tensor | float, sample: torch.Tensor, halved: bool = False) -> RunState | None:
-        """The run whose coming call at `timestep` will replay a prediction; None where the call computes. Changes nothing.
+    def coming(self, timestep: torch.Tensor | float, sample: torch.Tensor, halved: bool = False) -> tuple[RunState, Step] | None:
+        """The run whose coming call is at `timestep`, and what that does; None where it is not known yet. Changes nothing.
 
         Args:
             timestep: Of the call.
@@ -57,10 +58,11 @@ class Runs:
             halved: Whether that is the conditional half only, as in guess mode.
         """
         run, place = self.going_on(timestep)
-        if run is None or run.kept is None or run.kept.prediction is None or run.plan_at(place).step.cache_depth:
+        if run is None or run.kept is None:
             return None
         kind = run.kind_of(sample)
-        return run if (kind._replace(batch=2 * kind.batch) if halved and kind.guided else kind) == run.kept.kind else None
+        fits = (kind._replace(batch=2 * kind.batch) if halved and kind.guided else kind) == run.kept.kind
+        return (run, run.kept.possible(run.plan_at(place).step)) if fits else None
 
     def going_on(self, timestep: torch.Tensor | float) -> tuple[RunState | None, int]:
         """The run whose next call this is, and its place; (None, 0) where there is none."""
@@ -101,7 +103,8 @@ class Runs:
         try:
             order = getattr(scheduler, "order", 1)
             check_steps(len(self.strategy), begun.values, getattr(scheduler, "num_inference_steps", None), order)
-            found = plan_calls(self.strategy, len(begun.values), order, begun.first)
+            planner = partial(plan_calls, self.strategy, len(begun.values), order, begun.first)
+            planner()
         except StrategyError as error:
             if not begun.own:
                 raise ValueError(self._stranger(pipe, timestep)) from None
@@ -117,7 +120,8 @@ class Runs:
             frame=caller.frame if caller is not None else None,
             attended=caller is None or caller.attended,
             position=begun,
-            plans=found,
+            planner=planner,
+            guided=bool(guides(pipe)),
             report=RunReport(self.strategy, layers, pipeline=type(pipe).__name__),
             generator=torch.Generator().manual_seed(self.options.seed),
         )

@@ -13,7 +13,7 @@ from dato import pruning
 from dato.call_plan import CallPlan
 from dato.caller import Caller, guides
 from dato.report import RunReport
-from dato.reuse import Kept, Kind
+from dato.reuse import Kept, Kind, Needs, needs_after
 from dato.run_position import RunPosition
 from dato.strategy import Step
 
@@ -23,8 +23,8 @@ class CallState:
     """One call of the model, while it is made.
 
     Attributes:
-        step: Its depth and ratio.
-        kind: What it is given.
+        step: What it does.
+        kind: What it computes: of a guided batch the conditional half, where that is computed alone.
         bases: (B, N_base) base tokens by downsample; empty where nothing is pruned.
         plans: Plans made so far, by downsample.
         captures: Features that later calls start from, by depth.
@@ -51,11 +51,14 @@ class RunState:
         frame: Tells it from other runs on the call stack; None in a loop of one's own.
         attended: Whether code that is not diffusers' own runs between its calls, and may change anything.
         position: Where it stands.
-        plans: What each of its calls does.
+        planner: Gives the plan of all its calls by whether they are guided.
+        guided: Whether they are.
         report: What it has done.
         generator: Behind its random choices.
         thread: The thread it runs in.
         kept: What its calls have left for later ones; None before the first and after the last.
+        plans: What each of its calls does.
+        needs: What calls after each of them reuse.
     """
 
     pipe: Callable[[], Any]
@@ -63,11 +66,33 @@ class RunState:
     frame: int | None
     attended: bool
     position: RunPosition
-    plans: list[CallPlan]
+    planner: Callable[[bool], list[CallPlan]]
+    guided: bool
     report: RunReport
     generator: torch.Generator
     thread: threading.Thread = field(default_factory=threading.current_thread)
     kept: Kept | None = None
+    plans: list[CallPlan] = field(init=False)
+    needs: list[Needs] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.replan(self.guided)
+
+    def replan(self, guided: bool) -> None:
+        """Guidance is on or off from the coming call on."""
+        self.guided = guided
+        self.plans = self.planner(guided)
+        self.needs = needs_after(self.plans[: self.position.end - self.position.first])
+
+    @property
+    def timestep(self) -> float:
+        """Of the coming call."""
+        return self.position.values[self.position.next]
+
+    @property
+    def needed(self) -> Needs:
+        """What calls after the coming one reuse."""
+        return self.needs[self.position.next - self.position.first]
 
     @property
     def plan(self) -> CallPlan:
@@ -77,11 +102,6 @@ class RunState:
     def plan_at(self, place: int) -> CallPlan:
         """What the call at a place in the sampler's list does."""
         return self.plans[place - self.position.first]
-
-    @property
-    def prediction_is_read_later(self) -> bool:
-        """Whether a call after the coming one may replay its prediction, or compare it for DiffScore."""
-        return any(p.step.cache_depth == 0 or p.step.prune_ratio for p in self.plans[self.position.next - self.position.first + 1 :])
 
     def kind_of(self, sample: torch.Tensor) -> Kind:
         """The kind of a call that is made now, with a (B, C, h, w) sample."""

@@ -1,4 +1,4 @@
-"""ControlNet beside an accelerated UNet: not run where the UNet is not."""
+"""ControlNet beside an accelerated UNet: run for what the UNet computes, and not where that computes nothing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from diffusers.hooks import ModelHook
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
 from dato.hooked_model import HookedModel
+from dato.unet.halves import conditional_half
 from dato.unet.hook import UNetHook
 
 
 class ControlSkip(ModelHook):
-    """Skips a ControlNet's forward before UNet calls at d = 0, which replay a prediction and read no residuals.
+    """Skips a ControlNet's forward before UNet calls at d = 0, which reuse predictions and read no residuals, and gives it the
+    conditional half of its batch before those that compute this half alone.
 
-    Only where a run of the accelerated UNet goes on, and the prediction is of use to it: another pipeline may share the
-    ControlNet, and a batch or size that changed within the run makes the coming call a full one.
+    Only where a run of the accelerated UNet goes on, and what is kept is of use to it: another pipeline may share the
+    ControlNet, and a batch or size that changed within the run makes the coming call a full one. Before the first call of a run
+    it is given all: that the run begins is known with the UNet's call.
 
     Args:
         module: The ControlNet, hooked from now on until `undo`.
@@ -35,8 +38,11 @@ class ControlSkip(ModelHook):
         """The ControlNet's residuals, or one zero in the place of each kind."""
         sample = args[0] if args else kwargs["sample"]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        run = self.unet_hook.runs.replaying(timestep, sample, bool(kwargs.get("guess_mode", False)))
-        if run is None:
+        halved = bool(kwargs.get("guess_mode", False))
+        run, step = self.unet_hook.runs.coming(timestep, sample, halved) or (None, None)
+        if run is None or step is None or step.cache_depth:
+            if step is not None and step.guidance == "cond" and not halved:
+                args, kwargs = conditional_half(args, len(sample)), conditional_half(kwargs, len(sample))
             return self.fn_ref.forward(*args, **kwargs)
         run.report.controls_skipped += 1
         nothing = sample.new_zeros(1)

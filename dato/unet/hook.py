@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -16,12 +17,14 @@ from dato.base_tokens import choose_base_tokens
 from dato.caller import reference
 from dato.hooked_model import HookedModel
 from dato.options import Options
+from dato.refusals import refuse_halves
 from dato.report import RunReport
 from dato.reuse import Kept
 from dato.runs import Runs
 from dato.runtime import CallState, RunState
 from dato.scheduler import SchedulerExchange
 from dato.strategy import FULL, Step, Strategy
+from dato.unet.halves import conditional_half
 from dato.unet.layers import LayerHooks
 from dato.unet.offload import AtHand, at_hand
 from dato.unet.other_tools import described, refuse_other_tools
@@ -64,7 +67,7 @@ class UNetHook(ModelHook):
     def _begin(self, unet: nn.Module) -> None:
         self._lock = threading.RLock()  # one call at a time: what a call keeps is the UNet's, and threads may share it
         self._expected: set[int] = set()  # threads in a call of the UNet that has not come here yet
-        self._actions: dict[tuple[Step, bool], Callable[..., torch.Tensor]] = {}
+        self._actions: dict[tuple[Step, bool, bool], Callable[..., torch.Tensor]] = {}
         self.reset_state(unet)
 
     @property
@@ -131,7 +134,7 @@ class UNetHook(ModelHook):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The UNet's call, at the depth and ratio of its strategy entry."""
+        """The UNet's call, as its strategy entry says."""
         self._expected.discard(threading.get_ident())
         with self._lock:
             if not self.layers.in_place():
@@ -140,10 +143,15 @@ class UNetHook(ModelHook):
             call = bind_call(self.unet, args, kwargs)
             run = self.runs.at(call["timestep"], tuple(self.layers.pruning))
             kind = run.kind_of(call["sample"])
+            if bool(kind.guided) != run.guided:
+                run.replan(bool(kind.guided))
             kept = run.kept = run.kept.fitting(kind) if run.kept is not None else Kept(kind)
             step = kept.possible(run.plan.step)
-            prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else kept.prediction
-            if prediction is not None and run.prediction_is_read_later:
+            prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else _reused(run, kept, step)
+            kept.trim(run.needed)
+            if step.guidance == "cond":
+                prediction = torch.cat([prediction, prediction])
+            elif kept.holds(prediction):
                 prediction = prediction.clone()  # a loop of one's own may change in place what it is given
             run.report.calls_by_depth[step.cache_depth] += 1
             run.advance()
@@ -159,17 +167,23 @@ class UNetHook(ModelHook):
 
     def _computed(self, run: RunState, kept: Kept, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any], call: dict[str, Any]) -> torch.Tensor:
         """The prediction of a call that computes something, with what later calls reuse of it kept."""
-        layers, now = self.layers, CallState(step, kept.kind)
+        kind, alone = kept.kind, step.guidance == "cond"
+        if alone:
+            refuse_halves(run.pipe(), kind.batch)
+            call, kind = conditional_half(call, kind.batch), kind.conditional
+            args, kwargs = (), {name: value for name, value in call.items() if name != "self"}
+        layers, now = self.layers, CallState(step, kind)
         outer, layers.call = layers.call, now
         try:
             if step.prune_ratio:
-                now.bases = choose_base_tokens(layers.downsamples(step), kept.kind, list(kept.compared), self.options, run.generator)
+                now.bases = choose_base_tokens(layers.downsamples(step), kind, kept.compared.last(2, step.guidance), self.options, run.generator)
             if step.cache_depth == FULL:
                 prediction = self._action(now)(FULL, None, None, None, args, kwargs, call)
             else:
-                share = self._share(run, kept, step.cache_depth)
+                cached = _reused(run, kept, step)
+                share = self._share(run, kept, step, cached)
                 with at_hand(self.unet) as offloaded:
-                    prediction = self._action(now)(step.cache_depth, kept.features[step.cache_depth], share, offloaded, args, kwargs, call)
+                    prediction = self._action(now, share is not None)(step.cache_depth, cached, share, offloaded, args, kwargs, call)
         finally:
             layers.call = outer
         if self.options.compile in ("reduce-overhead", "max-autotune"):
@@ -177,17 +191,19 @@ class UNetHook(ModelHook):
             prediction = prediction.clone()
             now.captures = {d: x.clone() for d, x in now.captures.items()}
             now.features = [x.clone() for x in now.features]
-        kept.add(now.captures, prediction, now.features[-1] if self.options.diff_source == "feature" else prediction)
+        compared = now.features[-1] if self.options.diff_source == "feature" else prediction
+        kept.add(run.position.next, run.timestep, now.captures, prediction, compared, alone)
+        run.report.conditional_alone += alone
         for name, count in now.pruned:
             run.report.tokens_pruned[name] += count
         return prediction
 
-    def _action(self, call: CallState) -> Callable[..., torch.Tensor]:
+    def _action(self, call: CallState, shares: bool = False) -> Callable[..., torch.Tensor]:
         """What computes this call's step: one function, or one graph for each distinct step."""
         if self.options.compile is None:
             return self._compute
         torch.compiler.cudagraph_mark_step_begin()
-        key = (call.step, bool(call.bases))
+        key = (replace(call.step, order=0), bool(call.bases), shares)  # what is extrapolated is so before
         if key not in self._actions:
             # Apart from each other: PyTorch counts recompilations of one function, and this one has a graph for each key.
             settings = {"mode": self.options.compile, "dynamic": False, "isolate_recompiles": True}
@@ -202,18 +218,27 @@ class UNetHook(ModelHook):
             return unit_output(self.fn_ref.forward(*args, **kwargs))
         return run_shallow(self.layers.layout, depth, cached, call, share, offloaded)
 
-    def _share(self, run: RunState, kept: Kept, depth: int) -> CachedShare | None:
-        """What this and later calls at `depth` have in common, done once; a single call gains nothing by it."""
-        layout, cached = self.layers.layout, kept.features[depth]
-        share: CachedShare | None = kept.precomputed.get(depth)
+    def _share(self, run: RunState, kept: Kept, step: Step, cached: torch.Tensor) -> CachedShare | None:
+        """What this and later calls have in common that start from the same cached tensor, done once; a single call gains nothing by it."""
+        if step.order:
+            return None
+        layout, depth, key = self.layers.layout, step.cache_depth, (step.cache_depth, step.guidance)
+        share: CachedShare | None = kept.precomputed.get(key)
         if share is not None and not share_still_holds(layout, depth, share):
             share = None
-            del kept.precomputed[depth]
+            del kept.precomputed[key]
         if share is None and (self.options.compile or run.plan.share == "precompute") and (cached.device.type == "cpu" or not run.attended):
             share = share_of(layout, depth, cached)
             if share is not None:
-                kept.precomputed[depth] = share
+                kept.precomputed[key] = share
         return share
+
+
+def _reused(run: RunState, kept: Kept, step: Step) -> torch.Tensor:
+    """What a step takes from earlier calls: a prediction, or the features that it starts from."""
+    found, extrapolated = kept.values[step.cache_depth].reused(run.timestep, step.guidance, step.order)
+    run.report.extrapolated += extrapolated
+    return found
 
 
 def _nobody() -> None:

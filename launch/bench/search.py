@@ -116,7 +116,7 @@ class Costs:
 
     def run(self, strategy: Strategy) -> float:
         """Of a whole run; PNDM makes one call more than it has steps."""
-        return self._model.strategy_macs(strategy, 1) / self._model.macs(Step(FULL))
+        return self._model.strategy_macs(strategy, 1) / (2 * self._model.macs(Step(FULL)))
 
     def mean(self, space: SearchSpace, count: int = 2000) -> float:
         """Of uniformly random genomes: what a candidate's worth of budget is."""

@@ -90,7 +90,7 @@ def runs_of(unet: nn.Module) -> Runs:
 def precomputed(unet: nn.Module) -> list[int]:
     """The depths of which something is precomputed for later calls of the last run."""
     last = runs_of(unet).last
-    return sorted(last.kept.precomputed) if last is not None and last.kept is not None else []
+    return sorted(depth for depth, _ in last.kept.precomputed) if last is not None and last.kept is not None else []
 
 
 @pytest.fixture(scope="session")

@@ -185,13 +185,14 @@ class TestOwnLoops:
         with dato.accelerate(loop, Strategy((Step(FULL), Step(0), Step(1)))):
             runs = runs_of(loop.unet)
             first, second, third = loop.scheduler.timesteps
-            assert runs.replaying(first, loop.x) is None
+            assert runs.coming(first, loop.x) is None
             assert runs.last is None
             loop.unet(loop.x, first, loop.e)
-            assert runs.replaying(second, loop.x) is runs.last is not None
-            assert runs.replaying(third, loop.x) is None
-            assert runs.replaying(second, loop.x) is runs.last
-            assert runs.replaying(second, loop.x.repeat(2, 1, 1, 1)) is None  # a batch that changes makes the call a full one
+            assert runs.last is not None
+            assert runs.coming(second, loop.x) == (runs.last, Step(0))
+            assert runs.coming(third, loop.x) is None
+            assert runs.coming(second, loop.x) == (runs.last, Step(0))
+            assert runs.coming(second, loop.x.repeat(2, 1, 1, 1)) is None  # a batch that changes makes the call a full one
             with pytest.raises(ValueError, match=r"at timestep 1, but .* SimpleNamespace comes to 334 next \(call 2 of 3\)"):
                 loop.unet(loop.x, third, loop.e)
             loop.unet(loop.x, second, loop.e)

@@ -129,7 +129,7 @@ def test_every_experiment_runs_end_to_end(
     if name == "sd15_img2img":
         overrides += [f'evaluation.metrics=["clip:{tiny["clip"]}",is]', "evaluation.edit.size=48"]
     else:
-        overrides += ["rivals.fewer_steps=[DDIM-2,DPM++-2]"]
+        overrides += ["rivals.fewer_steps=[DDIM-2,DPM++-2]", "rivals.limited_guidance=[DPM++-2]"]
     assert main(["evaluate", *overrides]) == 0, capsys.readouterr()
     (folder,) = (tmp_path / "outputs").iterdir()
     found = json.loads((folder / "evaluation.json").read_text())
