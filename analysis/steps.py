@@ -30,10 +30,10 @@ def depth_figure(record: SearchRecord) -> go.Figure:
     bar = {"tickvals": list(range(len(depths))), "ticktext": [_name(d) for d in depths]}
     figure = _heatmap(record, lambda s: depths.index(s.cache_depth), bar, colorscale=scale, cmin=-0.5, cmax=len(depths) - 0.5)
     strategies = _strategies(record)
-    crosses = [((e[k] + e[k + 1]) / 2, row) for row, s in enumerate(strategies) for e in (_edges(s, strategies),) for k, step in enumerate(s) if step.order]
+    crosses = [((e[k] + e[k + 1]) / 2, row - (0.25 if step.guidance == "cond" else 0)) for row, s in enumerate(strategies) for e in (_edges(s, strategies),) for k, step in enumerate(s) if step.order]
     if crosses:
         x, y = zip(*crosses, strict=True)
-        marker = {"symbol": "cross-thin-open", "size": min(9, _row_height(strategies) - 4), "line": {"width": 1.5, "color": "black"}}
+        marker = {"symbol": "cross-thin-open", "size": min(7, _row_height(strategies) // 2 - 1), "color": "black", "line": {"width": 1.5, "color": "black"}}
         figure.add_scatter(x=x, y=y, mode="markers", name="extrapolated", hoverinfo="skip", showlegend=False, marker=marker)
     return figure
 
@@ -112,12 +112,13 @@ def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: d
     what = _labels(strategies)
     figure.update_yaxes(
         tickvals=named, ticktext=[f"{what[i]}{measured[i].latency_ms:.0f} ms" for i in named], range=[max(len(strategies), 1) - 0.5, -0.5], automargin=True,
-        showgrid=False, zeroline=False, tickfont={"size": 10 if any(what) else 13},
+        showgrid=False, zeroline=False, title=None, tickfont={"size": 10 if any(what) else 13},
     )  # fmt: skip
-    figure.update_xaxes(showgrid=False, zeroline=False)
+    ends = [_edges(s, strategies) for s in strategies[:1]]
+    figure.update_xaxes(showgrid=False, zeroline=False, **({"range": [ends[0][0], ends[0][-1]]} if ends else {}))
     # Above the map and not beside it, where it would take half of a phone's width.
     look = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left", "len": 0.8, "lenmode": "fraction", "thickness": 10, **bar}
-    figure.update_layout(margin={"t": 50}, coloraxis={"colorbar": look, **colours})
+    figure.update_layout(margin={"t": 50, "r": 20}, coloraxis={"colorbar": look, **colours})
     return figure
 
 
