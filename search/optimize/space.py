@@ -142,7 +142,7 @@ class SearchSpace(Choices):
         if outside:
             raise StrategyError(f"search space: frozen names step {outside[0]!r}; steps are 0 to {self.steps - 1}")
         if self.frozen and len(self.lengths) > 1:
-            raise StrategyError(f"search space: frozen names steps of a run, and runs may have {list(self.lengths)} steps; leave one of the two out")
+            raise StrategyError(f"space.frozen names steps of a run, and runs may have {list(self.lengths)} steps; leave it out, or set space.steps to one number of steps")
 
     @property
     def groups(self) -> int:

@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWit
 
 from launch.config import CONF, build, compose_config
 from launch.evaluation import build_evaluation
+from search.optimize.space import SearchSpace
 
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 PATHS = {"imagenet": ["data.images=photos"], "coco": ["data.captions=c.json", "data.images=photos"]}
@@ -40,6 +41,11 @@ def paths_of(name: str) -> list[str]:
 )
 def test_the_settings_are_the_papers(name: str, steps: int, guidance: float, side: int, images: int, scheduler: str) -> None:
     searched = build(compose_config("search", [f"experiment={name}", *paths_of(name)]))
+    if "dpmpp" not in name:
+        inert = searched.space.depths_without_pruning
+        assert searched.space == SearchSpace(steps=50, depths_without_pruning=inert), "the paper's space, and nothing beside it"
+    else:
+        assert len(searched.space.lengths) > 1 and len(searched.space.samplers) > 1
     model = searched.evaluator.model
     assert (model.steps, model.guidance, model.height, model.width, model.scheduler) == (steps, guidance, side, side, scheduler)
     assert searched.evaluator.protocol.images == 500
