@@ -16,7 +16,9 @@ from search.records import FAMILIES
 _LOOKS = {
     "strategy": (BLUE, "circle"), "plain": (RED, "diamond"), "deepcache": (ORANGE, "square"), "tomesd": (PINK, "cross"), "naive": (GREEN, "triangle-up")
 }  # fmt: skip
-_SAMPLERS = (GREY, SKY, "#000000", "#F0E442")
+_SAMPLERS = (GREY, SKY, "#000000", "#F0E442", "#8B5A2B")
+_KINDS = {"fewer": "x", "limited": "star"}
+"""Families that have a line for each sampler, with its mark."""
 
 
 def rivals_section(evaluation: Mapping[str, Any]) -> str:
@@ -40,14 +42,14 @@ def rivals_figure(results: Sequence[Mapping[str, Any]]) -> go.Figure:
         results: As `Result.to_dict` gives them, without those that failed.
     """
     figure = go.Figure()
-    ways: dict[str, list[Mapping[str, Any]]] = {}
+    ways: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for r in results:
-        ways.setdefault(r["name"].rpartition("-")[0] if r["family"] == "fewer" else r["family"], []).append(r)
-    samplers = [way for way, (first, *_) in ways.items() if first["family"] == "fewer"]
+        ways.setdefault((r["family"], r["name"].rpartition("-")[0] if r["family"] in _KINDS else ""), []).append(r)
+    samplers = list(dict.fromkeys(sampler for _, sampler in ways if sampler))
     # The strategies last, so that they are drawn on top.
-    for way, found in sorted(ways.items(), key=lambda p: p[0] == "strategy"):
-        if way in samplers:
-            name, colour, symbol = f"{way}, fewer steps", _SAMPLERS[samplers.index(way) % len(_SAMPLERS)], "x"
+    for (way, sampler), found in sorted(ways.items(), key=lambda p: p[0][0] == "strategy"):
+        if way in _KINDS:
+            name, colour, symbol = f"{sampler}, {FAMILIES[way]}", _SAMPLERS[samplers.index(sampler) % len(_SAMPLERS)], _KINDS[way]
         else:
             name, (colour, symbol) = FAMILIES[way], _LOOKS[way]
         found = sorted(found, key=lambda r: r["speedup"]["value"])

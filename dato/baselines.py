@@ -1,7 +1,9 @@
-"""What a strategy is compared with, used like a strategy: fewer steps, DeepCache, ToMeSD, and both together.
+"""What a strategy is compared with and is none itself: the pipeline as it is, ToMeSD, and ToMeSD on top of DeepCache.
 
-    with baselines.fewer_steps("DPM++", 10).applied(pipe) as (pipe, steps):
+    with baselines.tomesd(50, 0.5).applied(pipe) as (pipe, steps):
         images = pipe(prompt, num_inference_steps=steps).images
+
+The other rivals are strategies: fewer steps `Strategy.full(10, sampler="DPM++")`, DeepCache `Strategy.uniform`, and `limited_guidance`.
 """
 
 from __future__ import annotations
@@ -9,37 +11,32 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dato.accelerate import accelerate
 from dato.options import Options
-from dato.sampler import SAMPLERS
-from dato.scheduler import SchedulerExchange, scheduler_for
+from dato.sampler import Sampler
 from dato.strategy import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A way to run a pipeline faster.
+    """A way to run a pipeline.
 
     Attributes:
         name: For tables and plots.
         steps: Sampler steps.
-        sampler: A key of `SAMPLERS`; None keeps the pipeline's own.
-        strategy: Caching schedule, or None.
+        strategy: With as many steps, or None.
         merge_ratio: Share of the tokens that ToMeSD merges, in every call; 0 for none.
     """
 
     name: str
     steps: int
-    sampler: str | None = None
     strategy: Strategy | None = None
     merge_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {self.sampler!r}; allowed are {', '.join(SAMPLERS)}")
         if not 0 <= self.merge_ratio <= 0.75:
             raise ValueError(f"merge_ratio is {self.merge_ratio!r}; ToMeSD allows 0 to 0.75 with its 2 x 2 patches")
         if self.strategy is not None and len(self.strategy) != self.steps:
@@ -49,10 +46,6 @@ class Baseline:
     def applied(self, pipe: Any, options: Options | None = None) -> Iterator[tuple[Any, int]]:
         """The pipeline with this baseline on, and the steps to run it with; everything is undone afterwards."""
         with ExitStack() as stack:
-            if self.sampler is not None:
-                exchange = SchedulerExchange(pipe.scheduler, scheduler_for(pipe, pipe.scheduler, SAMPLERS[self.sampler]))
-                exchange.apply(pipe)
-                stack.callback(exchange.undo, pipe)
             if self.merge_ratio:
                 tomesd = _package("tomesd")
                 tomesd.apply_patch(pipe, ratio=self.merge_ratio)
@@ -67,14 +60,14 @@ def plain(steps: int) -> Baseline:
     return Baseline(name="unaccelerated", steps=steps)
 
 
-def fewer_steps(sampler: str, steps: int) -> Baseline:
-    """A fast sampler with few steps, such as DDIM-10 or DPM++-10: what users try first."""
-    return Baseline(name=f"{sampler}-{steps}", steps=steps, sampler=sampler)
+def limited_guidance(steps: int, sampler: Sampler | str | None = None) -> Strategy:
+    """Everything computed, with both halves of guidance in the first half of the steps, rounded up, and the conditional half alone after.
 
-
-def deepcache(steps: int, interval: int) -> Baseline:
-    """DeepCache (arXiv 2312.00858), branch 0, a full call every `interval` steps."""
-    return Baseline(name=f"DeepCache, every {interval}", steps=steps, strategy=Strategy.uniform(steps, interval))
+    After limited-interval guidance (arXiv 2404.07724), which guides in the middle of a run.
+    """
+    full = Strategy.full(steps, sampler=sampler)
+    guided = (steps + 1) // 2
+    return replace(full, steps=(*full[:guided], *(replace(step, guidance="cond") for step in full[guided:])))
 
 
 def tomesd(steps: int, merge_ratio: float) -> Baseline:

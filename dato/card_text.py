@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from dato.schema import FULL, StrategyError, plain
@@ -33,6 +33,9 @@ class Described(Protocol):
     @property
     def calls_by_depth(self) -> dict[int, int]:
         """How many steps have each cache depth."""
+
+    def canonical(self) -> Iterable[Any]:
+        """The steps, with nothing that is without effect."""
 
     def to_json(self) -> str:
         """The strategy with a digest of its content."""
@@ -87,6 +90,7 @@ def card_json(strategy: Described) -> str:
         "summary": {
             "steps": len(strategy),
             "calls_by_depth": {("full" if d == FULL else str(d)): n for d, n in strategy.calls_by_depth.items()},
+            **_beside_depths(strategy),
             **{key: notes[key] for key in ("model", "sampler", "quality", "latency") if key in notes},
         },
         "use": _code(strategy),
@@ -100,8 +104,9 @@ def card_markdown(strategy: Described) -> str:
     """The card as Markdown, for people; its one json block is the strategy itself."""
     notes = strategy.provenance
     parts = [f"# {_title(strategy)}", _what(strategy), *_figures(notes), *_where(notes), "## Use it", _fence("python", _code(strategy))]
+    exchanged = " Its sampler comes with it: `dato.accelerate` exchanges the pipeline's scheduler and puts it back." if strategy.sampler and _get(notes, "sampler", "unaccelerated") else ""
     parts += [
-        "The run must have exactly this many steps. `dato` compares your pipeline with the model above when it is switched on, and says what "
+        f"The run must have exactly this many steps.{exchanged} `dato` compares your pipeline with the model above when it is switched on, and says what "
         "differs. This card, `card.json` and `strategy.json` all hold the strategy; `dato.Strategy.load` reads any of them."
     ]
     if notes.get("reproduce"):
@@ -123,10 +128,21 @@ def _what(strategy: Described) -> str:
     tokens = f"; self-attention skips {min(pruned):.0%} to {max(pruned):.0%} of its tokens in {len(pruned)} of them" if pruned else "; no tokens are pruned"
     origin = strategy.provenance.get("source")
     steps = f"steps of {strategy.sampler}" if strategy.sampler else "sampler steps"
+    more = _beside_depths(strategy)
+    guidance = f"; {more['conditional_half_alone']} of them compute the conditional half of guidance alone (arXiv 2404.07724)" if "conditional_half_alone" in more else ""
+    reuse = f"; {more['extrapolated']} of them extrapolate what they reuse (arXiv 2503.06923)" if "extrapolated" in more else ""
+    signs = ("; ' the conditional half alone" if guidance else "") + ("; + extrapolated, a + for each order" if reuse else "")
     return (
-        f"A per-step caching and token pruning schedule for a diffusion pipeline (DaTo, arXiv 2501.00375), {len(strategy)} {steps}: {calls}{tokens}.\n\n"
-        f"`{strategy}` (the first executed first; F full, 0 replayed, 1 depth 1)" + (f"\n\nSource: {origin}" if origin else "")
+        f"A per-step caching and token pruning schedule for a diffusion pipeline (DaTo, arXiv 2501.00375), {len(strategy)} {steps}: {calls}{tokens}{guidance}{reuse}.\n\n"
+        f"`{strategy}` (the first executed first; F full, 0 replayed, 1 depth 1{signs})" + (f"\n\nSource: {origin}" if origin else "")
     )
+
+
+def _beside_depths(strategy: Described) -> dict[str, int]:
+    """How many steps compute the conditional half alone, and how many extrapolate, where any do: a card of depths and ratios alone stays as it was."""
+    steps = list(strategy.canonical())
+    found = {"conditional_half_alone": sum(s.guidance == "cond" for s in steps), "extrapolated": sum(s.order > 0 for s in steps)}
+    return {name: count for name, count in found.items() if count}
 
 
 def _figures(notes: Mapping[str, Any]) -> list[str]:
@@ -146,12 +162,14 @@ def _figures(notes: Mapping[str, Any]) -> list[str]:
 
 def _where(notes: Mapping[str, Any]) -> list[str]:
     model, sampler, latency = _part(notes, "model"), _part(notes, "sampler"), _part(notes, "latency")
+    plain = _part(sampler, "unaccelerated")
     rows = {
         "model": model.get("path"),
         "UNet weights": ", ".join(f"{k} {str(v)[:16]}" for k, v in _part(model, "weights").items()),
         "precision": model.get("dtype"),
         "measured without": ", ".join(model.get("measured_without") or ()),
         "sampler": " ".join(str(v) for v in (_get(sampler, "settings", "class") or sampler.get("scheduler"), f"{sampler.get('steps')} steps, guidance {sampler.get('guidance')}") if v) if sampler else None,
+        "unaccelerated": f"{plain.get('scheduler')} {plain.get('steps')} steps" if plain else None,
         "image size": notes.get("size"),
         "device": latency.get("device"),
         "images per batch": latency.get("batch"),

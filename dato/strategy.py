@@ -156,12 +156,12 @@ class Strategy(Sequence[Step]):
 
     @classmethod
     def preset(cls, name: str, prune_ratio: float | None = None) -> Strategy:
-        """A named strategy of 50 steps; `presets` lists the names. Cache vectors take one `prune_ratio` for every step."""
+        """A named strategy, such as "dpmpp-8" or one of `presets`. Those that prune nothing take one `prune_ratio` for every step."""
         return cls.from_document(presets.preset(name, prune_ratio), name)
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
-        """The names that `preset` takes."""
+        """Names that `preset` takes; those that end in a number take others too."""
         return tuple(presets.presets())
 
     @cached_property

@@ -23,10 +23,12 @@ TABLES = {
     "patch": "side of a patch",
     "align": "base tokens of the conditional half for both, of the unconditional half for both, or each its own",
     "order": "the paper's Table 6 read from its label 0 or from its label 49",
+    "genes": "searches without one kind of gene each (sampler, steps, guidance, order, depth, ratio): dato bench search, whose keys it takes",
     "search": "depths and ratios searched together or in two stages, the paper's operators or ours: dato bench search, whose keys it takes",
 }
 """Each ablation with its line of help."""
-_SEARCHES = ("stepwise, no presets", "two stages", "paper")
+_SEARCHES = ("default", "two stages", "paper", "random")
+_GENES = ("default", *(f"without {gene}" for gene in ("sampler", "steps", "guidance", "order", "depth", "ratio")), "random")
 _OPTIONS: dict[str, list[tuple[str, Options]]] = {
     "3": [("aligned", Options()), ("unaligned", Options(align="none"))],
     "4": [("with DiffScore", Options()), ("without", Options(use_score=False))],
@@ -45,10 +47,11 @@ def run(arguments: Sequence[str]) -> int:
     if len(tables) != 1 or tables[0] not in TABLES:
         raise ConfigError(f"dato ablate was given {list(arguments)}; it takes one table=, of {', '.join(TABLES)}, and overrides")
     table = tables[0]
-    if table == "search":
+    if table in ("search", "genes"):
         from launch.bench.search import run as compare_searches  # its rivals need packages that nothing else here does
 
-        return compare_searches([f"methods={';'.join(_SEARCHES)}", *(a for a in arguments if not a.startswith("table="))])
+        methods, space = (_SEARCHES, "paper") if table == "search" else (_GENES, "whole")
+        return compare_searches([f"methods={';'.join(methods)}", f"space={space}", "tables=with", *(a for a in arguments if not a.startswith("table="))])
     return run_with_hydra("ablate", "evaluate", [a for a in arguments if not a.startswith("table=")], lambda raw: _run(table, build_evaluation("ablate", raw)))
 
 

@@ -182,7 +182,7 @@ def build(raw: dict[str, Any]) -> SearchConfig:
         keys=found,
         search_id=search_id,
         evaluator=EvaluatorSpec(found.model, found.data, protocol, ("fid",) if found.data.statistics else ("fid", "kid"), threads=cluster.threads),
-        space=found.space.build(found.model.steps),
+        space=found.space.build(found.model.steps, guided=found.model.guidance > 1),
         plan=search.plan(protocol.features),
         folder=Path(found.output).absolute() / search_id,
     )

@@ -90,7 +90,7 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
     view.say("use one   import dato")
     view.say(f'          strategy = dato.Strategy.load("{source}")')
     view.say("          with dato.accelerate(pipe, strategy):")
-    view.say(f"              image = pipe(prompt, num_inference_steps={config.evaluator.model.steps}).images[0]")
+    view.say("              image = pipe(prompt, num_inference_steps=len(strategy)).images[0]")
 
 
 def _mlflow_command() -> str:

@@ -12,7 +12,7 @@ import torch
 
 from analysis.dynamics import Series, write_page
 from dato import baselines
-from dato.strategy import Step, Strategy
+from dato.strategy import Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, say
@@ -71,7 +71,7 @@ def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant
     assert strategy is not None
     if not any(s.cache_depth and s.prune_ratio for s in strategy):
         raise ConfigError(f"{given[0].name} prunes nothing, so that DaTo and cache only are the same; give one with prune ratios, such as deepcache-5@0.5")
-    cache_only = Strategy(tuple(Step(s.cache_depth) for s in strategy))
+    cache_only = replace(strategy, steps=tuple(replace(s, prune_ratio=0.0) for s in strategy), provenance={})
     name = given[0].name if given else "every 5, r=0.5"
     recorded = [
         Variant.unaccelerated(steps),

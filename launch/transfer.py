@@ -6,11 +6,11 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from analysis.tables import number, write_tables
-from dato.strategy import Strategy
 from launch.config import CONF, ConfigError, compose_config
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
 from launch.hydra_app import run_with_hydra
@@ -81,4 +81,4 @@ def _stranger(variant: Variant) -> Variant:
     """The variant without its strategy's provenance, which would refuse any UNet but the one it was found on."""
     strategy = variant.baseline.strategy
     assert strategy is not None
-    return Variant.of(Strategy(strategy.steps), variant.name)
+    return Variant.of(replace(strategy, provenance={}), variant.name)

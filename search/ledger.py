@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import astuple
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from search.records import SCHEMA, Candidate, SearchRecord, Winner
 
 MAX_BYTES = 1 << 32
 """Of a ledger: a candidate takes one or two kilobytes."""
+_SECTIONS = ("model", "data", "protocol", "space", "search", "cluster", "mlflow", "registry")
 
 
 class LedgerError(RuntimeError):
@@ -189,15 +191,15 @@ def read_ledger(path: Path) -> SearchRecord:
 
 
 def _candidate_row(candidate: Candidate) -> dict[str, Any]:
-    steps = [[s.cache_depth, s.prune_ratio] for s in candidate.strategy]
+    steps = [[s.cache_depth, s.prune_ratio] if (s.guidance, s.order) == ("both", 0) else list(astuple(s)) for s in candidate.strategy]
     row = {"number": candidate.number, "generation": candidate.generation, "origin": candidate.origin, "steps": steps}
+    row |= {"sampler": candidate.strategy.sampler.document()} if candidate.strategy.sampler else {}
     return {**row, "parents": list(candidate.parents)} if candidate.parents else row
 
 
 def _candidate(row: dict[str, Any]) -> Candidate:
-    entries = [{"cache_depth": d, "prune_ratio": r} for d, r in row["steps"]]
-    strategy = Strategy.from_json(json.dumps({"schema": "dato.strategy/1", "steps": entries}), where="the ledger")
-    return Candidate(number=row["number"], generation=row["generation"], strategy=strategy, origin=row["origin"], parents=tuple(row.get("parents", ())))
+    strategy, parents = Strategy(row["steps"], sampler=row.get("sampler")), tuple(row.get("parents", ()))
+    return Candidate(number=row["number"], generation=row["generation"], strategy=strategy, origin=row["origin"], parents=parents)
 
 
 def _check_head(row: dict[str, Any]) -> None:
@@ -210,9 +212,6 @@ def _check_head(row: dict[str, Any]) -> None:
     for section in _SECTIONS:
         if row["config"].get(section) is not None and not isinstance(row["config"][section], dict):
             raise ValueError(f"{section} of its config is {shown(row['config'][section])}, no object")
-
-
-_SECTIONS = ("model", "data", "protocol", "space", "search", "cluster", "mlflow", "registry")
 
 
 def _check_row(record: SearchRecord, row: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ SCHEMA = "dato.search/1"
 UNACCELERATED = "unaccelerated"
 """Name of the baseline that every search measures."""
 FAMILIES = {
-    "plain": "unaccelerated", "fewer": "fewer steps", "tomesd": "ToMeSD", "deepcache": "DeepCache", "naive": "DeepCache + ToMeSD", "strategy": "strategies"
+    "plain": "unaccelerated", "fewer": "fewer steps", "limited": "limited guidance", "tomesd": "ToMeSD", "deepcache": "DeepCache",
+    "naive": "DeepCache + ToMeSD", "strategy": "strategies",
 }  # fmt: skip
 """Ways to run the pipeline, in words."""
 

@@ -15,6 +15,7 @@ from launch.config import CONF, ConfigError, SearchConfig, build, compose_config
 from launch.schema import SCHEMAS, groups_of, keys
 from search import old_names
 from search.optimize.asynchronous import AsynchronousNsga2
+from search.optimize.space import SearchSpace
 
 GIVEN = {
     "folder": ["data.prompts=p.txt", "data.images=photos"],
@@ -76,15 +77,26 @@ def built(*overrides: str) -> SearchConfig:
 
 
 def test_restrictions_of_the_space_come_from_the_configuration() -> None:
-    config = built("space.fixed_depths=paper-b1", "space.frozen=[[0, 12, 0.0]]", "space.steps_per_gene=2")
+    config = built("space=paper", "space.fixed_depths=paper-b1", "space.frozen=[[0, 12, 0.0]]", "space.steps_per_gene=2")
     paper = Strategy.preset("paper-b1").resample(20)
     strategy = config.space.decode(config.space.upper * 0)
     assert [s.cache_depth for s in strategy][1:] == [s.cache_depth for s in paper][1:]
     assert strategy[0] == Step(12, 0.0)
-    half = built("space.fixed_ratios=0.5").space
+    half = built("space=paper", "space.fixed_ratios=0.5").space
     assert {s.prune_ratio for s in half.decode(half.upper)} == {0.5}
     assert isinstance(built("search.mode=asynchronous").algorithm(), AsynchronousNsga2)
     assert built("search.latency_weight=0.01").algorithm().settings["objectives"] == 1
+
+
+def test_the_default_space_is_the_whole_schedule_and_every_gene_of_it_can_be_frozen() -> None:
+    space = built().space
+    assert {len(space.samplers), len(space.lengths), len(space.guidance), len(space.orders)} == {5, 9, 2}
+    assert space.lengths == (2, 3, 4, 5, 6, 8, 10, 14, 20)
+    for strategy in (Strategy.full(4, sampler="DPM++"), Strategy.full(14, sampler="Euler"), Strategy.full(20), Strategy.uniform(20, 3)):
+        assert space.decode(space.encode(strategy)) == strategy
+    frozen = built("space.samplers=[null]", "space.steps=[]", "space.guidance=[both]", "space.orders=[0]", "space.ratios=[0.3,0.4,0.5,0.6,0.7]").space
+    assert frozen == built("space=paper").space == SearchSpace(steps=20)
+    assert built("model.guidance=1.0").space.guidance == ("both",), "what does not guide has no halves to choose from"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +104,9 @@ def test_restrictions_of_the_space_come_from_the_configuration() -> None:
     [
         (["space.frozen=[0, 12]"], r"space.frozen is \[0, 12\] .*; write \[step, depth, ratio\] for each step"),
         (["space.fixed_depths=nobody"], "nobody"),
+        (["space.frozen=[[0, 12, 0.0]]"], r"space.frozen .* space.steps"),
+        (["space.samplers=[nobody]"], "nobody"),
+        (["space.steps=[0]"], r"space.steps is \[0\]"),
         (["search.engine=dask"], "search.engine is 'dask'; allowed are ray and tune"),
         (["search.engine=tune"], "set search.mode=asynchronous"),
         (["protocol.fidelities=[200]"], r"protocol.fidelities is \[200\]; give ascending numbers of images, from 2 to less than protocol.images \(100\)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,23 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from dato.strategy import FULL, Strategy
 from launch.config import ConfigError
 from search.ledger import read_ledger
+from search.optimize.surrogate import SAMPLER_PLACES, sampler_place
 from search.records import UNACCELERATED
 
-SCHEMA = "dato.evaluations/1"
+SCHEMA, OLDER = "dato.evaluations/2", "dato.evaluations/1"
+WEIGHT = 4.0
+"""Of what the whole run has beside what its steps do, in scaled descriptions: few numbers beside many."""
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """Every measured strategy of finished or running searches of one protocol, with its FID and latency. Raises `ConfigError`."""
     rows: dict[str, dict[str, Any]] = {}
-    protocols, plain = set(), None
+    protocols, plain, steps = set(), None, 0
     for folder in folders:
         if not (folder / "ledger.jsonl").is_file():
             raise ConfigError(f"{folder} holds no ledger.jsonl; give folders of searches")
@@ -36,21 +40,29 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
         protocol = {k: v for k, v in record.config["protocol"].items() if k not in ("batch", "bootstrap", "interval_groups", "similarity")}
         protocols.add(json.dumps([record.config["model"], record.config["data"], protocol], sort_keys=True))
         for candidate, m in [*record.evaluated(), *record.baselines.values()]:
-            steps = [[s.cache_depth, s.prune_ratio] for s in candidate.strategy]
-            rows[candidate.strategy.digest] = {"steps": steps, "fid": m.fid, "latency_ms": m.latency_ms}
-        plain = record.baselines[UNACCELERATED][1]
+            rows[candidate.strategy.digest] = {"strategy": Strategy.document(replace(candidate.strategy, provenance={})), "fid": m.fid, "latency_ms": m.latency_ms}
+        plain, steps = record.baselines[UNACCELERATED][1], len(record.baselines[UNACCELERATED][0].strategy)
     if len(protocols) != 1 or plain is None:
         raise ConfigError(f"the searches have {len(protocols)} different models or protocols; give searches of one, whose FIDs compare")
     config = json.loads(protocols.pop())
-    return {"schema": SCHEMA, "model": config[0]["name"], "images": plain.images, "plain_fid": plain.fid, "evaluations": list(rows.values())}
+    return {"schema": SCHEMA, "model": config[0]["name"], "images": plain.images, "plain_fid": plain.fid, "steps": steps, "evaluations": list(rows.values())}
 
 
-def description(strategy: Strategy) -> np.ndarray:
-    """What each step does, and nothing that follows from several steps: `search.optimize.surrogate` must find that out by itself."""
-    depth = np.array([s.cache_depth for s in strategy])
-    kept = np.array([1 - s.prune_ratio for s in strategy])
+def description(strategy: Strategy, grid: int) -> np.ndarray:
+    """What each step does, on a grid of relative time, and what the whole run has, the last `WHOLE` numbers.
+
+    Nothing that follows from several steps is in it: `search.optimize.surrogate` must find that out by itself.
+    """
+    steps = strategy if len(strategy) == grid else strategy.resample(grid)
+    depth = np.array([s.cache_depth for s in steps])
+    kept = np.array([1 - s.prune_ratio for s in steps])
     full, replay = depth == FULL, depth == 0
-    return np.concatenate([full, replay, np.where(full, kept, 0), np.where(full | replay, 0, kept)]).astype(float)
+    alone, order = [s.guidance == "cond" for s in steps], np.where(full, 0, [s.order for s in steps])
+    whole = [np.log(len(strategy)), *np.eye(SAMPLER_PLACES)[sampler_place(strategy)]]
+    return np.concatenate([full, replay, np.where(full, kept, 0), np.where(full | replay, 0, kept), alone, order, whole]).astype(float)
+
+
+WHOLE = 1 + SAMPLER_PLACES
 
 
 def read_evaluations(path: Path) -> dict[str, Any]:
@@ -59,6 +71,9 @@ def read_evaluations(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"evaluations is {str(path)!r}, which cannot be read as JSON ({error}); make it with dato bench search collect=<search folders>") from None
+    if data.get("schema") == OLDER:
+        rows = [{**row, "strategy": {"steps": [{"cache_depth": d, "prune_ratio": r} for d, r in row["steps"]]}} for row in data["evaluations"]]
+        return {**data, "steps": len(rows[0]["steps"]), "evaluations": rows}
     if data.get("schema") != SCHEMA:
         raise ConfigError(f"{path} has schema {data.get('schema')!r}; this version reads {SCHEMA!r}: make it again with dato bench search collect=<search folders>")
     return dict(data)
@@ -66,7 +81,7 @@ def read_evaluations(path: Path) -> dict[str, Any]:
 
 def recorded_strategies(path: Path) -> list[tuple[Strategy, float]]:
     """Strategies that `collect` found, with their FIDs. Raises `ConfigError`."""
-    return [(_strategy(row["steps"]), row["fid"]) for row in read_evaluations(path)["evaluations"]]
+    return [(_strategy(row), row["fid"]) for row in read_evaluations(path)["evaluations"]]
 
 
 class Landscape:
@@ -84,11 +99,12 @@ class Landscape:
 
     def __init__(self, path: Path) -> None:
         data = read_evaluations(path)
-        self.images, self.plain_fid, self.steps = data["images"], data["plain_fid"], len(data["evaluations"][0]["steps"])
-        strategies = [_strategy(row["steps"]) for row in data["evaluations"]]
-        rows, target = np.array([description(s) for s in strategies]), np.log([row["fid"] for row in data["evaluations"]])
+        self.images, self.plain_fid, self.steps = data["images"], data["plain_fid"], int(data["steps"])
+        strategies = [_strategy(row) for row in data["evaluations"]]
+        self._grid = max(map(len, strategies))
+        rows, target = self._described(strategies), np.log([row["fid"] for row in data["evaluations"]])
         kernel = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(15.0, (1.0, 1e3), nu=1.5) + WhiteKernel(1e-3, (1e-6, 1e-1))
-        model = make_pipeline(StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=0))
+        model = make_pipeline(StandardScaler(), FunctionTransformer(_weighed), GaussianProcessRegressor(kernel, normalize_y=True, random_state=0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound is a flat direction
             guessed = cross_val_predict(model, rows, target, cv=KFold(10, shuffle=True, random_state=0))
@@ -101,11 +117,20 @@ class Landscape:
 
     def scaled(self, strategies: Sequence[Strategy]) -> np.ndarray:
         """(N, features) descriptions, each feature with mean 0 and deviation 1 over the recorded strategies."""
-        return np.asarray(self._model[0].transform(np.array([description(s) for s in strategies])))
+        return np.asarray(self._model[:-1].transform(self._described(strategies)))
 
     def fid(self, strategies: Sequence[Strategy]) -> np.ndarray:
         """(N,) FIDs on `images` images."""
-        return np.exp(self._model.predict(np.array([description(s) for s in strategies])))
+        return np.exp(self._model.predict(self._described(strategies)))
+
+    def _described(self, strategies: Sequence[Strategy]) -> np.ndarray:
+        return np.array([description(s, self._grid) for s in strategies])
+
+
+def _weighed(rows: np.ndarray) -> np.ndarray:
+    found = rows.copy()
+    found[:, -WHOLE:] *= WEIGHT
+    return found
 
 
 class SampledImages:
@@ -147,6 +172,5 @@ class SampledImages:
         return np.sqrt(2 / self.FEATURES) * np.cos(self._landscape.scaled(strategies) @ self._waves + self._phases)
 
 
-def _strategy(steps: Sequence[Sequence[float]]) -> Strategy:
-    entries = [{"cache_depth": d, "prune_ratio": r} for d, r in steps]
-    return Strategy.from_json(json.dumps({"schema": "dato.strategy/1", "steps": entries}), where="the recorded evaluations")
+def _strategy(row: dict[str, Any]) -> Strategy:
+    return Strategy.from_document(row["strategy"], where="the recorded evaluations")

@@ -106,7 +106,7 @@ class StockNsga2(Rival):
 
     def __init__(self, space: SearchSpace, population: int, seed: int, given: Sequence[Strategy] = ()) -> None:
         self.space = space
-        self._problem = Problem(n_var=2 * space.groups, n_obj=2, xl=0, xu=space.upper, vtype=int)
+        self._problem = Problem(n_var=len(space.upper), n_obj=2, xl=0, xu=space.upper, vtype=int)
         self._algorithm = NSGA2(
             pop_size=population,
             sampling=InitialMix(space, given, structured=False),

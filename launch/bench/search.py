@@ -15,35 +15,31 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import torch
 from scipy.stats import t as student
 
 from analysis.budget import write_budget_page
 from dato.costs import CostModel
+from dato.sampler import SAMPLERS
 from dato.strategy import FULL, Step, Strategy
 from launch.bench.landscape import Landscape, SampledImages, collect
 from launch.bench.ledgers import print_ledgers
-from launch.bench.rivals import MixSearch, OneByOne, OptunaSearch, RandomSearch, StockNsga2, TwoStages
+from launch.bench.methods import METHODS, chosen
 from launch.bench.timing import parse, print_table, write_result
-from launch.config import ConfigError
+from launch.config import ConfigError, build, compose_config
 from search.evaluate.geometry import geometry
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.measurements import Measurement
-from search.optimize.asynchronous import AsynchronousNsga2
-from search.optimize.nsga2 import Nsga2
 from search.optimize.pareto import hypervolume
 from search.optimize.space import SearchSpace
-from search.optimize.surrogate import Surrogate
 from search.records import UNACCELERATED, SearchRecord
 from search.run.driver import Driver
 from search.run.loops import make_loop
@@ -52,7 +48,8 @@ from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
 DEFAULTS = {
-    "evaluations": "analysis/results/evaluations_embedded.json",
+    "space": "whole",
+    "evaluations": "",  # of the space, in analysis/results
     "collect": "",
     "ledgers": "",
     "candidates": "60",
@@ -66,22 +63,8 @@ DEFAULTS = {
     "methods": "all",
     "output": "analysis/results",
 }
-WARM = ("paper-b1", "authors-l12@0.5")
-Given = Sequence[Strategy]
-METHODS: dict[str, Callable[[SearchSpace, int, int, Given], Any]] = {
-    "default": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed)),
-    "default, asynchronous": lambda space, size, seed, given: OneByOne(
-        AsynchronousNsga2(space=space, population=size, seed=seed, given=given, screen=partial(Surrogate, seed=seed))
-    ),
-    "no surrogate": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, given=given),
-    "two stages": lambda space, size, seed, given: TwoStages(space, size, seed, first=30, given=given),
-    "paper": lambda space, size, seed, given: Nsga2(space=space, population=size, seed=seed, operators="paper", given=given),
-    "pymoo NSGA-II": lambda space, size, seed, given: StockNsga2(space, size, seed, given),
-    "Optuna TPE": lambda space, size, seed, given: OptunaSearch(space, size, optuna.samplers.TPESampler(seed=seed), given),
-    "Optuna NSGA-II": lambda space, size, seed, given: OptunaSearch(space, size, optuna.samplers.NSGAIISampler(population_size=size, seed=seed), given),
-    "initial mix": lambda space, size, seed, given: MixSearch(space, size, seed, given),
-    "random": lambda space, size, seed, given: RandomSearch(space, size, seed, given),
-}
+EVALUATIONS = {"whole": "analysis/results/evaluations_embedded_whole.json", "paper": "analysis/results/evaluations_embedded.json"}
+"""Recorded evaluations of a search space, as `collect` makes them."""
 TABLES = {"with": "the same presets and fidelities for all", "without": "neither presets nor fidelities"}
 SHARES = (0.25, 1 / 3, 0.5, 1.0)
 """Of the budget, at which the table reads the curves."""
@@ -108,15 +91,16 @@ class Replay:
 
 
 class Costs:
-    """UNet MACs of strategies of the embedded model, one image, in units of one full call."""
+    """UNet MACs of strategies of the embedded model, one image, in units of one full call of one half."""
 
     def __init__(self) -> None:
         shape = geometry("embedded")
         self._model = CostModel(shape.meta(), shape.latent, shape.latent)
 
     def run(self, strategy: Strategy) -> float:
-        """Of a whole run; PNDM makes one call more than it has steps."""
-        return self._model.strategy_macs(strategy, 1) / (2 * self._model.macs(Step(FULL)))
+        """Of a whole run; the pipeline's own sampler, PNDM, makes one call more than it has steps."""
+        extra = 1 if strategy.sampler in (None, SAMPLERS["PLMS"]) else 0
+        return self._model.strategy_macs(strategy, extra) / (2 * self._model.macs(Step(FULL)))
 
     def mean(self, space: SearchSpace, count: int = 2000) -> float:
         """Of uniformly random genomes: what a candidate's worth of budget is."""
@@ -127,6 +111,9 @@ class Costs:
 def run(arguments: Sequence[str]) -> int:
     """Search with every method and seed, print, write the result file."""
     given = parse(list(arguments), DEFAULTS, "search")
+    if given["space"] not in EVALUATIONS:
+        raise ConfigError(f"space is {given['space']!r}; allowed are {' and '.join(EVALUATIONS)}, see conf/space")
+    given["evaluations"] = given["evaluations"] or EVALUATIONS[given["space"]]
     if given["collect"]:
         path = Path(given["evaluations"])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,26 +124,25 @@ def run(arguments: Sequence[str]) -> int:
     if given["ledgers"]:
         print_ledgers([Path(p) for p in given["ledgers"].strip("[]").split(",")])
         return 0
-    names = list(METHODS) if given["methods"] == "all" else given["methods"].split(";")
-    unknown = [n for n in names if n not in METHODS]
-    if unknown:
-        raise ConfigError(f"methods names {unknown[0]!r}; there are {'; '.join(METHODS)}, separated by semicolons")
+    names = chosen(given["methods"], given["space"])
     if given["tables"] not in (*TABLES, "both"):
         raise ConfigError(f"tables is {given['tables']!r}; allowed are {', '.join(TABLES)} (presets and fidelities) and both")
     landscape, costs = Landscape(Path(given["evaluations"])), Costs()
+    config = build(compose_config("search", [f"space={given['space']}"]))
+    space, warm = config.space, [Strategy.load(name) for name in config.keys.search.warm_start]
     print(f"replay fitted to {landscape.held_out['evaluations']} evaluations; held out: R2 {landscape.held_out['r2']:.3f}, rank correlation {landscape.held_out['rank_correlation']:.3f}")
     images, fidelity = int(given["images"]), int(given["fidelity"])
-    budget = int(given["candidates"]) * fidelity * costs.mean(SearchSpace(steps=landscape.steps))
+    budget = int(given["candidates"]) * fidelity * costs.mean(space)
     tables: dict[str, Any] = {}
     for table in TABLES if given["tables"] == "both" else (given["tables"],):
         counts = (fidelity, images) if table == "with" else (images,)
-        presets = [Strategy.load(w) for w in WARM] if table == "with" else []
+        presets = warm if table == "with" else []
         curves: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for seed in range(int(given["first_seed"]), int(given["first_seed"]) + int(given["seeds"])):
             sampled = SampledImages(landscape, float(given["noise"]), seed)
             for name in names:
                 began = time.monotonic()
-                algorithm = METHODS[name](SearchSpace(steps=landscape.steps), int(given["population"]), seed, presets)
+                algorithm = METHODS[name](space, int(given["population"]), seed, presets)
                 algorithm.bounds = reference_of(landscape, costs)
                 record = _search(algorithm, Replay(landscape, costs, sampled), counts, int(given["population"]), budget)
                 curve = hypervolume_curve([c.strategy for c, _ in record.evaluated()], landscape, costs, sampled, counts)

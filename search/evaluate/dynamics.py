@@ -77,8 +77,10 @@ class Recorder:
         def seen(_module: Any, _args: Any, output: Any) -> None:
             self._now = unit_output(output)
 
-        def called(_module: Any, _args: Any, _output: Any) -> None:
-            self._after_call(bool(getattr(pipe, "do_classifier_free_guidance", False)))
+        def called(_module: Any, _args: Any, output: Any) -> None:
+            # Where the conditional half alone is computed, the last unit hands on half of what the UNet does.
+            halves = 2 if getattr(pipe, "do_classifier_free_guidance", False) and self._now is not None and len(self._now) == len(output[0]) else 1
+            self._after_call(halves)
 
         handles = [last.register_forward_hook(seen), pipe.unet.register_forward_hook(called)]
         try:
@@ -90,10 +92,10 @@ class Recorder:
             self.dynamics.images += len(self._before)
         self._before = self._now = None
 
-    def _after_call(self, guided: bool) -> None:
+    def _after_call(self, halves: int) -> None:
         now = self._before  # a call that computed nothing hands on what was there
         if self._now is not None:
-            now = (self._now.chunk(2)[1] if guided else self._now).float().clone()
+            now = self._now.chunk(halves)[-1].float().clone()
         if self._before is not None and now is not None:
             self._take((now - self._before).abs().mean(1))
         self._before, self._now = now, None

@@ -16,7 +16,11 @@ from search.evaluate.pipelines import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Image-to-image in place of text-to-image."""
+    """Image-to-image in place of text-to-image.
+
+    Steps are those of the whole schedule, as a strategy's entries are: of n steps diffusers runs the last int(strength * n), by the last
+    entries of the strategy, and refuses a run in which none is left.
+    """
 
     strength: float = 0.6
     """How much of the noise schedule is run again, in (0, 1]."""

@@ -86,7 +86,7 @@ class PipelineEvaluator:
         """
         wanted = [_variant(v) for v in variants]
         shards = [Shard(torch.empty(0, self.net.num_features if self.net else 0), device=self.device) for _ in wanted]
-        plain = next((v for v in wanted if v.plain), None)
+        plain = next((v for v in wanted if v.is_plain(self.spec.model.steps)), None)
         for indices in batches:
             beside: torch.Tensor | None = None
             for variant, shard in sorted(zip(wanted, shards, strict=True), key=lambda pair: pair[0] is not plain):  # the others are compared with it

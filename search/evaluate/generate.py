@@ -56,7 +56,7 @@ def generate(
         model: What it is.
         data: Prompts.
         indices: Of the images.
-        steps: Sampler steps; None for the model's.
+        steps: Sampler steps of a whole run, of which image-to-image makes the last; None for the model's.
         strategy: That accelerates the pipeline, for what an error says; None where none does.
         warm_up: Nobody will look at the images: so few steps that they need not be any.
 
@@ -120,7 +120,7 @@ def _explain(bad: Sequence[int], seen: _Watch, call: Callable[..., Any], pipe: A
     """Where the numbers went wrong, at which action of the strategy, and the likely fix."""
     given_bad = any(not torch.isfinite(given.float()).all() for given, _ in seen.decoded)
     finite = _finite_steps(call, pipe) if given_bad else []
-    acting = strategy if strategy and _acts(strategy) else None
+    acting = strategy if strategy and strategy.canonical() != Strategy.full(model.steps) else None
     what = f"images {_short(bad)} of {f'strategy {acting.digest}' if acting else 'the unaccelerated pipeline'} are not finite (NaN or infinite)"
     if not given_bad or (finite and all(finite)):
         fix = (
@@ -164,11 +164,8 @@ def _where(finite: Sequence[bool], strategy: Strategy | None) -> str:
     # Image-to-image follows the last entries, PNDM's extra call the first.
     step = strategy[max(0, len(strategy) - calls + first) if calls <= len(strategy) + 1 else first * len(strategy) // calls]
     done = {FULL: "computed in full", 0: "replayed"}.get(step.cache_depth, f"computed to cache depth {step.cache_depth}")
-    return f"{where}, which is {done}" + (f" at prune ratio {step.prune_ratio:g}" if step.prune_ratio else "")
-
-
-def _acts(strategy: Strategy) -> bool:
-    return any(step.cache_depth != FULL or step.prune_ratio for step in strategy)
+    done += " in the conditional half alone" if step.guidance == "cond" else ""
+    return f"{where}, which is {done}" + (f" at prune ratio {step.prune_ratio:g}" if step.prune_ratio else "") + (f" and order {step.order}" if step.order else "")
 
 
 def _short(indices: Sequence[int]) -> str:

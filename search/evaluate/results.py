@@ -31,6 +31,7 @@ class Result:
         row: The variant's.
         steps: Sampler steps.
         strategy: Its steps as text, or "".
+        sampler: That its strategy is for, or "" for the model's own.
         images: How many; metrics of different counts do not compare.
         metrics: By metric name.
         differences: Metric less the unaccelerated model's, on the same prompts and seeds; of similarities, which are to its images already, none.
@@ -50,6 +51,7 @@ class Result:
     row: tuple[str, str] = ("", "")
     steps: int = 0
     strategy: str = ""
+    sampler: str = ""
     images: int = 0
     metrics: Mapping[str, Value] = field(default_factory=dict)
     differences: Mapping[str, Value] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def compare_to_plain(
             "row": variant.row,
             "steps": variant.baseline.steps,
             "strategy": str(strategy) if strategy else "",
+            "sampler": str(strategy.sampler) if strategy and strategy.sampler else "",
         }
         if variant.name in errors:
             results.append(Result(**common, error=errors[variant.name]))
@@ -161,7 +164,7 @@ def at_equal_latency(result: Result, results: Sequence[Result]) -> Value | None:
     return result.metrics["fid"].minus(reached) if reached else None
 
 
-def at_speedups(results: Sequence[Result], speedups: Sequence[float] = (1.5, 2, 2.5, 3, 3.5, 4)) -> dict[str, dict[float, Value | None]]:
+def at_speedups(results: Sequence[Result], speedups: Sequence[float] = (1.5, 2, 3, 4, 6, 8, 10)) -> dict[str, dict[float, Value | None]]:
     """The strategies against each kind of rival at equal latency: by kind, by speedup.
 
     The FID of the best strategy that is at least so fast, less what the kind reaches in the same time: that of its rivals, and
@@ -175,7 +178,7 @@ def at_speedups(results: Sequence[Result], speedups: Sequence[float] = (1.5, 2, 
     for r in measured:
         if r.family not in ("plain", "strategy"):
             # Samplers are rivals of their own.
-            sampler = f"{r.name.rpartition('-')[0]}, " if r.family == "fewer" else ""
+            sampler = f"{r.name.rpartition('-')[0]}, " if r.family in ("fewer", "limited") else ""
             kinds.setdefault(sampler + FAMILIES[r.family], []).append(r)
     found: dict[str, dict[float, Value | None]] = {kind: {} for kind in kinds} if plain else {}
     for speedup in speedups if plain else ():

@@ -43,6 +43,8 @@ class RivalSettings:
 
     fewer_steps: tuple[str, ...] = ("DDIM-4", "DDIM-6", "DDIM-8", "DDIM-10", "DDIM-14", "DPM++-4", "DPM++-6", "DPM++-8", "DPM++-10", "DPM++-14")
     """Fast samplers with few steps, what equal latency means: DDIM, DPM++, Euler, PLMS, UniPC."""
+    limited_guidance: tuple[str, ...] = ("DPM++-3", "DPM++-4", "DPM++-6", "DPM++-8", "DPM++-10")
+    """The same with both halves of guidance in the first half of the steps, rounded up, and the conditional half alone after."""
     tomesd: tuple[float, ...] = (0.3, 0.5)
     """Merge ratios."""
     deepcache: tuple[int, ...] = (2, 3, 5, 10, 20)

@@ -107,7 +107,7 @@ class Evolution:
         if not isinstance(population, int) or population < 4:
             raise ValueError(f"search.population is {population!r}; NSGA-II needs at least 4")
         self.space, self.population, self._duplicates, self._screen = space, population, NotSeen(space), screen() if screen else None
-        self._problem = Problem(n_var=2 * space.groups, n_obj=objectives, n_ieq_constr=1, xl=0, xu=space.upper, vtype=int)
+        self._problem = Problem(n_var=len(space.upper), n_obj=objectives, n_ieq_constr=1, xl=0, xu=space.upper, vtype=int)
         chosen = make_operators(operators, space, given, spread=screen is not None)
         self._algorithm = NSGA2(pop_size=population, eliminate_duplicates=self._duplicates, **chosen)
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=seed, verbose=False)

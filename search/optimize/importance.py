@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dato.strategy import FULL, Strategy
+from search.optimize.surrogate import SAMPLER_PLACES, sampler_place
 from search.records import SearchRecord
 
 LEAST = 20
@@ -37,8 +38,12 @@ _ROWS = 30_000
 """Most predictions of a fold: bounds what thousands of candidates cost."""
 TARGETS = {"fid": "FID", "latency": "time"}
 """What importance is taken for, in words."""
-KINDS = ("depth", "ratio")
-"""Genes of a step."""
+KINDS = {"depth": "all_depths", "ratio": "all_ratios", "guidance": "all_guidance", "order": "all_orders", "sampler": "sampler", "steps": "steps"}
+"""Genes of a step, and last those of the whole run, with the name of all of a kind in metrics."""
+WHOLE = ("sampler", "steps")
+"""Genes of the whole run."""
+Columns = Mapping[str, np.ndarray]
+"""Of N candidates on a common grid of relative time, by kind: (N, grid) of the steps' genes, (N, 1) of the whole run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +52,8 @@ class Gene:
 
     Attributes:
         kind: One of `KINDS`.
-        first: Its first sampler step, from 1.
-        last: Its last one; the same unless steps share their genes.
+        first: Its first sampler step, from 1: of the longest run, in whose relative time shorter ones are taken.
+        last: Its last one; the same unless steps share their genes. A gene of the whole run has all steps.
         share: Of the importance of all genes; they sum to 1.
         spread: Standard deviation of the share over the folds.
     """
@@ -81,13 +86,14 @@ class Importance:
     why_not: str = ""
 
     def steps(self) -> dict[int, float]:
-        """Share of each step, both genes together, by the first step of those that share them, from 1."""
-        firsts = sorted({g.first for g in self.genes})
-        return {k: sum(g.share for g in self.genes if g.first == k) for k in firsts}
+        """Share of each step, all its genes together, by the first step of those that share them, from 1; without genes of the whole run."""
+        genes = [g for g in self.genes if g.kind not in WHOLE]
+        return {k: sum(g.share for g in genes if g.first == k) for k in sorted({g.first for g in genes})}
 
     def kinds(self) -> dict[str, float]:
-        """Share of each kind of gene over all steps."""
-        return {kind: sum(g.share for g in self.genes if g.kind == kind) for kind in KINDS} if self.genes else {}
+        """Share of each kind of gene over all steps; of the kinds that candidates differ in."""
+        there = {g.kind for g in self.genes}
+        return {kind: sum(g.share for g in self.genes if g.kind == kind) for kind in KINDS if kind in there}
 
 
 def importance(record: SearchRecord, seed: int = 0) -> list[Importance]:
@@ -111,36 +117,59 @@ def _importance(target: str, strategies: Sequence[Strategy], values: np.ndarray,
         return nothing(f"{count} candidates were measured; importance needs at least {LEAST}")
     if float(values.std()) < 1e-9:
         return nothing("all candidates have the same value")
-    depths = np.array([[s.cache_depth for s in strategy] for strategy in strategies])
-    ratios = np.array([[s.prune_ratio for s in strategy] for strategy in strategies])
-    genes = _genes(depths, ratios, group)
+    columns = _columns(strategies)
+    genes = _genes(columns, group)
     predicted, damage = np.empty(count), np.zeros((FOLDS, len(genes)))
-    for fold, (train, test) in enumerate(KFold(FOLDS, shuffle=True, random_state=seed).split(depths)):
-        model = _model(seed).fit(_features(depths[train], ratios[train]), values[train])
-        predicted[test] = model.predict(_features(depths[test], ratios[test]))
-        damage[fold] = _damage(model, depths[test], ratios[test], values[test], genes, np.random.default_rng(seed))
+    for fold, (train, test) in enumerate(KFold(FOLDS, shuffle=True, random_state=seed).split(values)):
+        held_out = _rows(columns, test)
+        model = _model(seed).fit(_features(_rows(columns, train)), values[train])
+        predicted[test] = model.predict(_features(held_out))
+        damage[fold] = _damage(model, held_out, values[test], genes, np.random.default_rng(seed))
     r2 = float(r2_score(values, predicted))
     if r2 <= 0:
         return nothing(f"the model explains nothing of the candidates that it has not seen (R2 {r2:.2f})", r2)
     total = damage.mean(0).clip(0)
     if total.sum() <= 0:
         return nothing(f"no gene matters to the model (R2 {r2:.2f})", r2)
-    shares, spreads = total / total.sum(), damage.std(0, ddof=1) / total.sum()
+    shares, spreads, grid = total / total.sum(), damage.std(0, ddof=1) / total.sum(), columns["depth"].shape[1]
     found = tuple(
-        Gene(kind=kind, first=steps[0] + 1, last=steps[-1] + 1, share=float(share), spread=float(spread))
+        Gene(kind=kind, first=steps[0] + 1, last=grid if kind in WHOLE else steps[-1] + 1, share=float(share), spread=float(spread))
         for (kind, steps), share, spread in zip(genes, shares, spreads, strict=True)
     )
     return Importance(target=target, candidates=count, images=images, r2=r2, genes=found)
 
 
-def _genes(depths: np.ndarray, ratios: np.ndarray, group: int) -> list[tuple[str, list[int]]]:
-    """Every gene in which candidates differ, with its steps, from 0."""
-    groups = [list(range(k, min(k + group, depths.shape[1]))) for k in range(0, depths.shape[1], group)]
-    return [(kind, steps) for kind, values in zip(KINDS, (depths, ratios), strict=True) for steps in groups if (values[:, steps] != values[0, steps]).any()]
+def _columns(strategies: Sequence[Strategy]) -> dict[str, np.ndarray]:
+    """The genes of strategies, each stretched to the length of the longest."""
+    grid = max(map(len, strategies))
+    steps = [list(s if len(s) == grid else s.resample(grid)) for s in strategies]
+    return {
+        "depth": np.array([[s.cache_depth for s in one] for one in steps]),
+        "ratio": np.array([[s.prune_ratio for s in one] for one in steps]),
+        "guidance": np.array([[s.guidance == "cond" for s in one] for one in steps]),
+        "order": np.array([[s.order for s in one] for one in steps]),
+        "sampler": np.array([[sampler_place(s)] for s in strategies]),
+        "steps": np.array([[len(s)] for s in strategies]),
+    }
 
 
-def _features(depths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-    """(N, features) of (N, steps) depths and ratios: each step's own, whose genes are to be told apart, and sums over the run."""
+def _rows(columns: Columns, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    return {kind: values[chosen] for kind, values in columns.items()}
+
+
+def _genes(columns: Columns, group: int) -> list[tuple[str, list[int]]]:
+    """Every gene in which candidates differ, with its columns, from 0."""
+    found = []
+    for kind, values in columns.items():
+        width = values.shape[1]
+        groups = [list(range(k, min(k + group, width))) for k in range(0, width, group)]
+        found += [(kind, steps) for steps in groups if (values[:, steps] != values[0, steps]).any()]
+    return found
+
+
+def _features(columns: Columns) -> np.ndarray:
+    """(N, features): each step's own, whose genes are to be told apart, sums over the run, and what the whole run has."""
+    depths, ratios, alone, orders = columns["depth"], columns["ratio"], columns["guidance"], columns["order"]
     full, replay = depths == FULL, depths == 0
     kept = np.where(replay, 1.0, 1 - ratios)
     full[:, 0], replay[:, 0] = True, False
@@ -148,8 +177,12 @@ def _features(depths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
     for k in range(1, depths.shape[1]):
         stale[:, k] = np.where(full[:, k], 0, stale[:, k - 1] + 1)
     shallow = ~full & ~replay
-    sums = [full.sum(1), replay.sum(1), stale.sum(1), stale.max(1), (stale**2).sum(1), (kept * full).sum(1), (kept * shallow).sum(1)]
-    return np.concatenate([full, replay, kept, stale, np.stack(sums, 1)], axis=1).astype(float)
+    sums = [full.sum(1), replay.sum(1), stale.sum(1), stale.max(1), (stale**2).sum(1), (kept * full).sum(1), (kept * shallow).sum(1), alone.sum(1)]
+    share = columns["steps"] / depths.shape[1]  # of the grid: sums times it are of the run itself
+    halves = (np.where(alone, 0.5, 1.0) * np.where(replay, 0, kept)).sum(1, keepdims=True) * share
+    samplers = columns["sampler"] == np.arange(SAMPLER_PLACES)
+    whole = [np.stack(sums, 1), np.log(columns["steps"]), halves, samplers, full.sum(1, keepdims=True) * share]
+    return np.concatenate([full, replay, kept, stale, alone, np.where(full, 0, orders), *whole], axis=1).astype(float)
 
 
 def _model(seed: int) -> VotingRegressor:
@@ -157,27 +190,25 @@ def _model(seed: int) -> VotingRegressor:
     return VotingRegressor([("trees", trees), ("linear", make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 4, 11))))])
 
 
-def _damage(
-    model: Any, depths: np.ndarray, ratios: np.ndarray, values: np.ndarray, genes: Sequence[tuple[str, list[int]]], chance: np.random.Generator
-) -> np.ndarray:
+def _damage(model: Any, columns: Columns, values: np.ndarray, genes: Sequence[tuple[str, list[int]]], chance: np.random.Generator) -> np.ndarray:
     """(genes,) by how much the squared error of held-out candidates grows when a gene's values change places between them."""
-    keep = chance.permutation(len(values))[: max(2, _ROWS // max(1, len(genes)))]
-    depths, ratios, values = depths[keep], ratios[keep], values[keep]
-    repeats = max(1, min(REPEATS, _ROWS // (len(keep) * max(1, len(genes)))))
-    changed_depths, changed_ratios = [], []
+    if not genes:
+        return np.zeros(0)
+    keep = chance.permutation(len(values))[: max(2, _ROWS // len(genes))]
+    columns, values = _rows(columns, keep), values[keep]
+    repeats = max(1, min(REPEATS, _ROWS // (len(keep) * len(genes))))
+    changed: dict[str, list[np.ndarray]] = {kind: [] for kind in columns}
     for kind, steps in genes:
         for _ in range(repeats):
             order = chance.permutation(len(keep))
-            d, r = depths.copy(), ratios.copy()
-            chosen = d if kind == "depth" else r
-            chosen[:, steps] = chosen[order][:, steps]
-            changed_depths.append(d)
-            changed_ratios.append(r)
-    if not genes:
-        return np.zeros(0)
-    base = (model.predict(_features(depths, ratios)) - values) ** 2
-    moved = model.predict(_features(np.concatenate(changed_depths), np.concatenate(changed_ratios))).reshape(len(genes), repeats, len(keep))
-    return ((moved - values) ** 2 - base).mean((1, 2))
+            for other, given in columns.items():
+                moved = given.copy()
+                if other == kind:
+                    moved[:, steps] = moved[order][:, steps]
+                changed[other].append(moved)
+    base = (model.predict(_features(columns)) - values) ** 2
+    found = model.predict(_features({kind: np.concatenate(parts) for kind, parts in changed.items()})).reshape(len(genes), repeats, len(keep))
+    return ((found - values) ** 2 - base).mean((1, 2))
 
 
 def importance_metrics(found: Sequence[Importance]) -> dict[str, float]:
@@ -186,7 +217,7 @@ def importance_metrics(found: Sequence[Importance]) -> dict[str, float]:
     for one in found:
         name = f"importance_{one.target}"
         metrics |= {f"{name}/step_{step:02d}": share for step, share in one.steps().items()}
-        metrics |= {f"{name}/all_{kind}s": share for kind, share in one.kinds().items()}
+        metrics |= {f"{name}/{KINDS[kind]}": share for kind, share in one.kinds().items()}
         metrics[f"{name}/r2"] = one.r2
     return metrics
 

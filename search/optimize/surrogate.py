@@ -21,9 +21,14 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dato.sampler import SAMPLERS
 from dato.strategy import FULL, Strategy
 
-_BUMPS, _WIDTH = 5, 0.18
+_BUMPS, _WIDTH, _FAR = 5, 0.18, 1e-12
+"""Bumps over a run, and their width in runs; the least weight keeps a run of two steps, far from most bumps, from being divided by zero."""
+SAMPLER_PLACES = len(SAMPLERS) + 2
+_WHOLE, _STRESS = 1 + SAMPLER_PLACES, 2.0
+"""How many features are of the whole run, the last ones, and their weight: there are few beside those of its parts."""
 LENGTHS, NOISES = (5.0, 10.0, 20.0, 40.0), (1e-3, 1e-2, 5e-2)
 """Length scales, in features of deviation 1, and shares of noise that the Gaussian process is chosen from."""
 
@@ -32,22 +37,37 @@ def features(strategy: Strategy) -> np.ndarray:
     """(F,) what a run does early, midway and late, whatever its number of steps.
 
     Each of these, averaged by five bumps over the run: full calls, replays, depth of shallow calls, calls since the last full one
-    and its logarithm, calls since the last one that computed anything, tokens kept by full and by shallow calls. Then the
-    extremes and mean squares of the two ages. So few numbers are learnt from a dozen results; what single steps do is not.
+    and its logarithm, calls since the last one that computed anything, tokens kept by full and by shallow calls, the conditional half
+    alone, and the order of what is reused. Then the extremes and mean squares of the two ages, and of the whole run the logarithm
+    of its number of steps and its sampler. So few numbers are learnt from a dozen results; what single steps do is not.
     """
     depth = np.array([s.cache_depth for s in strategy])
     kept = np.array([1 - s.prune_ratio if s.cache_depth else 1.0 for s in strategy])
+    alone = np.array([s.guidance == "cond" for s in strategy])
     full, replay = depth == FULL, depth == 0
     full[0], replay[0] = True, False  # the first call has nothing to reuse
     shallow = ~full & ~replay
+    order = np.where(full, 0, [s.order for s in strategy])
     age, lag = _since(full), _since(~replay)
-    place = np.linspace(0, 1, len(strategy))
-    bumps = np.exp(-(((place[:, None] - np.linspace(0, 1, _BUMPS)) / _WIDTH) ** 2))
+    place = np.linspace(0, 1, len(strategy)) if len(strategy) > 1 else np.array([0.5])
+    bumps = np.exp(-(((place[:, None] - np.linspace(0, 1, _BUMPS)) / _WIDTH) ** 2)) + _FAR
     bumps /= bumps.sum(0)
     level = np.where(shallow, depth / FULL, 0)
-    rows = np.array([full, replay, level, age, np.log1p(age), lag, np.maximum(lag - 1, 0), np.where(full, kept, 0), np.where(shallow, kept, 0)], dtype=float)
+    rows = np.array(
+        [full, replay, level, age, np.log1p(age), lag, np.maximum(lag - 1, 0), np.where(full, kept, 0), np.where(shallow, kept, 0), alone, order], dtype=float
+    )
     sums = [age.max(), lag.max(), (age**2).mean(), (lag**2).mean(), full.mean(), replay.mean()]
-    return np.concatenate([(rows @ bumps).ravel(), sums])
+    return np.concatenate([(rows @ bumps).ravel(), sums, [np.log(len(strategy))], _sampler(strategy)])
+
+
+def sampler_place(strategy: Strategy) -> int:
+    """The strategy's sampler as a number below `SAMPLER_PLACES`: those that have a name, any other, and the pipeline's own."""
+    known = list(SAMPLERS.values())
+    return SAMPLER_PLACES - 1 if strategy.sampler is None else known.index(strategy.sampler) if strategy.sampler in known else len(known)
+
+
+def _sampler(strategy: Strategy) -> np.ndarray:
+    return np.eye(SAMPLER_PLACES)[sampler_place(strategy)]
 
 
 def _since(happens: np.ndarray) -> np.ndarray:
@@ -57,11 +77,13 @@ def _since(happens: np.ndarray) -> np.ndarray:
 
 
 def work(strategy: Strategy, depths: Sequence[int]) -> np.ndarray:
-    """(3 * depths,) calls of each depth, and the sums of their kept tokens and of its squares: what latency is linear in."""
+    """(F,) what latency is linear in: halves computed at each depth, the sums of their kept tokens and of its squares, and calls by sampler."""
     depth = np.array([s.cache_depth for s in strategy])
     kept = np.array([1 - s.prune_ratio for s in strategy])
+    halves = np.array([0.5 if s.guidance == "cond" else 1.0 for s in strategy])
     depth[0] = FULL
-    return np.array([[(depth == d).sum(), kept[depth == d].sum(), (kept[depth == d] ** 2).sum()] for d in depths], dtype=float).ravel()
+    found = [[halves[depth == d].sum(), (halves * kept)[depth == d].sum(), (halves * kept**2)[depth == d].sum()] for d in depths]
+    return np.concatenate([np.ravel(found), len(strategy) * _sampler(strategy)])
 
 
 class Surrogate:
@@ -147,9 +169,13 @@ class _Fid:
     """A fitted model of log FID."""
 
     def __init__(self, rows: np.ndarray, target: np.ndarray, seed: int) -> None:
-        self._trees = ExtraTreesRegressor(n_estimators=100, min_samples_leaf=2, random_state=seed).fit(rows, target)
-        self._scale = StandardScaler().fit(rows)
-        scaled, size = self._scale.transform(rows), max(float(target.std()), 1e-9)
+        self._varies = rows.std(0) > 1e-9
+        self._varies[0] |= not self._varies.any()
+        self._weights = np.where(np.arange(rows.shape[1]) < rows.shape[1] - _WHOLE, 1.0, _STRESS)[self._varies]
+        varying = rows[:, self._varies]
+        self._trees = ExtraTreesRegressor(n_estimators=100, min_samples_leaf=2, random_state=seed).fit(varying, target)
+        self._scale = StandardScaler().fit(varying)
+        scaled, size = self._scale.transform(varying) * self._weights, max(float(target.std()), 1e-9)
         unit, best = (target - target.mean()) / size, -np.inf
         for length in LENGTHS:
             shape = Matern(length, nu=1.5)(scaled)
@@ -163,8 +189,9 @@ class _Fid:
         self._process = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True).fit(scaled, target)
 
     def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, spread = self._process.predict(self._scale.transform(rows), return_std=True)
-        return (mean + self._trees.predict(rows)) / 2, spread * self._stretch
+        varying = rows[:, self._varies]
+        mean, spread = self._process.predict(self._scale.transform(varying) * self._weights, return_std=True)
+        return (mean + self._trees.predict(varying)) / 2, spread * self._stretch
 
 
 def improvement(fids: np.ndarray, prices: np.ndarray, mean: np.ndarray, spread: np.ndarray, price: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

@@ -6,7 +6,6 @@ locked or away holds nothing up: what it does not take is written later, at the 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import tempfile
@@ -26,7 +25,7 @@ from search.measurements import Measurement, flat
 from search.optimize.importance import importance, importance_metrics, importance_table
 from search.publish.background import Background
 from search.publish.mlflow_queries import all_runs, experiment_id
-from search.publish.mlflow_values import child_metrics, child_tags, front_table, made_with, winner_metrics
+from search.publish.mlflow_values import child_metrics, child_params, child_tags, front_table, made_with, winner_metrics
 from search.publish.snapshot import as_of, snapshot
 from search.records import Candidate, SearchRecord
 
@@ -212,11 +211,10 @@ class Tracker:
         else:
             info = self._begun.get(number) or self._make_child(candidate, measurement)
         self._begun[number] = info
-        steps = [[s.cache_depth, s.prune_ratio] for s in candidate.strategy]
         self._client.log_batch(
             info.run_id,
             metrics=_metrics(child_metrics(record, candidate, measurement), 0),
-            params=[Param("strategy", str(candidate.strategy)), Param("steps", json.dumps(steps)[:6000])],
+            params=[Param(k, v) for k, v in child_params(candidate.strategy).items()],
         )
         self._log_strategy(info.artifact_uri, candidate)
         self._client.set_terminated(info.run_id, "FINISHED" if measurement.ok else "FAILED")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from dato.strategy import Strategy
 from search.measurements import Measurement, fid_difference
 from search.records import UNACCELERATED, Candidate, SearchRecord
 
@@ -29,8 +31,26 @@ def child_metrics(record: SearchRecord, candidate: Candidate, m: Measurement) ->
         "with/images": float(m.images),
         "with/seconds": m.seconds,
         "with/generation": float(candidate.generation),
+        "with/steps": float(len(candidate.strategy)),
+        "with/guided_share": guided_share(candidate.strategy),
         **{f"with/calls_depth_{d}": float(n) for d, n in m.calls_by_depth.items()},
     }
+
+
+def child_params(strategy: Strategy) -> dict[str, str]:
+    """What a candidate is, in texts: its sampler as the field names it ("own" is the pipeline's), its steps in short and one by one."""
+    steps = [[s.cache_depth, s.prune_ratio, *((s.guidance, s.order) if s.guidance != "both" or s.order else ())] for s in strategy]
+    return {"sampler": sampler_name(strategy), "strategy": str(strategy)[:6000], "steps": json.dumps(steps)[:6000]}
+
+
+def sampler_name(strategy: Strategy) -> str:
+    """As the field names it; "own" where it is the pipeline's."""
+    return str(strategy.sampler or "own")
+
+
+def guided_share(strategy: Strategy) -> float:
+    """Share of the steps that compute both halves of guidance."""
+    return sum(s.guidance == "both" for s in strategy) / len(strategy)
 
 
 def similarity_metrics(m: Measurement) -> dict[str, float]:
@@ -43,11 +63,12 @@ def front_table(record: SearchRecord) -> str:
     """The front as CSV, fastest first, which MLflow's page shows as a table."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "feature_distance", "strategy", "digest", "fid_against"])
+    writer.writerow(["candidate", "latency_ms", "speedup", "fid", "fid_low", "fid_high", "fid_difference", "feature_distance", "steps", "sampler", "guided_share", "strategy", "digest", "fid_against"])
     for c, m in record.front():
         values = child_metrics(record, c, m)
         numbers = [m.latency_ms, values["speedup"], m.fid, m.fid_low, m.fid_high, values["fid_difference"], values["with/feature_distance"]]
-        writer.writerow([c.number, *("" if math.isnan(v) else f"{v:.4f}" for v in numbers), str(c.strategy), c.strategy.digest, record.reference])
+        what = [len(c.strategy), sampler_name(c.strategy), f"{values['with/guided_share']:.4f}", str(c.strategy), c.strategy.digest]
+        writer.writerow([c.number, *("" if math.isnan(v) else f"{v:.4f}" for v in numbers), *what, record.reference])
     return out.getvalue()
 
 

@@ -41,7 +41,8 @@ class AcceleratedPipeline(PythonModel):
         path = config.get("path") or model.get("path")
         if not path:
             raise ModelError("this strategy does not say for which model it is; give one: load_model(uri, model_config={'path': <folder or hub id>})")
-        scheduler = (sampler.get("settings") or {}).get("class") or sampler.get("scheduler")
+        own = sampler.get("unaccelerated") or sampler  # a strategy's own sampler is exchanged for the pipeline's by enabling it
+        scheduler = (own.get("settings") or {}).get("class") or own.get("scheduler")
         height, width = notes["size"] if isinstance(notes.get("size"), list) else (None, None)
         self.spec = ModelSpec(
             name=str(model.get("name") or path),

@@ -23,6 +23,7 @@ from dato.mlflow_store import StoreError, ask, check_address
 from dato.sources import without_credentials
 from dato.strategy import Strategy
 from search.publish.aliases import Standing, why_not
+from search.publish.mlflow_values import guided_share, sampler_name
 from search.publish.strategies import check_names
 
 PYFUNC = Path(__file__).with_name("pyfunc.py")
@@ -178,6 +179,9 @@ def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
     interval = quality.get("difference_interval")
     tags = {
         "dato.digest": strategy.digest,
+        "dato.steps": len(strategy),
+        "dato.sampler": sampler_name(strategy),
+        "dato.guided_share": _number(guided_share(strategy)),
         _CONTENT: _content(alias, strategy),
         "dato.alias": alias,
         "dato.validated": str(strategy.provenance.get("validated") is True).lower(),

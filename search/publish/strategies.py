@@ -88,12 +88,7 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
             "unet_sha256": _files_digest(model),
             **{k: v for k, v in (model_info or {}).items() if k != "scheduler"},
         },
-        "sampler": {
-            "scheduler": sampler.get("class") or model["scheduler"] or "the model's own",
-            "steps": model["steps"],
-            "guidance": model["guidance"],
-            "settings": dict(sampler),
-        },
+        "sampler": _ran_with(winner.candidate.strategy, model, sampler),
         "size": [model["height"], model["width"]] if model["height"] and model["width"] else "the model's own",
         "quality": {
             "metric": f"FID, {record.config['protocol']['features']} features",
@@ -122,6 +117,18 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
         "environment": record.environment,
         "reproduce": command(record.config),
     }
+
+
+def _ran_with(strategy: Strategy, model: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler that a strategy was measured with, and where it is another or has another number of steps, the unaccelerated pipeline's."""
+    scheduler = own.get("class") or model["scheduler"] or "the model's own"
+    found = {"scheduler": scheduler, "steps": len(strategy), "guidance": model["guidance"], "settings": dict(own)}
+    if strategy.sampler is not None:
+        kept = {k: own[k] for k in ("prediction_type",) if k in own}  # what an exchanged scheduler has of the model's own in any case
+        found |= {"scheduler": strategy.sampler.scheduler, "settings": {"class": strategy.sampler.scheduler, **kept, **strategy.sampler.settings}}
+    if strategy.sampler is not None or len(strategy) != model["steps"]:
+        found["unaccelerated"] = {"scheduler": scheduler, "steps": model["steps"]}
+    return found
 
 
 def command(config: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ class GenerationalLoop:
         if not candidates:
             return False
         # The longest first, so that little is left to wait for at a generation's end.
-        due = sorted((c for c in candidates if recorder.is_due(c.number)), key=lambda c: -sum(step.cache_depth for step in c.strategy))
+        due = sorted((c for c in candidates if recorder.is_due(c.number)), key=lambda c: -sum(s.cache_depth * (1 if s.guidance == "both" else 0.5) for s in c.strategy))
         for _ in evaluate(due):
             pass
         results = [recorder.record.results[c.number] for c in candidates]

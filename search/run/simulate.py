@@ -48,11 +48,11 @@ def duration(strategy: Strategy, mean_s: float, sigma: float = SIGMA) -> float:
 
 
 def toy_measurement(strategy: Strategy) -> Measurement:
-    """A deterministic trade-off between FID and latency, in microseconds of work: caching is fast and blurs."""
-    cost = {0: 0.01, 1: 0.1}
+    """A deterministic trade-off between FID and latency, in microseconds of work: caching is fast and blurs, and so are few steps and half the guidance."""
+    cost, half = {0: 0.01, 1: 0.1}, [s.guidance == "cond" for s in strategy]
     share = [cost.get(s.cache_depth, 1.0) for s in strategy]
-    latency = sum(c * (1 - 0.3 * s.prune_ratio) for c, s in zip(share, strategy, strict=True))
-    fid = 10 + sum(1 - c for c in share) ** 2 / 10 + sum(abs(s.prune_ratio - 0.5) for s in strategy)
+    latency = sum(c * (1 - 0.3 * s.prune_ratio) * (0.5 if h else 1) for c, s, h in zip(share, strategy, half, strict=True))
+    fid = 10 + sum(1 - c for c in share) ** 2 / 10 + sum(abs(s.prune_ratio - 0.5) for s in strategy) + sum(half) / 10 + max(0.0, 50 / len(strategy) - 1)
     return Measurement(fid=fid, fid_low=fid - 1, fid_high=fid + 1, images=100, latency_ms=latency, device="simulated")
 
 

@@ -29,9 +29,6 @@ def test_each_changes_the_run_and_is_undone(pipe: Any) -> None:
     pytest.importorskip("tomesd", reason="the extra 'baselines' is not installed")
     plain, scheduler = run(pipe), pipe.scheduler
     for baseline in (
-        baselines.fewer_steps("DDIM", 3),
-        baselines.fewer_steps("DPM++", 3),
-        baselines.deepcache(STEPS, 2),
         baselines.tomesd(STEPS, 0.5),
         baselines.deepcache_tomesd(STEPS, 2, 0.5),
     ):
@@ -45,9 +42,15 @@ def test_each_changes_the_run_and_is_undone(pipe: Any) -> None:
         assert torch.equal(run(same, num_inference_steps=steps), plain)
 
 
+def test_limited_guidance_is_in_the_first_half_of_the_steps() -> None:
+    strategy = baselines.limited_guidance(5, "DPM++")
+    assert str(strategy) == "FFFF'F'"
+    assert strategy.sampler == Strategy.full(5, "DPM++").sampler
+    assert str(baselines.limited_guidance(4)) == "FFF'F'"
+    assert str(baselines.limited_guidance(1)) == "F"
+
+
 def test_what_is_not_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"sampler is 'LMS'; allowed are DDIM, DPM\+\+"):
-        baselines.fewer_steps("LMS", 10)
     with pytest.raises(ValueError, match=r"merge_ratio is 0.9; ToMeSD allows 0 to 0.75"):
         baselines.tomesd(50, 0.9)
     with pytest.raises(ValueError, match=r"the strategy has 20; use strategy.resample\(50\)"):

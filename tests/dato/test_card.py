@@ -1,10 +1,11 @@
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from dato.card import FILES, card_json, card_markdown, write_card
-from dato.strategy import Strategy, StrategyError
+from dato.strategy import Step, Strategy, StrategyError
 from search.evaluate.sources import read_given
 
 MEASURED = Strategy.uniform(6, 3, prune_ratio=0.5).with_provenance(
@@ -44,6 +45,35 @@ def test_a_card_without_measurements_says_so() -> None:
     text = card_markdown(Strategy.preset("paper-b1"))
     assert "Not measured" in text
     assert "arXiv 2501.00375, Table 6" in text
+
+
+def test_a_card_says_guidance_orders_and_what_the_unaccelerated_pipeline_ran_with(tmp_path: Path) -> None:
+    # The first step's order is without effect: nothing is there to reuse.
+    steps = (Step(12, 0, "both", 2), Step(12, 0.5), Step(12, 0, "cond"), Step(0, 0, "cond", 1), Step(1, 0.3, "cond", 2))
+    ran = {"scheduler": "DPMSolverMultistepScheduler", "steps": 5, "guidance": 7.5, "unaccelerated": {"scheduler": "PNDMScheduler", "steps": 20}}
+    strategy = Strategy(steps, {**MEASURED.provenance, "sampler": ran}, sampler="DPM++")
+    write_card(strategy, tmp_path)
+    text = (tmp_path / "card.md").read_text()
+    for said in ("5 steps of DPM++", "3 of them compute the conditional half of guidance alone", "2 of them extrapolate", "F++FF'0'+1'++", "' the conditional half alone",
+                 "sampler: DPMSolverMultistepScheduler 5 steps, guidance 7.5", "unaccelerated: PNDMScheduler 20 steps", "num_inference_steps=5", "puts it back"):  # fmt: skip
+        assert said in text
+    summary = json.loads((tmp_path / "card.json").read_text())["summary"]
+    assert (summary["steps"], summary["conditional_half_alone"], summary["extrapolated"], summary["sampler"]) == (5, 3, 2, ran)
+    for name in FILES:
+        found = Strategy.load(tmp_path / name)
+        assert (found, found.provenance) == (strategy, strategy.provenance)
+    (tmp_path / "card.md").write_text(text.replace("3 of them compute", "1 of them compute"))
+    with pytest.raises(StrategyError, match=r"was changed after it was written"):
+        Strategy.load(tmp_path / "card.md")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "digest"),
+    [(MEASURED, "340a2aee3258e7af"), (Strategy.preset("paper-b1"), "df07587bcdc61931"), (Strategy.full(10, sampler="DPM++"), "e0e5751db21dbea6")],
+)  # fmt: skip
+def test_a_card_of_depths_and_ratios_alone_is_what_it_was_before_there_was_more_to_say(strategy: Strategy, digest: str) -> None:
+    # A card that is read is compared with the one that is written today: a change of its text would refuse all that are there.
+    assert hashlib.sha256((card_json(strategy) + card_markdown(strategy)).encode()).hexdigest()[:16] == digest
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:

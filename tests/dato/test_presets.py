@@ -1,19 +1,23 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from dato import FULL, Strategy, StrategyError
+from dato import FULL, Step, Strategy, StrategyError
+from dato.baselines import limited_guidance
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def test_every_preset_has_50_steps_and_says_where_it_comes_from() -> None:
-    assert len(Strategy.presets()) == 13
+def test_every_preset_says_where_it_comes_from_and_has_50_steps_or_those_of_its_name() -> None:
+    assert len(Strategy.presets()) == 23
     for name in Strategy.presets():
         strategy = Strategy.preset(name)
-        assert len(strategy) == 50
-        assert strategy.provenance["source"]
+        of_sampler = re.fullmatch(r"(?:ddim|dpmpp|euler|plms|unipc)-(\d+)(?:-limited-guidance)?", name)
+        assert len(strategy) == (int(of_sampler[1]) if of_sampler else 50)
+        assert (strategy.sampler is not None) == bool(of_sampler)
+        assert "arXiv" in strategy.provenance["source"]
 
 
 def test_vectors_take_one_ratio() -> None:
@@ -38,8 +42,30 @@ def test_deepcache_with_any_interval() -> None:
         assert Strategy.preset(f"deepcache-{n}").provenance == Strategy.preset("deepcache-5").provenance
     assert {s.prune_ratio for s in Strategy.load("deepcache-7@0.5")} == {0.5}
     for name in ("deepcache-1", "deepcache-51", "deepcache-05", "deepcache-", "deepcache-100"):
-        with pytest.raises(StrategyError, match=rf"no preset is named '{name}'; there are paper-b1, .*, and deepcache-N for every N from 2 to 50"):
+        with pytest.raises(StrategyError, match=rf"no preset is named '{name}'; there are paper-b1, .*, and deepcache-N, .* for every N from 2 to 50"):
             Strategy.preset(name)
+
+
+@pytest.mark.parametrize(("name", "sampler"), [("ddim", "DDIM"), ("dpmpp", "DPM++"), ("euler", "Euler"), ("plms", "PLMS"), ("unipc", "UniPC")])
+def test_fewer_steps_of_a_sampler(name: str, sampler: str) -> None:
+    for n in (2, 7, 8, 50):
+        assert Strategy.preset(f"{name}-{n}") == Strategy.load(f"{name}-{n}") == Strategy.full(n, sampler=sampler)
+        limited = Strategy.load(f"{name}-{n}-limited-guidance")
+        assert [s.guidance for s in limited] == ["both"] * (n - n // 2) + ["cond"] * (n // 2)
+        assert limited == limited_guidance(n, sampler), "as the rival of the same name"
+        assert "arXiv 2404.07724" in limited.provenance["source"]
+    pruned = Strategy.load(f"{name}-5-limited-guidance@0.5")
+    assert pruned == Strategy.preset(f"{name}-5-limited-guidance", 0.5)
+    assert pruned.steps == (Step(FULL, 0.5),) * 3 + (Step(FULL, 0.5, "cond"),) * 2
+    assert Strategy.from_json(pruned.to_json()) == pruned
+
+
+def test_samplers_and_steps_that_no_preset_has_are_refused_with_those_there_are() -> None:
+    for name in ("dpmpp-1", "dpmpp-51", "dpmpp-08", "dpmpp-", "dpm++-8", "DPM++-8", "heun-8", "dpmpp-8-limited", "deepcache-5-limited-guidance", "paper-b1-limited-guidance"):
+        with pytest.raises(StrategyError, match=rf"no preset is named '{re.escape(name)}'; .*<sampler>-N and <sampler>-N-limited-guidance for every N from 2 to 50 and the samplers ddim, dpmpp"):
+            Strategy.preset(name)
+    with pytest.raises(StrategyError, match=r"no number after the @; write a prune ratio, such as dpmpp-8@0.5"):
+        Strategy.load("dpmpp-8@half")
 
 
 def test_the_second_reading_of_table_6_is_the_first_backwards() -> None:

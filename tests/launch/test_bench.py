@@ -98,7 +98,19 @@ def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[s
         assert name in out
     assert "own ratios" in out
     # Its entries are 4 full, 21 of d = 1 and 25 of d = 0: of 51 calls the first one is full whatever the first entry says.
-    assert re.search(r"authors-l12 +│ +5 │ +21 │ +25 │", out)
+    assert re.search(r"authors-l12 +│ +50 │ own +│ +100% │ +5 │ +21 │ +25 │", out)
+
+
+@pytest.mark.parametrize("calls", [50, 51])
+def test_mac_limits_of_presets_count_sampler_steps_and_guidance(calls: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["strategies", "geometry=embedded", f"calls={calls}"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    # Of equal calls that compute everything, only the number counts: 2 halves of each unaccelerated one, against 8 x 2, and 4 x 2 + 4 x 1.
+    for name, sampler, guided, halves in (("dpmpp-8", r"DPM\+\+", "100%", 16), ("dpmpp-8-limited-guidance", r"DPM\+\+", "50%", 12), ("unipc-8", "UniPC", "100%", 16)):
+        assert re.search(rf"{name} +│ +8 │ {sampler} +│ +{guided} │ +8 │ +0 │ +0 │ +{2 * calls / halves:.2f}x │", out)
+    assert f"{calls} calls of both guidance halves" in " ".join(out.split())
 
 
 def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:

@@ -20,7 +20,7 @@ from search.ledger import read_ledger
 ROOT = Path(__file__).parents[2]
 SHORT = [
     "model.steps=4", "evaluation.images=6", "protocol.batch=2", "protocol.interval_groups=5", "evaluation.samples=2",
-    "rivals.fewer_steps=[DDIM-2,DPM++-2]", "rivals.tomesd=[0.5]", "rivals.deepcache=[2]", "rivals.naive=[[2,0.5]]",
+    "rivals.fewer_steps=[DDIM-2,DPM++-2]", "rivals.limited_guidance=[]", "rivals.tomesd=[0.5]", "rivals.deepcache=[2]", "rivals.naive=[[2,0.5]]",
 ]
 HERE = [*SHORT, "cluster.workers=0", "cluster.threads=1", "model.device=cpu"]
 
@@ -94,7 +94,7 @@ def test_an_evaluation_over_ray_is_a_table_and_continues(tmp_path: Path) -> None
 
 def test_every_metric_at_once(dato, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     settings = [s for s in HERE if "images" not in s and "rivals" not in s]
-    no_rivals = ["rivals.fewer_steps=[]", "rivals.tomesd=[]", "rivals.deepcache=[2]", "rivals.naive=[]"]
+    no_rivals = ["rivals.fewer_steps=[]", "rivals.limited_guidance=[]", "rivals.tomesd=[]", "rivals.deepcache=[2]", "rivals.naive=[]"]
     assert dato("evaluate", *settings, *no_rivals, "evaluation.images=12", "evaluation.metrics=[fid,kid,is]") == 0
     found = json.loads((only(tmp_path, "evaluate") / "evaluation.json").read_text())
     for r in found["results"]:

@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWit
 
 from launch.config import CONF, build, compose_config
 from launch.evaluation import build_evaluation
+from search.optimize.space import SearchSpace
 
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 PATHS = {"imagenet": ["data.images=photos"], "coco": ["data.captions=c.json", "data.images=photos"]}
@@ -40,6 +41,11 @@ def paths_of(name: str) -> list[str]:
 )
 def test_the_settings_are_the_papers(name: str, steps: int, guidance: float, side: int, images: int, scheduler: str) -> None:
     searched = build(compose_config("search", [f"experiment={name}", *paths_of(name)]))
+    if "dpmpp" not in name:
+        inert = searched.space.depths_without_pruning
+        assert searched.space == SearchSpace(steps=50, depths_without_pruning=inert), "the paper's space, and nothing beside it"
+    else:
+        assert len(searched.space.lengths) > 1 and len(searched.space.samplers) > 1
     model = searched.evaluator.model
     assert (model.steps, model.guidance, model.height, model.width, model.scheduler) == (steps, guidance, side, side, scheduler)
     assert searched.evaluator.protocol.images == 500
@@ -129,7 +135,7 @@ def test_every_experiment_runs_end_to_end(
     if name == "sd15_img2img":
         overrides += [f'evaluation.metrics=["clip:{tiny["clip"]}",is]', "evaluation.edit.size=48"]
     else:
-        overrides += ["rivals.fewer_steps=[DDIM-2,DPM++-2]"]
+        overrides += ["rivals.fewer_steps=[DDIM-2,DPM++-2]", "rivals.limited_guidance=[DPM++-2]"]
     assert main(["evaluate", *overrides]) == 0, capsys.readouterr()
     (folder,) = (tmp_path / "outputs").iterdir()
     found = json.loads((folder / "evaluation.json").read_text())

@@ -127,7 +127,7 @@ def test_a_search_needs_no_real_images(tmp_path: Path, capsys: pytest.CaptureFix
     (version, *_) = client.search_model_versions("name = 'dato-sd15'")
     assert version.tags["dato.reference"] == against
     drawn = load_file(folder / FILE)["features"]
-    short = ["evaluation.images=10", "cluster.workers=0", "cluster.threads=1", "rivals={fewer_steps: [DDIM-2], tomesd: [], deepcache: [], naive: []}"]
+    short = ["evaluation.images=10", "cluster.workers=0", "cluster.threads=1", "rivals={fewer_steps: [DDIM-2], limited_guidance: [], tomesd: [], deepcache: [], naive: []}"]
     for _ in range(2):
         assert main(["evaluate", *given, *short]) == 0
     said = capsys.readouterr().out

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dato.strategy import Strategy
+from dato.sampler import Sampler
+from dato.strategy import FULL, Step, Strategy
 from search import old_names
 from search.ledger import Ledger, LedgerError, read_ledger, set_aside
 from search.measurements import Measurement
@@ -79,7 +80,8 @@ def test_a_result_of_a_candidate_that_was_never_asked_for_is_refused_with_its_li
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from dato.strategy import Strategy
+from dato.sampler import Sampler
+from dato.strategy import FULL, Step, Strategy
 from search.ledger import Ledger, LedgerError
 from search.measurements import Measurement
 from search.records import Candidate
@@ -174,3 +176,53 @@ def test_the_kept_search_of_an_earlier_version_is_read_by_the_names_of_this_one(
 def test_old_values_have_new_names_too() -> None:
     found = old_names.by_current_names({"search": {"mode": "steady", "operators": "steady"}, "cluster": {"code": "ship"}})
     assert found == {"search": {"mode": "asynchronous", "operators": "steady"}, "cluster": {"code": "upload"}}
+
+
+WHOLE = Strategy((Step(FULL), Step(1, 0.5, "cond", 1), Step(0, order=2)), sampler="DPM++")  # type: ignore[arg-type]
+
+
+def test_a_candidate_keeps_its_whole_strategy_and_a_plain_one_is_written_as_ever(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    karras = Sampler("DPMSolverMultistepScheduler", {"use_karras_sigmas": True})
+    asked = [CANDIDATE.strategy, WHOLE, Strategy.full(3, sampler="PLMS"), Strategy(WHOLE.steps), Strategy.full(2, sampler=karras)]
+    for number, strategy in enumerate(asked):
+        ledger.ask(Candidate(number=number, generation=0, strategy=strategy))
+    found = [c.strategy for c in read_ledger(tmp_path / "ledger.jsonl").candidates.values()]
+    assert found == asked
+    assert [s.digest for s in found] == [s.digest for s in asked]
+    rows = [json.loads(line)["candidate"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()[1:]]
+    assert rows[0]["steps"] == [[12, 0.3], [1, 0.3]] * 3 and "sampler" not in rows[0]
+    assert rows[1]["steps"] == [[12, 0.0], [1, 0.5, "cond", 1], [0, 0.0, "both", 2]]
+    assert "sampler" not in rows[3]
+    assert rows[4]["sampler"] == karras.document()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("steps", [[12, 0.0, "cond"]], "step 0"),
+        ("steps", [[12, 0.0], [1, 0.5, "uncond", 0]], "uncond"),
+        ("steps", [[12, 0.0, "both", 3]], "order is 3"),
+        ("steps", [[12, 0.0, "both", 0, 1]], "step 0"),
+        ("steps", [12, 12], "step 0"),
+        ("steps", "FFF", "steps"),
+        ("steps", {"0": [12, 0.0]}, "steps"),
+        ("steps", None, "steps"),
+        ("steps", [], "0 steps"),
+        ("sampler", {"scheduler": 5}, "sampler"),
+        ("sampler", {"class": "DDIMScheduler"}, "sampler"),
+        ("sampler", {"scheduler": "DDIMScheduler", "settings": [1]}, "settings"),
+    ],
+)
+def test_a_broken_strategy_is_refused_with_its_line(tmp_path: Path, key: str, value: object, named: str) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.ask(Candidate(number=0, generation=0, strategy=WHOLE))
+    ledger.close()
+    path = tmp_path / "ledger.jsonl"
+    head, ask = path.read_text().splitlines()
+    row = json.loads(ask)
+    row["candidate"][key] = value
+    path.write_text(f"{head}\n{json.dumps(row)}\n")
+    with pytest.raises(LedgerError, match="line 2 cannot be read") as caught:
+        read_ledger(path)
+    assert named in str(caught.value)

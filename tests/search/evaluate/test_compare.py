@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from analysis.tables import comparison_table, equal_latency_block
+from dato.baselines import limited_guidance
 from dato.options import Options
 from dato.strategy import Strategy
 from search.data.datasets import DataSpec
@@ -111,9 +112,10 @@ def test_an_image_does_not_depend_on_its_shard(pool: InProcessPool, tmp_path: Pa
 
 
 def test_rivals_and_token_merging_leave_no_trace(pool: InProcessPool, tmp_path: Path) -> None:
-    rivals = rival_variants(STEPS, {"fewer_steps": ["DDIM-2", "DPM++-2"], "tomesd": [0.5], "deepcache": [2], "naive": [[2, 0.5]]})
+    keys = {"fewer_steps": ["DDIM-2", "DPM++-2"], "limited_guidance": ["DPM++-3"], "tomesd": [0.5], "deepcache": [2], "naive": [[2, 0.5]]}
+    rivals = rival_variants(STEPS, keys)
     assert [(e.name, e.family) for e in rivals] == [
-        ("unaccelerated", "plain"), ("DDIM-2", "fewer"), ("DPM++-2", "fewer"), ("ToMeSD, 0.5", "tomesd"),
+        ("unaccelerated", "plain"), ("DDIM-2", "fewer"), ("DPM++-2", "fewer"), ("DPM++-3, limited guidance", "limited"), ("ToMeSD, 0.5", "tomesd"),
         ("DeepCache, every 2", "deepcache"), ("DeepCache, every 2 + ToMeSD, 0.5", "naive"),
     ]
     store, again = ShardStore(tmp_path / "a"), ShardStore(tmp_path / "b")
@@ -194,12 +196,32 @@ def test_variants_by_name() -> None:
         ({"fewer_steps": [5]}, "has the wrong form"),
         ({"naive": [3]}, "has the wrong form"),
         ({"tomesd": [0.9]}, "merge_ratio is 0.9"),
-        ({"fewer_steps": ["DDIM-0"]}, "rivals has 0 steps"),
+        ({"fewer_steps": ["DDIM-0"]}, "rivals.fewer_steps names 'DDIM-0'"),
+        ({"limited_guidance": ["DDIM-1001"]}, "rivals.limited_guidance names 'DDIM-1001'"),
+        ({"limited_guidance": ["LMS-10"]}, "samplers are DDIM"),
     ],
 )
 def test_bad_rivals_are_refused(rivals: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rival_variants(STEPS, rivals)
+
+
+def test_a_strategy_runs_as_it_says_and_presets_without_a_sampler_are_for_the_pipelines_own_steps(tmp_path: Path) -> None:
+    given = {"short": Strategy.full(2), "other": Strategy.uniform(6, 2, sampler="DPM++"), "same": Strategy.full(STEPS)}
+    for name, strategy in given.items():
+        strategy.save(tmp_path / f"{name}.json")
+    found = strategy_variants([*(str(tmp_path / f"{name}.json") for name in given), "deepcache-2"], STEPS)
+    assert [v.baseline.strategy for v in found[:3]] == list(given.values())
+    assert [v.baseline.steps for v in found] == [2, 6, STEPS, STEPS]
+    assert [v.is_plain(STEPS) for v in found] == [False, False, True, False]
+    assert "resampled" in found[3].name
+    assert not any("resampled" in v.name for v in found[:3])
+
+
+def test_identity_of_what_needs_no_sampler_is_what_it_was_before_there_were_any() -> None:
+    assert (PLAIN.digest, CACHED.digest) == ("e8931e68b57d19ed", "5b8f14083a77b801"), "shards that are kept of them are found"
+    same = [Strategy.full(3), Strategy.full(3, "DDIM"), Strategy.full(3, "DPM++"), Strategy.full(4, "DDIM"), limited_guidance(3, "DDIM")]
+    assert len({Variant.of(s, "x").digest for s in same}) == len(same)
 
 
 def test_speedup_is_of_the_same_batches() -> None:

@@ -1,8 +1,11 @@
 """The embedded pipeline, evaluated for real."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from dato.scheduler import scheduler_for
 from dato.strategy import Strategy
 from search.data.datasets import FRESH_OFFSET, Data, DataSpec
 from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator
@@ -37,6 +40,29 @@ def test_the_same_strategy_gives_the_same_fid_again(evaluator: PipelineEvaluator
     assert first.images == 8
     assert first.calls_by_depth == {"1": 4, "12": 3}
     assert 0 < first.parts_ms["unet"] < first.latency_ms
+
+
+@pytest.mark.parametrize("strategy", [Strategy.full(3), Strategy.full(4, "DPM++"), Strategy.full(9, "Euler"), Strategy.full(2, "PLMS")], ids=repr)
+def test_a_strategy_of_any_length_and_sampler_gives_what_such_a_pipeline_does(evaluator: PipelineEvaluator, strategy: Strategy) -> None:
+    own = evaluator.pipe.scheduler
+    (made,) = evaluator.samples([strategy], [0, 1])
+    (shard,) = evaluator.run([strategy], [[0, 1]])
+    assert evaluator.pipe.scheduler is own
+    assert shard.calls_by_depth == {"12": len(strategy) + (str(strategy.sampler) in ("None", "PLMS"))}
+    if strategy.sampler:
+        evaluator.pipe.scheduler = scheduler_for(evaluator.pipe, own, strategy.sampler)
+    try:
+        expected = generate(evaluator.pipe, MODEL, Data(DIGITS), [0, 1], steps=len(strategy)).images
+    finally:
+        evaluator.pipe.scheduler = own
+    assert torch.equal(made, expected)
+
+
+def test_fewer_steps_are_compared_with_the_unaccelerated_images(evaluator: PipelineEvaluator) -> None:
+    spec = replace(SPEC, metrics=("fid", "psnr"))
+    few, plain = spec.build().run([Strategy.full(2), Strategy.full(6)], [[0, 1]])
+    assert plain.scores == {}
+    assert all(value < 60 for value in few.scores["psnr"])
 
 
 def test_shards_put_together_equal_one_run(evaluator: PipelineEvaluator) -> None:

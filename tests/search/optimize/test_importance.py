@@ -14,7 +14,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from dato.strategy import FULL, Step, Strategy
 from search.measurements import Measurement
-from search.optimize.importance import KINDS, LEAST, _damage, _features, importance, importance_metrics, importance_table
+from search.optimize.importance import LEAST, _columns, _damage, _features, importance, importance_metrics, importance_table
 from search.records import Candidate, SearchRecord
 
 STEPS = 8
@@ -85,14 +85,15 @@ def test_the_growth_of_the_error_is_that_of_scikit_learn() -> None:
     depths, ratios = chance.choice([1, FULL], (400, 4)), chance.choice([0.3, 0.7], (400, 4))
     values = 3.0 * (depths[:, 2] == FULL) + 2.0 * ratios[:, 1]
 
-    def of_genes(rows: np.ndarray) -> np.ndarray:
-        return _features(rows[:, :4], rows[:, 4:])
+    def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
+        found = _columns([Strategy.full(4)] * len(rows))
+        return found | {"depth": rows[:, :4].astype(int), "ratio": rows[:, 4:]}
 
     genome = np.hstack([depths, ratios])
-    model = LinearRegression().fit(_features(depths, ratios), values)
-    theirs_model = make_pipeline(FunctionTransformer(of_genes), LinearRegression()).fit(genome, values)
-    genes = [(kind, [k]) for kind in KINDS for k in range(4)]
-    ours = _damage(model, depths, ratios, values, genes, np.random.default_rng(0))
+    model = LinearRegression().fit(_features(columns(genome)), values)
+    theirs_model = make_pipeline(FunctionTransformer(lambda rows: _features(columns(rows))), LinearRegression()).fit(genome, values)
+    genes = [(kind, [k]) for kind in ("depth", "ratio") for k in range(4)]
+    ours = _damage(model, columns(genome), values, genes, np.random.default_rng(0))
     theirs = permutation_importance(theirs_model, genome, values, scoring="neg_mean_squared_error", n_repeats=10, random_state=0).importances_mean
     assert ours == pytest.approx(theirs, abs=0.15 * theirs.max())
     assert ours[2] == max(ours)
@@ -100,10 +101,31 @@ def test_the_growth_of_the_error_is_that_of_scikit_learn() -> None:
 
 def test_features_of_many_strategies_are_those_of_each() -> None:
     strategies = [Strategy.full(9), Strategy.uniform(9, 3, prune_ratio=0.5), Strategy(tuple(Step(d, 0.3 if d else 0.0) for d in (12, 0, 0, 1, 12, 1, 0, 12, 1)))]
-    depths, ratios = np.array([[x.cache_depth for x in s] for s in strategies]), np.array([[x.prune_ratio for x in s] for s in strategies])
-    found = _features(depths, ratios)
-    np.testing.assert_allclose(found, [_features(depths[[i]], ratios[[i]])[0] for i in range(3)])
-    assert len({tuple(row) for row in found.tolist()}) == 3
+    strategies += [Strategy.full(3, sampler="DPM++"), Strategy((Step(12), Step(1, 0.5, "cond", 1), Step(0, 0.0, "cond", 2)), sampler="UniPC")]
+    columns = _columns(strategies)
+    found = _features(columns)
+    alone = [_features({kind: values[[i]] for kind, values in columns.items()})[0] for i in range(len(strategies))]
+    np.testing.assert_allclose(found, alone)
+    assert len({tuple(row) for row in found.tolist()}) == len(strategies)
+
+
+def test_genes_of_the_whole_run_and_of_the_new_kinds_are_found() -> None:
+    chance = np.random.default_rng(0)
+    told = SearchRecord(search_id="toy", config={"space": {"steps_per_gene": 1}})
+    for n in range(120):
+        length, sampler = int(chance.choice([4, 8])), chance.choice(["DPM++", "DDIM"])
+        steps = [Step(FULL, 0.0, str(chance.choice(["both", "cond"])), 0) for _ in range(length)]
+        fid = 10 * (1.5 if sampler == "DDIM" else 1.0) * (1.2 if steps[-1].guidance == "both" else 1.0) * np.exp(chance.normal(0, 0.01))
+        ms = length * np.exp(chance.normal(0, 0.01))
+        told.candidates[n] = Candidate(number=n, generation=0, strategy=Strategy(tuple(steps), sampler=str(sampler)))  # type: ignore[arg-type]
+        told.results[n] = Measurement(fid=float(fid), latency_ms=float(ms), images=50)
+    fid, time = importance(told)
+    assert fid.kinds()["sampler"] == max(fid.kinds().values()) > 0.5
+    assert max((g for g in fid.genes if g.kind == "guidance"), key=lambda g: g.share).first >= 7, "the last quarter of the run"
+    assert time.kinds()["steps"] > 0.7
+    assert set(fid.kinds()) == {"guidance", "sampler", "steps"}
+    assert importance_metrics([fid])["importance_fid/sampler"] == fid.kinds()["sampler"]
+    assert fid.steps().keys() <= set(range(1, 9))
 
 
 def test_numbers_for_mlflow_and_for_a_spreadsheet() -> None:

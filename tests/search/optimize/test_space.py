@@ -1,8 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dato.strategy import FULL, Step, Strategy, StrategyError
-from search.optimize.space import SearchSpace
+from search.optimize.space import SearchSpace, SpaceSettings
 
 SPACE = SearchSpace(steps=4)
 
@@ -81,9 +85,10 @@ def test_two_stages_as_in_the_papers_code() -> None:
 
 def test_a_strategy_with_a_sampler_is_not_taken_for_one_without() -> None:
     space = SearchSpace(steps=4)
-    for take in (space.nearest, space.encode):
-        with pytest.raises(StrategyError, match=r"the sampler DPM\+\+.*dato.Strategy\(strategy.steps\)"):
-            take(Strategy.full(4, sampler="DPM++"))
+    with pytest.raises(StrategyError, match=r"the sampler DPM\+\+.*space.samplers.*dato.Strategy\(strategy.steps\)"):
+        space.encode(Strategy.full(4, sampler="DPM++"))
+    near = space.decode(space.nearest(Strategy.full(4, sampler="DPM++")))
+    assert near.sampler is None and {s.cache_depth for s in near} == {FULL}
 
 
 def test_the_nearest_genome_of_any_strategy() -> None:
@@ -108,3 +113,88 @@ def test_the_nearest_genome_of_any_strategy() -> None:
 def test_bad_restrictions_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(StrategyError, match=message):
         SearchSpace(**{"steps": 4, **wrong})
+
+
+def joint(**changed: Any) -> SearchSpace:
+    values: dict[str, Any] = {
+        "steps": 20, "lengths": (3, 4, 6, 10, 20), "samplers": (None, "DPM++", "DDIM"), "guidance": ("both", "cond"), "orders": (0, 1), "ratios": (0.0, 0.5),
+    }  # fmt: skip
+    return SearchSpace(**values | changed)
+
+
+def test_a_joint_genome_holds_what_a_run_is() -> None:
+    space = joint()
+    assert len(space.upper) == 4 * 20 + 2
+    genome = space.genome(np.full(20, 2), np.zeros(20, dtype=int), np.arange(20) >= 5, 0, sampler=1, length=1)
+    assert space.decode(genome) == Strategy((Step(12), *[Step(12, guidance="cond")] * 3), sampler="DPM++")
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_what_a_joint_genome_decodes_to_encodes_to_the_same_strategy(seed: int) -> None:
+    space = joint()
+    strategy = space.decode(np.random.default_rng(seed).integers(0, space.upper + 1))
+    assert space.decode(space.encode(strategy)) == strategy
+    assert strategy.canonical() == strategy
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_only_active_genes_have_an_effect(seed: int) -> None:
+    space, chance = joint(), np.random.default_rng(seed)
+    genome, other = (chance.integers(0, space.upper + 1) for _ in range(2))
+    assert space.decode(np.where(space.active(genome), genome, other)) == space.decode(genome)
+
+
+def test_a_run_of_fewer_steps_takes_its_genes_from_its_place_in_the_longest() -> None:
+    space = joint()
+    assert [space.group_at(i, 4) for i in range(4)] == [2, 7, 12, 17]
+    assert [space.group_at(i, 20) for i in range(20)] == list(range(20))
+    deep_late = space.genome(np.where(np.arange(20) >= 10, 2, 1), np.zeros(20, dtype=int))
+    for length in range(5):
+        genome = deep_late.copy()
+        genome[-1] = length
+        strategy = space.decode(genome)
+        assert [s.cache_depth for s in strategy] == [1] * (len(strategy) // 2) + [12] * (len(strategy) - len(strategy) // 2)
+
+
+def test_rivals_lie_in_a_joint_space() -> None:
+    space = joint()
+    for strategy in (Strategy.full(6, sampler="DPM++"), Strategy.full(3, sampler="DDIM"), Strategy.uniform(20, 3), Strategy.full(20)):
+        assert space.decode(space.encode(strategy)) == strategy
+    assert len(space.decode(space.nearest(Strategy.full(7, sampler="DPM++")))) == 6
+    assert len(space.decode(space.nearest(Strategy.full(50)))) == 20
+
+
+def test_the_paper_space_is_the_default_and_has_no_other_genes() -> None:
+    built = SpaceSettings().build(50)
+    assert (built.lengths, built.samplers, built.guidance, built.orders) == ((50,), (None,), ("both",), (0,))
+    assert len(built.upper) == 100
+
+
+def test_steps_are_numbers_or_shares_of_the_model() -> None:
+    assert SpaceSettings(steps=(0.15, 0.5, 1.0)).build(20).lengths == (3, 10, 20)
+    assert SpaceSettings(steps=(30, 4)).build(20).lengths == (4, 30)
+    assert SpaceSettings(guidance=("both", "cond")).build(20, guided=False).guidance == ("both",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"samplers": ("DPM--",)}, "DPM--"),
+        ({"samplers": ("DPM++", "DPM++")}, "samplers"),
+        ({"guidance": ("uncond",)}, "guidance"),
+        ({"orders": (1, 0)}, "orders"),
+        ({"orders": (0, 3)}, "order"),
+        ({"lengths": (4, 30)}, "lengths"),
+        ({"lengths": (6, 4, 20)}, "lengths"),
+        ({"frozen": {0: Step(12)}}, "frozen"),
+    ],
+)
+def test_a_joint_space_that_cannot_be_is_refused_by_name(changed: dict[str, Any], named: str) -> None:
+    with pytest.raises(StrategyError, match=named):
+        joint(**changed)
+
+
+@pytest.mark.parametrize("steps", [(0,), (-3,), (1.5,), (2000,)])
+def test_numbers_of_steps_that_cannot_be_are_refused(steps: tuple[float, ...]) -> None:
+    with pytest.raises(StrategyError, match=r"space\.steps"):
+        SpaceSettings(steps=steps).build(20)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from search.optimize.importance import importance, importance_metrics
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.publish.mlflow_runs import Tracker
-from search.publish.mlflow_values import made_with
+from search.publish.mlflow_values import front_table, made_with
 from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.driver import Driver
 from search.run.loops import GenerationalLoop
@@ -97,11 +99,37 @@ def test_a_child_holds_its_strategy_and_figures(tracked: dict[str, SearchRecord]
     assert run.data.metrics["speedup"] == pytest.approx(plain.latency_ms / m.latency_ms)
     assert run.data.metrics["with/calls_depth_12"] == m.calls_by_depth["12"]
     assert run.data.params["strategy"] == str(candidate.strategy)
+    assert run.data.params["sampler"] == "own"
+    assert (run.data.metrics["with/steps"], run.data.metrics["with/guided_share"]) == (len(candidate.strategy), 1.0)
     text = Path(run.info.artifact_uri.removeprefix("file://"), "strategy.json").read_text()
     assert text == candidate.strategy.to_json()
     assert run.data.metrics["with/feature_distance"] == m.feature_distance
     # What a person sorts by comes first in MLflow's columns, which are in the order of their names.
     assert sorted(run.data.metrics)[:4] == ["fid", "fid_difference", "latency_ms", "speedup"]
+
+
+def test_strategies_are_found_by_sampler_steps_and_guidance(uri: str, make_search: Callable[..., Path], tmp_path: Path) -> None:
+    record = read_ledger(make_search(tmp_path / "mixed", seed=7) / "ledger.jsonl")
+    given = ["dpmpp-8", "dpmpp-5-limited-guidance", "unipc-4-limited-guidance@0.5"]
+    numbers = sorted(n for n, m in record.results.items() if m.ok)[:3]
+    for number, name in zip(numbers, given, strict=True):
+        record.candidates[number] = replace(record.candidates[number], strategy=Strategy.load(name))
+    track(record, uri, "all")
+
+    def found(query: str) -> list[str]:
+        runs = find(f"tags.`dato.search_id` = '{record.search_id}' and {query}", order_by=["attributes.start_time ASC"])
+        return [r.data.tags["dato.candidate"] for r in runs]
+
+    eight, five, four = map(str, numbers)
+    assert set(found("params.sampler = 'DPM++'")) == {eight, five}
+    assert set(found("metrics.`with/steps` <= 5")) == {five, four}
+    assert found("params.sampler = 'DPM++' and metrics.`with/guided_share` < 1") == [five]
+    (run,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.candidate` = '{five}'")
+    assert json.loads(run.data.params["steps"])[2:4] == [[12, 0.0], [12, 0.0, "cond", 0]]
+    rows = {r["candidate"]: r for r in csv.DictReader(io.StringIO(front_table(record)))}
+    for c, _ in record.front():
+        row = rows[str(c.number)]
+        assert (int(row["steps"]), row["sampler"]) == (len(c.strategy), str(c.strategy.sampler or "own"))
 
 
 def test_the_parent_says_what_it_wasmade_with(tracked: dict[str, SearchRecord]) -> None:

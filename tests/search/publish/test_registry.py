@@ -6,14 +6,21 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
+import torch
+from diffusers import DDIMScheduler
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+import dato
+from dato.provenance import ProvenanceWarning, describe
 from dato.strategy import Strategy, StrategyError
+from search.evaluate.generate import to_bytes
+from search.evaluate.pipelines import ModelSpec, load_pipeline
 from search.ledger import read_ledger
 from search.publish import registry
 from search.publish.registry import RegistryError, register, run_of_search
@@ -191,11 +198,52 @@ def test_a_loaded_model_draws_one_image_a_prompt(uri: str, winners: dict[str, St
             mlflow.pyfunc.load_model("models:/dato-toy@fastest", model_config=config)
 
 
+@pytest.fixture
+def limited(make_search: Callable[..., Path], tmp_path: Path) -> Strategy:
+    """A winner of another sampler and fewer steps than the model's, with limited guidance."""
+    record, model = read_ledger(make_search(tmp_path / "toy") / "ledger.jsonl"), load_pipeline(ModelSpec(name="embedded", path="embedded", steps=20, guidance=3.0))
+    won = record.winners["fastest"]
+    record.winners["fastest"] = replace(won, candidate=replace(won.candidate, strategy=Strategy.load("dpmpp-4-limited-guidance")))
+    return winner_strategies(record, describe(model))["fastest"]
+
+
+def test_a_winner_of_another_sampler_says_what_it_ran_with(uri: str, limited: Strategy) -> None:
+    ran = limited.provenance["sampler"]
+    assert (ran["scheduler"], ran["steps"], ran["guidance"]) == ("DPMSolverMultistepScheduler", 4, 3.0)
+    assert ran["unaccelerated"] == {"scheduler": "PNDMScheduler", "steps": 20}
+    version = register("dato-toy", {"fastest": limited}, run_of_search("toy", "dato/toy")).versions["fastest"]
+    tags = MlflowClient().get_model_version("dato-toy", version).tags
+    assert (tags["dato.sampler"], tags["dato.steps"], tags["dato.guided_share"]) == ("DPM++", "4", "0.5000")
+    pipe = load_pipeline(ModelSpec(name="embedded", path="embedded", steps=20, guidance=3.0))
+    with dato.accelerate(pipe, Strategy.load("models:/dato-toy@fastest")):  # without a warning of another sampler or another number of steps
+        assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with dato.accelerate(pipe, limited):  # whatever the pipeline's own is, it is exchanged
+        pass
+    with pytest.warns(ProvenanceWarning, match="the sampler is DDIMScheduler and was DPMSolverMultistepScheduler"), dato.accelerate(pipe, replace(limited, sampler=None)):
+        pass
+
+
+@pytest.mark.slow
+def test_a_loaded_model_runs_with_the_strategys_sampler_and_steps(uri: str, limited: Strategy) -> None:
+    register("dato-toy", {"fastest": limited}, run_of_search("toy", "dato/toy"))
+    (image,) = mlflow.pyfunc.load_model("models:/dato-toy@fastest").predict({"prompt": ["a handwritten seven"]}, params={"seed": 3})
+    pipe = load_pipeline(ModelSpec(name="embedded", path="embedded", steps=20, guidance=3.0))
+
+    def draw(strategy: Strategy) -> bytes:
+        with dato.accelerate(pipe, strategy):
+            made = pipe("a handwritten seven", num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(3), output_type="np").images
+        return bytes(to_bytes(made)[0].permute(1, 2, 0).numpy().tobytes())
+
+    assert image.tobytes() == draw(limited)
+    assert image.tobytes() != draw(Strategy.full(4)), "the pipeline's own sampler draws another"
+
+
 def test_what_was_not_measured_on_fresh_images_moves_no_alias(uri: str, winners: dict[str, Strategy]) -> None:
     run = run_of_search("toy", "dato/toy")
     register("dato-toy", winners, run)
-    for replace in (False, True):
-        made = register("dato-toy", {"fastest": Strategy.full(4), "other": Strategy.full(5)}, run, replace=replace)
+    for anyway in (False, True):
+        made = register("dato-toy", {"fastest": Strategy.full(4), "other": Strategy.full(5)}, run, replace=anyway)
         assert set(made.stayed) == {"fastest", "other"}
         assert "not measured on fresh images" in made.stayed["fastest"]
         assert registered_digest("dato-toy", "fastest") == winners["fastest"].digest
