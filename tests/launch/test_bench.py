@@ -32,6 +32,8 @@ def test_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"plain", "dato d=1 r=0.5", "DeepCache shallow + tomesd 0.5"} <= set(result["actions"])
     assert all(a["median_s"] > 0 for a in result["actions"].values())
     assert result["actions"]["dato d=1 r=0"]["gmacs_per_sample"] < result["actions"]["plain"]["gmacs_per_sample"] / 5
+    assert result["actions"]["dato d=1 r=0, conditional half"]["gmacs_per_sample"] == pytest.approx(result["actions"]["dato d=1 r=0"]["gmacs_per_sample"] / 2)
+    assert set(result["conditional_alone"]) == {"dato d=full r=0", "dato d=1 r=0", "dato d=1 r=0.5"}
     assert abs(result["overhead"]["seconds_per_call"]) < result["overhead"]["ours"]["median_s"]
     assert set(result["schedules"]) >= {"paper-b1", "DeepCache package, every 5"}
     assert result["schedules"]["deepcache-5"]["mac_limit"] == pytest.approx(3.3, abs=0.2)
@@ -47,8 +49,9 @@ def test_pipeline_and_memory(tmp_path: Path) -> None:
     assert images["unaccelerated"]["parts_s"]["unet"] < images["unaccelerated"]["median_s"]
     assert main(["bench", "memory", "geometry=embedded", f"output={tmp_path / 'b'}"]) == 0
     variants = only_json(tmp_path / "b")["variants"]
-    # Kept at d = 1, batch 2, 24 channels of 20 x 20: the cached tensor, what it adds to two convolutions, and two predictions of 4 channels.
-    assert variants["caching"]["cached_bytes"] == 4 * 2 * 20 * 20 * (24 + 2 * 24 + 2 * 4)
+    # Kept at d = 1, batch 2, 24 channels of 20 x 20: the cached tensor, what it adds to two convolutions, and to prune two predictions of 4 channels.
+    assert variants["caching"]["cached_bytes"] == 4 * 2 * 20 * 20 * (24 + 2 * 24)
+    assert variants["caching and pruning"]["cached_bytes"] == 4 * 2 * 20 * 20 * (24 + 2 * 24 + 2 * 4)
     assert variants["plain"]["cached_bytes"] == 0
 
 
