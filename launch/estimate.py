@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from analysis.progress import duration
-from dato.strategy import Step, Strategy
+from dato.sampler import Sampler
+from dato.strategy import Strategy
 from launch.config import SearchConfig
 from search.evaluate.latency import calibration
 from search.optimize.winners import SearchFailed
@@ -108,12 +109,15 @@ def baselines_of(config: SearchConfig) -> dict[str, Strategy]:
 
 def calibration_of(config: SearchConfig) -> list[Strategy]:
     """What a cost table is measured with: every kind of call of the space and of the baselines."""
-    steps, space = config.evaluator.model.steps, config.space
-    own = [Step(d, r) for d in space.depths for r in space.ratios]
-    entries = [*own, *space.frozen.values(), *(step for s in baselines_of(config).values() for step in s)]
-    depths = {e.cache_depth for e in entries} | {d for d in space.fixed_depths or ()}
-    ratios = {e.prune_ratio for e in entries} | {r for r in space.fixed_ratios or ()}
-    return calibration(steps, sorted(depths), sorted(ratios))
+    space, baselines = config.space, list(baselines_of(config).values())
+    entries = [*space.frozen.values(), *(step for s in baselines for step in s)]
+    return calibration(
+        steps=[*space.lengths, *map(len, baselines)],
+        depths=sorted({*space.depths, *(space.fixed_depths or ()), *(e.cache_depth for e in entries)}),
+        ratios=sorted({*space.ratios, *(space.fixed_ratios or ()), *(e.prune_ratio for e in entries)}),
+        guidance=list(dict.fromkeys([*space.guidance, *(e.guidance for e in entries)])),
+        samplers=list(dict.fromkeys([*map(Sampler.of, space.samplers), *(s.sampler for s in baselines)])),
+    )
 
 
 def say_how_long(

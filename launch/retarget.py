@@ -114,10 +114,16 @@ def _measure(record: SearchRecord, rounds: int) -> CostTable:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     pipe = load_pipeline(spec.model)
-    # Every ratio that was evaluated, and those of the baselines.
+    # All that was evaluated, and the baselines.
     strategies = [c.strategy for c, _ in (*record.evaluated(), *record.baselines.values())]
-    depths, ratios = ({getattr(s, key) for strategy in strategies for s in strategy} for key in ("cache_depth", "prune_ratio"))
-    runs = calibration(spec.model.steps, sorted(depths), sorted(ratios))
+    entries = [step for strategy in strategies for step in strategy]
+    runs = calibration(
+        steps=[*map(len, strategies)],
+        depths=sorted({e.cache_depth for e in entries}),
+        ratios=sorted({e.prune_ratio for e in entries}),
+        guidance=sorted({e.guidance for e in entries}),
+        samplers=list(dict.fromkeys(s.sampler for s in strategies)),
+    )
     device = device_name(pipe.device)
 
     def tick(done: int, of: int) -> None:

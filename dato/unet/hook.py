@@ -147,6 +147,8 @@ class UNetHook(ModelHook):
                 run.replan(bool(kind.guided))
             kept = run.kept = run.kept.fitting(kind) if run.kept is not None else Kept(kind)
             step = kept.possible(run.plan.step)
+            if step.guidance == "cond":
+                refuse_halves(run.pipe(), kind.batch)
             prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else _reused(run, kept, step)
             kept.trim(run.needed)
             if step.guidance == "cond":
@@ -169,7 +171,6 @@ class UNetHook(ModelHook):
         """The prediction of a call that computes something, with what later calls reuse of it kept."""
         kind, alone = kept.kind, step.guidance == "cond"
         if alone:
-            refuse_halves(run.pipe(), kind.batch)
             call, kind = conditional_half(call, kind.batch), kind.conditional
             args, kwargs = (), {name: value for name, value in call.items() if name != "self"}
         layers, now = self.layers, CallState(step, kind)

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from dato.strategy import Step, Strategy
+from launch.bench.latency import draw
 from launch.bench.timing import interleave, parse, print_table, write_result
 from launch.config import build, compose_config
 from search.data.datasets import Data
@@ -32,20 +32,15 @@ def run(arguments: Sequence[str]) -> int:
     torch.set_num_threads(int(given["threads"]))
     pipe, data, indices = load_pipeline(model), Data(config.evaluator.data), range(int(given["batch"]))
     random_source = random.Random(int(given["seed"]))
-    drawn = [
-        Strategy(tuple(Step(random_source.choice(space.depths), random_source.choice(space.ratios)) for _ in range(space.steps))).canonical(space.depths_without_pruning)
-        for _ in range(int(given["strategies"]))
-    ]
+    drawn = [draw(random_source, space) for _ in range(int(given["strategies"]))]
     known, unknown = Timings(pipe, model, data, indices), Timings(pipe, model, data, indices)
     measured: dict[int, list[float]] = {i: [] for i in range(len(drawn))}
-    turns: dict[str, Callable[[], object]] = {
-        f"calibration {i}": partial(known.run, s) for i, s in enumerate(calibration(space.steps, space.depths, space.ratios))
-    }
+    runs = calibration(steps=space.lengths, depths=space.depths, ratios=space.ratios, guidance=space.guidance, samplers=space.samplers)
+    turns: dict[str, Callable[[], object]] = {f"calibration {i}": partial(known.run, s) for i, s in enumerate(runs)}
     turns |= {f"strategy {i}": partial(lambda i, s: measured[i].append(unknown.run(s)), i, s) for i, s in enumerate(drawn)}
     random_source.shuffle(names := list(turns))
-    known.run(Strategy.full(space.steps))
-    known.works.clear()
-    known.fixed.clear()
+    known.run(runs[-1])
+    known.clear()
     interleave({name: turns[name] for name in names}, int(given["rounds"]), pipe.device, warmup=0)
     table = known.table(device_name(pipe.device))
     errors, rows = [], []

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from scipy.stats import kendalltau
 
+from dato.sampler import Sampler
 from dato.strategy import Step, Strategy
 from launch.bench.timing import interleave, parse, print_table, write_result
 from launch.config import build, compose_config
@@ -26,6 +27,7 @@ from search.evaluate.evaluator import device_name
 from search.evaluate.generate import generate
 from search.evaluate.latency import CostTable, Timings, calibration, measure_costs
 from search.evaluate.pipelines import load_pipeline
+from search.optimize.space import SearchSpace
 
 DEFAULTS = {
     "model": "embedded", "data": "digits", "batch": "10", "batches": "5", "rounds": "5", "strategies": "16", "load": "2", "seed": "0", "threads": "1",
@@ -42,8 +44,8 @@ def run(arguments: Sequence[str]) -> int:
     torch.set_num_threads(int(given["threads"]))
     pipe, data = load_pipeline(model), Data(config.evaluator.data)
     chance = random.Random(int(given["seed"]))
-    drawn = [_draw(chance, space.steps, space.depths, space.ratios).canonical(space.depths_without_pruning) for _ in range(int(given["strategies"]))]
-    runs = calibration(space.steps, space.depths, space.ratios)
+    drawn = [draw(chance, space) for _ in range(int(given["strategies"]))]
+    runs = calibration(steps=space.lengths, depths=space.depths, ratios=space.ratios, guidance=space.guidance, samplers=space.samplers)
     clock = Timings(pipe, model, data, range(batch))
 
     def short() -> float:
@@ -76,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     found = {name: compare(values, truth) for name, values in ways.items()}
     rows = [[name, f"{f['kendall']:.3f}", f"{f['mean_rank_error']:.2f}", f"{f['worst_rank_error']}", f"{100 * f['median_error']:.1f} %", f"{100 * f['worst_error']:.0f} %"] for name, f in found.items()]
     print_table(f"order of {len(drawn)} candidates on a busy machine", ["way", "Kendall's tau", "mean rank error", "worst", "median error", "worst error"], rows)
-    result = {"ways": found, "truth_ms": truth, "values": ways, "strategies": [str(s) for s in drawn]}
+    result = {"ways": found, "truth_ms": truth, "values": ways, "strategies": [f"{s.sampler or 'own'} {s}" for s in drawn]}
     print(write_result("latency", {**given, "geometry": model.name}, pipe.device, result, given["output"]))
     return 0
 
@@ -101,10 +103,14 @@ def _predict(table: CostTable, strategy: Strategy) -> float:
     return table.predict(strategy)
 
 
-def _draw(chance: random.Random, steps: int, depths: Sequence[int], ratios: Sequence[float]) -> Strategy:
-    """A random strategy with its own shares of the depths, so that slow and fast ones appear alike."""
-    weights = [chance.random() for _ in depths]
-    return Strategy(tuple(Step(chance.choices(depths, weights)[0], chance.choice(ratios)) for _ in range(steps)))
+def draw(chance: random.Random, space: SearchSpace) -> Strategy:
+    """A random strategy of a space with its own shares of the depths, so that slow and fast ones appear alike."""
+    weights = [chance.random() for _ in space.depths]
+    steps = [
+        Step(chance.choices(space.depths, weights)[0], chance.choice(space.ratios), chance.choice(space.guidance), chance.choice(space.orders))
+        for _ in range(chance.choice(space.lengths))
+    ]
+    return Strategy(tuple(steps), sampler=Sampler.of(chance.choice(space.samplers))).canonical(space.depths_without_pruning)
 
 
 def _work(seed: int, end: Any) -> None:

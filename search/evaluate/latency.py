@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 import dato
 from dato.call_plan import CallPlan, plan_calls
-from dato.strategy import FULL, Step, Strategy
+from dato.sampler import Sampler
+from dato.strategy import FULL, Step, Strategy, StrategyError
 from search.data.datasets import Data
 from search.evaluate.generate import generate
 from search.evaluate.pipelines import ModelSpec
 from search.measurements import is_count, is_number
 
-SCHEMA = "dato.costs/1"
+SCHEMA = "dato.costs/2"
+"""Adds guidance and samplers to schema 1, which is for runs of one number of calls of the pipeline's own sampler."""
+_FIRST = "dato.costs/1"
 _OLDER = {"made": "precompute", "used": "reuse"}
 """How earlier tables name the shares."""
 
@@ -29,75 +33,129 @@ class CostError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplerCost:
+    """What a sampler makes of a run.
+
+    Attributes:
+        order: The scheduler's: one of second order makes two calls a step, but one at the last.
+        extra: Calls beyond these in a run of several steps: 1 for PNDM, which repeats its second.
+        call_ms: Milliseconds per image between two calls of the UNet: guidance, and the sampler's own step.
+    """
+
+    order: int = 1
+    extra: int = 0
+    call_ms: float = 0.0
+
+    def calls(self, steps: int) -> int:
+        """Of a run of so many steps."""
+        return (2 * steps - 1 if self.order == 2 else steps) + (self.extra if steps > 1 else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CostTable:
     """Milliseconds per image on one device.
 
     Attributes:
         device: Where they were measured.
         batch: Images per call of the pipeline.
-        calls: UNet calls of a whole run.
-        order: The scheduler's order.
-        fixed_ms: All that is not the UNet: text encoder, VAE, sampler.
-        work_ms: By kind of UNet call.
+        fixed_ms: Of a run, whatever its length and sampler: text encoder, VAE.
+        samplers: By sampler, None for the pipeline's own.
+        work_ms: By kind of UNet call, without order: what is extrapolated costs what it costs as it was.
+        calls: UNet calls of the only runs that it prices; None for any.
     """
 
     device: str
     batch: int
-    calls: int
-    order: int
     fixed_ms: float
+    samplers: dict[Sampler | None, SamplerCost]
     work_ms: dict[CallPlan, float]
+    calls: int | None = None
 
     def predict(self, strategy: Strategy) -> float:
-        """Milliseconds per image of a strategy. Raises `CostError` for an action that was not measured."""
-        total = self.fixed_ms
-        for work in plan_calls(strategy, self.calls, self.order):
-            if work not in self.work_ms:
-                raise CostError(
-                    f"the cost table of {self.device} has no price for {work.step} (share {work.share}); "
-                    "measure it again with this strategy's depths and ratios in the search space"
-                )
-            total += self.work_ms[work]
-        return total
+        """Milliseconds per image of a strategy. Raises `CostError` for what was not measured."""
+        sampler = self.samplers.get(strategy.sampler)
+        again = "measure it again with what this strategy has in the search space"
+        if sampler is None:
+            known = ", ".join(map(_sampler_name, self.samplers))
+            raise CostError(f"the cost table of {self.device} has no price for {_sampler_name(strategy.sampler)}, only for {known}; {again}")
+        calls = self.calls or sampler.calls(len(strategy))
+        try:
+            kinds = [kind_of(plan) for plan in plan_calls(strategy, calls, sampler.order)]
+        except StrategyError as error:
+            raise CostError(f"the cost table of {self.device} has no price for {len(strategy)} steps, only for runs of {calls} calls ({error}); {again}") from None
+        for kind in kinds:
+            if kind not in self.work_ms:
+                raise CostError(f"the cost table of {self.device} has no price for {kind.step} (share {kind.share}); {again}")
+        return self.fixed_ms + sampler.call_ms * calls + sum(self.work_ms[kind] for kind in kinds)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        rows = [[w.step.cache_depth, w.step.prune_ratio, w.share, ms] for w, ms in self.work_ms.items()]
-        return {
-            "schema": SCHEMA, "device": self.device, "batch": self.batch, "calls": self.calls, "order": self.order, "fixed_ms": self.fixed_ms, "work_ms": rows,
-        }
+        samplers = [[s.document() if s else None, c.order, c.extra, c.call_ms] for s, c in self.samplers.items()]
+        rows = [[k.step.cache_depth, k.step.prune_ratio, k.step.guidance, k.share, ms] for k, ms in self.work_ms.items()]
+        limit = {} if self.calls is None else {"calls": self.calls}
+        return {"schema": SCHEMA, "device": self.device, "batch": self.batch, "fixed_ms": self.fixed_ms, "samplers": samplers, "work_ms": rows} | limit
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> CostTable:
-        """The inverse of `to_dict`."""
-        if data.get("schema") != SCHEMA:
-            raise CostError(f"a cost table of schema {data.get('schema')!r}; this version reads {SCHEMA!r}: measure it again")
-        counts = {k: is_count(data[k], 1) for k in ("batch", "calls", "order")}
-        wrong = [k for k, right in (counts | {"fixed_ms": is_number(data["fixed_ms"]), "device": isinstance(data["device"], str)}).items() if not right]
-        priced = {CallPlan(Step(d, r), _OLDER.get(share, share)): ms for d, r, share, ms in data["work_ms"]}
-        wrong += [f"the price of {w.step}" for w, ms in priced.items() if not is_number(ms) or ms < 0 or w.share not in ("none", "precompute", "reuse")]
+    def from_dict(cls, data: Mapping[str, Any]) -> CostTable:
+        """The inverse of `to_dict`; reads schema 1 too. Raises `CostError`, or what else a wrong value gives."""
+        if data.get("schema") not in (SCHEMA, _FIRST):
+            raise CostError(f"a cost table of schema {data.get('schema')!r}; this version reads {_FIRST!r} and {SCHEMA!r}: measure it again")
+        if data["schema"] == _FIRST:
+            samplers: dict[Sampler | None, SamplerCost] = {None: SamplerCost(order=data["order"])}
+            priced = {CallPlan(Step(d, r), _OLDER.get(share, share)): ms for d, r, share, ms in data["work_ms"]}
+        else:
+            samplers = {Sampler.of(s): SamplerCost(order=order, extra=extra, call_ms=ms) for s, order, extra, ms in data["samplers"]}
+            priced = {CallPlan(Step(d, r, guidance), share): ms for d, r, guidance, share, ms in data["work_ms"]}
+        calls = data["calls"] if data["schema"] == _FIRST else data.get("calls")
+        right = {"batch": is_count(data["batch"], 1), "calls": calls is None or is_count(calls, 1), "fixed_ms": is_number(data["fixed_ms"]), "device": isinstance(data["device"], str)}
+        wrong = [k for k, good in right.items() if not good]
+        wrong += [f"the price of {_sampler_name(s)}" for s, c in samplers.items() if not (is_count(c.order, 1) and is_count(c.extra) and is_number(c.call_ms))]
+        wrong += [f"the price of {k.step}" for k, ms in priced.items() if not is_number(ms) or ms < 0 or k.share not in ("none", "precompute", "reuse")]
         if wrong:
             raise CostError(f"a cost table in which {wrong[0]} is no number that a measurement gives; measure it again")
-        return cls(**{k: v for k, v in data.items() if k not in ("schema", "work_ms")}, work_ms=priced)
+        return cls(device=data["device"], batch=data["batch"], fixed_ms=data["fixed_ms"], samplers=samplers, work_ms=priced, calls=calls)
 
 
-_PATTERN = 7
-"""Steps that hold every kind of call at one ratio and depth: a run of fewer is calibrated with so many, as a call costs the same in any run."""
+def kind_of(plan: CallPlan) -> CallPlan:
+    """What a call is priced as: extrapolating adds little to reusing as it was."""
+    return replace(plan, step=replace(plan.step, order=0)) if plan.step.order else plan
 
 
-def calibration(steps: int, depths: Sequence[int], ratios: Sequence[float]) -> list[Strategy]:
-    """Strategies that hold every kind of call of a search space, at every ratio, several times; the last is the unaccelerated one."""
-    found = []
-    shallow, long = [d for d in depths if 0 < d < FULL], max(steps, _PATTERN)
-    for ratio in ratios:
-        for depth in shallow:
-            # A full call, one that makes the share, two that use it; then a full call and one on its own.
-            pattern = [Step(FULL, ratio), *[Step(depth, ratio)] * 3, Step(0), Step(FULL, ratio), Step(depth, ratio)]
-            found.append(Strategy(tuple((pattern * long)[:long])))
-        if not shallow:
-            found.append(Strategy(tuple(Step(FULL, ratio) if i % 2 == 0 or 0 not in depths else Step(0) for i in range(long))))
-    found.append(Strategy.full(steps))
-    return found
+def _sampler_name(sampler: Sampler | None) -> str:
+    return f"the sampler {sampler}" if sampler else "the pipeline's own sampler"
+
+
+_LEAST = 7
+"""Steps of a calibration run: they hold every kind of call of one guidance, ratio and depth."""
+
+
+def calibration(
+    *, steps: Sequence[int], depths: Sequence[int], ratios: Sequence[float], guidance: Sequence[str] = ("both",), samplers: Sequence[Sampler | str | None] = (None,)
+) -> list[Strategy]:
+    """Strategies that hold every kind of call of a search space several times, and runs of every sampler; the last is the unaccelerated one.
+
+    A call costs the same in any run of any sampler. So the runs, one for each guidance, ratio and depth, take the samplers in turn, and
+    are so long that those of one ratio and depth make as many steps together as the longest run of the space.
+
+    Args:
+        steps: Numbers of sampler steps.
+        depths: Cache depths.
+        ratios: Prune ratios; 0 is one in any case, as a call is full where nothing is kept that it could replay.
+        guidance: "both", "cond".
+        samplers: None for the pipeline's own.
+    """
+    shallow = [d for d in depths if 0 < d < FULL]
+    # A full call, one that makes the share, two that use it; then a full call and one on its own. Without shallow ones, full and replayed.
+    patterns = [[FULL, d, d, d, 0, FULL, d] for d in shallow] or [[FULL, 0] if 0 in depths else [FULL]]
+    found: list[Strategy] = []
+    for ratio in sorted({0.0, *ratios}):
+        for pattern in patterns:
+            times = math.ceil(max(*steps, _LEAST * len(guidance)) / len(guidance) / len(pattern))
+            for half in guidance:
+                entries = [Step(d, ratio if d else 0.0, half) for d in pattern]
+                found.append(Strategy(tuple(entries * times), sampler=Sampler.of(samplers[len(found) % len(samplers)])))
+    found += [replace(found[0], sampler=Sampler.of(s)) for s in samplers[len(found) :]]
+    return [*found, Strategy.full(max(*steps, _LEAST))]
 
 
 class Timings:
@@ -105,38 +163,42 @@ class Timings:
 
     def __init__(self, pipe: Any, model: ModelSpec, data: Data, indices: Sequence[int]) -> None:
         self.pipe, self.model, self.data, self.indices = pipe, model, data, list(indices)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was collected, as of runs that warm up."""
         self.works: dict[CallPlan, list[float]] = defaultdict(list)
-        self.fixed: list[float] = []
-        self.calls, self.order = 0, 1
+        self.gaps: dict[Sampler | None, list[float]] = defaultdict(list)
+        """Milliseconds per image between two calls."""
+        self.outside: list[tuple[Sampler | None, int, float]] = []
+        """Of each run: its sampler, its calls, and milliseconds per image outside of them."""
+        self.made: dict[Sampler | None, tuple[int, int]] = {}
+        """Order and extra calls of each sampler."""
 
     def run(self, strategy: Strategy) -> float:
         """Milliseconds per image of one run of a strategy."""
-        calls: list[float] = []
-        begun = 0.0
+        times: list[float] = []
 
-        def before(*_: Any) -> None:
-            nonlocal begun
+        def note(*_: Any) -> None:
             self._synchronize()
-            begun = time.perf_counter()
+            times.append(1000 * time.perf_counter() / len(self.indices))
 
-        def after(*_: Any) -> None:
-            self._synchronize()
-            calls.append(1000 * (time.perf_counter() - begun) / len(self.indices))
-
-        handles = [self.pipe.unet.register_forward_pre_hook(before), self.pipe.unet.register_forward_hook(after)]
+        handles = [self.pipe.unet.register_forward_pre_hook(note), self.pipe.unet.register_forward_hook(note)]
         try:
             with dato.accelerate(self.pipe, strategy):
                 made = generate(self.pipe, self.model, self.data, self.indices, steps=len(strategy))
+                order = getattr(self.pipe.scheduler, "order", 1)
         finally:
             for handle in handles:
                 handle.remove()
         whole = 1000 * made.seconds / len(self.indices)
-        self.order = getattr(self.pipe.scheduler, "order", 1)
-        if len(strategy) == self.model.steps:
-            self.calls = len(calls)
-        self.fixed.append(whole - sum(calls))
-        for work, ms in zip(plan_calls(strategy, len(calls), self.order), calls, strict=True):
-            self.works[work].append(ms)
+        calls = [end - begin for begin, end in zip(times[::2], times[1::2], strict=True)]
+        if len(strategy) > 1:
+            self.made[strategy.sampler] = (order, len(calls) - SamplerCost(order=order).calls(len(strategy)))
+        self.gaps[strategy.sampler] += [begin - end for end, begin in zip(times[1:-1:2], times[2::2], strict=True)]
+        self.outside.append((strategy.sampler, len(calls), whole - sum(calls)))
+        for plan, ms in zip(plan_calls(strategy, len(calls), order), calls, strict=True):
+            self.works[kind_of(plan)].append(ms)
         return whole
 
     def table(self, device: str) -> CostTable:
@@ -144,10 +206,11 @@ class Timings:
 
         Not medians: a run is a sum of calls, and disturbances make calls slower, never faster. Medians sum up to less than a run.
         """
-        priced = {work: _mean(times) for work, times in self.works.items()}
-        return CostTable(
-            device=device, batch=len(self.indices), calls=self.calls, order=self.order, fixed_ms=_mean(self.fixed), work_ms=priced
-        )
+        gaps = {sampler: _mean(ms) for sampler, ms in self.gaps.items()}
+        samplers = {s: SamplerCost(order=order, extra=extra, call_ms=gaps[s]) for s, (order, extra) in self.made.items()}
+        fixed = _mean([ms - calls * gaps[sampler] for sampler, calls, ms in self.outside])
+        works = {work: _mean(times) for work, times in self.works.items()}
+        return CostTable(device=device, batch=len(self.indices), fixed_ms=fixed, samplers=samplers, work_ms=works)
 
     def _synchronize(self) -> None:
         if self.pipe.device.type == "cuda":
@@ -183,8 +246,7 @@ def measure_costs(
     """
     timings = Timings(pipe, model, data, indices)
     timings.run(strategies[-1])
-    timings.works.clear()
-    timings.fixed.clear()
+    timings.clear()
     for turn in range(rounds):
         for i, strategy in enumerate(strategies):
             timings.run(strategy)

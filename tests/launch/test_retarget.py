@@ -13,7 +13,7 @@ from dato import Step, Strategy
 from dato.call_plan import CallPlan
 from launch.__main__ import main
 from launch.retarget import comparable_images, priced_record
-from search.evaluate.latency import CostTable
+from search.evaluate.latency import CostTable, SamplerCost
 from search.ledger import Ledger, read_ledger
 from search.records import UNACCELERATED
 
@@ -26,7 +26,7 @@ def make_table(name: str, full: float, pruned: float) -> CostTable:
     for ratio in RATIOS:
         priced[CallPlan(Step(12, ratio))] = full * (1 - pruned * ratio)
         priced |= {CallPlan(Step(1, ratio), share): 2.0 * (1 - pruned * ratio) for share in ("none", "precompute", "reuse")}
-    return CostTable(device=name, batch=10, calls=21, order=1, fixed_ms=1.0, work_ms=priced)
+    return CostTable(device=name, batch=10, fixed_ms=1.0, samplers={None: SamplerCost(extra=1)}, work_ms=priced)
 
 
 def test_another_device_has_other_winners(make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +118,6 @@ def test_this_device_is_measured(make_search: Callable[..., Path], tmp_path: Pat
     folder = make_search(tmp_path / "toy")
     assert main(["retarget", f"folder={folder}", "rounds=1"]) == 0
     table = CostTable.from_dict(json.loads((folder / "retargeted" / "costs.json").read_text()))
-    assert table.calls == 21
+    assert table.samplers[None].calls(20) == 21
     assert table.work_ms[CallPlan(Step(12))] > table.work_ms[CallPlan(Step(0))]
     assert Strategy.load(folder / "retargeted" / "quality.json").provenance["latency"]["device"] == table.device
