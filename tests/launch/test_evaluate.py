@@ -154,6 +154,16 @@ def test_figures_are_one_page(dato, tmp_path: Path) -> None:  # type: ignore[no-
     assert (folder / "figure2.png").is_file()
 
 
+def test_figures_of_a_strategy_of_another_sampler_and_length(dato, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert dato("figures", *HERE, "figures.images=2", "figures.heat_maps=1", "strategy=[dpmpp-3-limited-guidance@0.5]") == 0
+    folder = only(tmp_path, "figures")
+    numbers = json.loads((folder / "figures.json").read_text())
+    assert [len(n["means"]) for n in numbers.values()] == [4, 2, 2], "PNDM makes a call more than it has steps"
+    page = (folder / "figures.html").read_text()
+    assert "50% of the run" in page
+    assert "call 2" not in page, "calls of runs of different length do not compare"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
