@@ -27,6 +27,11 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     Enabling again replaces the strategy. The run must have as many steps as the strategy; see `Strategy.resample`. A run's first
     call is always full, because nothing is kept from before it, and so is the next one after a change of batch or size.
 
+    A step with guidance "cond" computes the conditional half of a guided batch [uncond, cond] alone, and the UNet returns it as both
+    halves, so that the guided prediction is the conditional one; where the pipeline does not guide it has no effect. What calls leave
+    for later ones is kept for each half apart: a step that needs both continues each from what was last computed of it, and is full where
+    of one nothing is. Extrapolated values (`Step.order`) are never extrapolated from.
+
     It is the pipeline's UNet that follows: other pipelines that share it (`from_pipe`) follow too, each by its own sampler, steps,
     start, end and guidance, or are refused by name when their run begins. Only the pipeline given here disables it and has a
     status; its report is that of the UNet's last run, and names the pipeline that ran. In a loop of your own the sampler and
