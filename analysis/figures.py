@@ -108,14 +108,21 @@ def evaluations(record: SearchRecord) -> list[int]:
     return [sum(c.generation <= g for c in record.candidates.values()) for g in range(len(record.hypervolumes))]
 
 
+def in_short(strategy: Strategy) -> str:
+    """How many steps, of which sampler where it has one, and in how many of them guidance is limited and what is reused extrapolated."""
+    alone, continued = sum(s.guidance == "cond" for s in strategy), sum(s.order > 0 for s in strategy.canonical())
+    parts = [f"{len(strategy)} steps" + (f" of {strategy.sampler}" if strategy.sampler else ""), f"conditional half alone in {alone}" if alone else "", f"{continued} extrapolated" if continued else ""]
+    return ", ".join(p for p in parts if p)
+
+
 def hover(strategy: Strategy, m: Measurement, baseline_ms: float | None) -> str:
-    """What a point says: steps, latency, speedup, FID with its interval, feature distance."""
+    """What a point says: sampler and steps, latency, speedup, FID with its interval, feature distance."""
     faster = f", {baseline_ms / m.latency_ms:.2f}x" if baseline_ms else ""
     interval = f" (95 %: {m.fid_low:.1f} .. {m.fid_high:.1f})" if m.fid_low == m.fid_low else ""
     text = str(strategy)
     steps = "<br>".join(text[i : i + 50] for i in range(0, len(text), 50))
     distance = "" if m.feature_distance is None else f"<br>feature distance {m.feature_distance:.3f}"
-    return f"{steps}<br>{m.latency_ms:.0f} ms{faster}<br>FID {m.fid:.2f}{interval}{distance}"
+    return f"{in_short(strategy)}<br>{steps}<br>{m.latency_ms:.0f} ms{faster}<br>FID {m.fid:.2f}{interval}{distance}"
 
 
 def style(figure: go.Figure, x: str, y: str, height: int) -> None:

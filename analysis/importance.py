@@ -8,12 +8,15 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.figures import BLUE, ORANGE, style
+from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, style
 from analysis.page import figure_section, wide_table
-from search.optimize.importance import KINDS, TARGETS, Gene, Importance
+from search.optimize.importance import TARGETS, WHOLE, Gene, Importance
 
-_COLOURS = {"depth": BLUE, "ratio": ORANGE}
-_NAMES = {"depth": "cache depth", "ratio": "prune ratio"}
+_LOOKS = {
+    "depth": ("cache depth", BLUE), "ratio": ("prune ratio", ORANGE), "guidance": ("guidance", GREEN), "order": ("extrapolation", PINK),
+    "sampler": ("sampler", RED), "steps": ("number of steps", GREY),
+}  # fmt: skip
+"""Names and colours of the kinds of genes."""
 _MOST = 10
 """Genes in the table of each objective."""
 
@@ -36,25 +39,40 @@ def importance_section(found: Sequence[Importance]) -> str:
 
 
 def importance_figure(found: Sequence[Importance]) -> go.Figure:
-    """For each objective, the share of every step: its cache depth and its prune ratio, one on the other."""
+    """For each objective, the share of every step, its genes one on the other, and right of them that of the genes of the whole run."""
     titles = [f"for {TARGETS[one.target]} (R2 {one.r2:.2f})" for one in found]
+    last = max(g.last for one in found for g in one.genes)
+    kinds = [kind for kind in _LOOKS if any(g.kind == kind for one in found for g in one.genes)]
+    room = max(1.0, last / 10)  # between the last step and the genes of the whole run
+    places = {kind: last + room * (i + 1.5) for i, kind in enumerate(k for k in kinds if k in WHOLE)}
     figure = make_subplots(rows=len(found), cols=1, shared_xaxes=True, vertical_spacing=0.16, subplot_titles=titles)
+    drawn = set[str]()
     for row, one in enumerate(found, 1):
-        for kind in KINDS:
+        for kind in kinds:
             genes = [g for g in one.genes if g.kind == kind]
+            name, colour = _LOOKS[kind]
             figure.add_bar(
-                x=[(g.first + g.last) / 2 for g in genes], y=[g.share for g in genes], width=[0.85 * (g.last - g.first + 1) for g in genes], name=_NAMES[kind],
-                legendgroup=kind, showlegend=row == 1, marker_color=_COLOURS[kind],
+                x=[places.get(kind, (g.first + g.last) / 2) for g in genes], y=[g.share for g in genes],
+                width=[0.85 * (room if kind in places else g.last - g.first + 1) for g in genes], name=name,
+                legendgroup=kind, showlegend=bool(genes) and kind not in drawn, marker_color=colour,
                 text=[f"{_name(g)}: {g.share:.1%} (spread over folds {g.spread:.1%})" for g in genes], textposition="none",
                 hovertemplate="%{text}<extra></extra>", row=row, col=1,
             )  # fmt: skip
+            drawn |= {kind} if genes else set()
     style(figure, "", "", 130 + 190 * len(found))
     figure.update_yaxes(title_text="share", tickformat=".0%", automargin=True)
-    figure.update_xaxes(title_text="sampler step, the first executed first", automargin=True, row=len(found), col=1)
+    longest = " of the longest run, shorter ones on relative time" if "steps" in kinds else ""
+    figure.update_xaxes(title_text=f"sampler step{longest}, the first executed first", automargin=True, row=len(found), col=1)
+    if places:
+        every = max(1, round(last / 10))
+        ticks = list(range(1, last + 1, every))
+        figure.update_xaxes(tickvals=ticks, ticktext=[str(k) for k in ticks], range=[0, max(places.values()) + room])
     figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
     return figure
 
 
 def _name(gene: Gene) -> str:
-    steps = f"step {gene.first}" if gene.first == gene.last else f"steps {gene.first} to {gene.last}"
-    return f"{_NAMES[gene.kind]} of {steps}"
+    name, _ = _LOOKS[gene.kind]
+    if gene.kind in WHOLE:
+        return name
+    return f"{name} of step {gene.first}" if gene.first == gene.last else f"{name} of steps {gene.first} to {gene.last}"

@@ -9,12 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from analysis.figures import front_figure, hypervolume_figure
+from analysis.figures import front_figure, hypervolume_figure, in_short
 from analysis.importance import importance_section
 from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
 from analysis.rivals import rivals_section
 from analysis.similarity import similarity_section
-from analysis.steps import depth_figure, ratio_figure, statistics_figure
+from analysis.steps import depth_figure, how_to_read, ratio_figure, statistics_figure
+from dato.strategy import Strategy
 from search.measurements import Measurement, difference_in_words
 from search.optimize.importance import importance
 from search.optimize.winners import closest_in_words, in_words, tolerance_of
@@ -54,8 +55,8 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
     if samples:
         parts.append(_samples(samples))
     if record.front():
-        parts.append(figure_section("Cache depth by step", depth_figure(record), "The strategies of the front, the fastest on top."))
-        parts.append(figure_section("Prune ratio by step", ratio_figure(record), "The same strategies; blank where a step is replayed."))
+        parts.append(figure_section("Cache depth by step", depth_figure(record), f"The strategies of the front, the fastest on top. {how_to_read(record)}"))
+        parts.append(figure_section("Prune ratio by step", ratio_figure(record), "The same strategies; blank where nothing runs that could be pruned."))
         parts.append(figure_section("Where the front computes", statistics_figure(record), "Over all strategies of the front: how many compute fully, partly or not at all at each step, and how much they prune."))
     if record.results:
         parts.append(importance_section(importance(record)))
@@ -97,21 +98,27 @@ def _banner(record: SearchRecord) -> str:
 
 
 def _winners_table(record: SearchRecord) -> str:
-    heads = ("", "speedup", "ms per image", "FID, fresh images", "95 % interval", "FID less unaccelerated", "in words", "FID in the search", "UNet calls")
+    heads = ("", "speedup", "ms per image", "FID, fresh images", "95 % interval", "FID less unaccelerated", "in words", "FID in the search", "steps", "UNet calls")
     tolerance = tolerance_of(record.config)
     plain = next(iter(record.winners.values())).fresh_baseline
     searched = record.baselines[UNACCELERATED][1].fid if UNACCELERATED in record.baselines else float("nan")
-    rows = [_winner_row("unaccelerated", 1.0, plain, "", "", searched)]
-    rows += [_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid) for alias, w in record.winners.items()]
+    steps = str((record.config.get("model") or {}).get("steps", ""))
+    rows = [_winner_row("unaccelerated", 1.0, plain, "", "", searched, steps)]
+    for alias, w in record.winners.items():
+        rows.append(_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid, _steps(w.candidate.strategy)))
     missing = "" if "fastest" in record.winners else f"<p><b>There is no fastest</b>: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline on the search's images and on fresh ones{f'; {near}' if (near := closest_in_words(record)) else ''}.</p>"
     note = f"<p>fastest is no worse than the unaccelerated pipeline by more than {tolerance:g} FID points, by the upper end of the difference's 95 % interval, on the search's images and on fresh ones. "
     note += "Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
     return f"<h2>Winners</h2>{missing}{wide_table(heads, rows)}{note}"
 
 
-def _winner_row(name: str, speedup: float, m: Measurement, difference: str, words: str, searched: float) -> tuple[str, ...]:
+def _steps(strategy: Strategy) -> str:
+    return in_short(strategy).replace(" steps", "", 1)
+
+
+def _winner_row(name: str, speedup: float, m: Measurement, difference: str, words: str, searched: float, steps: str) -> tuple[str, ...]:
     calls = ", ".join(f"{n} {'full' if d == '12' else 'replayed' if d == '0' else 'depth ' + d}" for d, n in m.calls_by_depth.items())
-    return (name, f"{speedup:.2f}x", f"{m.latency_ms:.0f}", f"{m.fid:.2f}", _interval(m), difference, words, f"{searched:.2f}", calls)
+    return (name, f"{speedup:.2f}x", f"{m.latency_ms:.0f}", f"{m.fid:.2f}", _interval(m), difference, words, f"{searched:.2f}", steps, calls)
 
 
 def _rivals(record: SearchRecord) -> str:
@@ -145,7 +152,7 @@ def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
     )
     return (
         f'<div class="card"><div class="name">{escape(alias)}</div><b class="big">{winner.speedup:.2f}x</b> FID difference {difference_in_words(winner.fresh, winner.fresh_baseline)}'
-        f'<div class="strategy"><code>{escape(str(winner.candidate.strategy))}</code></div><button class="copy">copy</button><pre>{escape(code)}</pre></div>'
+        f'<div class="strategy">{escape(in_short(winner.candidate.strategy))}<br><code>{escape(str(winner.candidate.strategy))}</code></div><button class="copy">copy</button><pre>{escape(code)}</pre></div>'
     )
 
 

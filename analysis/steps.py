@@ -1,90 +1,166 @@
-"""What the front does at each sampler step: heat maps of its strategies, and their statistics."""
+"""What the front does at each sampler step: heat maps of its strategies, and their statistics.
+
+Strategies of one length stand on their steps, of several on relative time: each row is a whole run from left to right.
+"""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Sequence
 
 import plotly.graph_objects as go
 
-from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, style
-from dato.strategy import FULL
+from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, in_short, style
+from dato.strategy import FULL, Step, Strategy
 from search.records import SearchRecord
 
 _NAMES = {0: "replayed", FULL: "full"}
 _PALETTE = (GREY, ORANGE, GREEN, RED, PINK)
 _ROW = 22  # pixels, at most
+_MORE: tuple[tuple[str, Callable[[Step], bool], str], ...] = (
+    ("conditional half alone", lambda s: s.guidance == "cond", SKY), ("extrapolated", lambda s: s.order > 0, PINK)
+)  # fmt: skip
+"""What a step may do besides its depth and ratio: name, whether it does, colour."""
 
 
 def depth_figure(record: SearchRecord) -> go.Figure:
-    """The front's strategies, fastest first: the cache depth of every step."""
-    depths = _depths(record)
+    """The front's strategies, fastest first: the cache depth of every step, a cross where what is reused is extrapolated."""
+    depths = _depths(_strategies(record))
     scale = [(edge, _colour(d, i)) for i, d in enumerate(depths) for edge in (i / len(depths), (i + 1) / len(depths))]
-    values = [[depths.index(s.cache_depth) for s in c.strategy] for c, _ in record.front()]
     bar = {"tickvals": list(range(len(depths))), "ticktext": [_name(d) for d in depths]}
-    return _heatmap(record, values, bar, colorscale=scale, zmin=-0.5, zmax=len(depths) - 0.5)
+    figure = _heatmap(record, lambda s: depths.index(s.cache_depth), bar, colorscale=scale, cmin=-0.5, cmax=len(depths) - 0.5)
+    strategies = _strategies(record)
+    crosses = [((e[k] + e[k + 1]) / 2, row - (0.25 if step.guidance == "cond" else 0)) for row, s in enumerate(strategies) for e in (_edges(s, strategies),) for k, step in enumerate(s) if step.order]
+    if crosses:
+        x, y = zip(*crosses, strict=True)
+        marker = {"symbol": "cross-thin-open", "size": min(7, _row_height(strategies) // 2 - 1), "color": "black", "line": {"width": 1.5, "color": "black"}}
+        figure.add_scatter(x=x, y=y, mode="markers", name="extrapolated", hoverinfo="skip", showlegend=False, marker=marker)
+    return figure
 
 
 def ratio_figure(record: SearchRecord) -> go.Figure:
     """The front's strategies, fastest first: the prune ratio of every step; blank where nothing runs that could be pruned."""
-    values = [[s.prune_ratio if s.cache_depth else None for s in c.strategy] for c, _ in record.front()]
-    return _heatmap(record, values, {"tickformat": ".1f"}, colorscale="Purples", zmin=0, zmax=0.75)
+    return _heatmap(record, lambda s: s.prune_ratio if s.cache_depth else None, {"tickformat": ".1f"}, colorscale="Purples", cmin=0, cmax=0.75)
+
+
+def how_to_read(record: SearchRecord) -> str:
+    """What is to be known of `depth_figure` beyond its colours, as sentences."""
+    strategies = _strategies(record)
+    steps = [s for strategy in strategies for s in strategy]
+    said = [
+        "Each row is a whole run: of fewer steps, wider ones." if _relative(strategies) else "",
+        "Where a cell has half its height, the conditional half of guidance is computed alone." if any(s.guidance == "cond" for s in steps) else "",
+        "A cross: what is reused is extrapolated." if any(s.order for s in steps) else "",
+    ]
+    return " ".join(filter(None, said))
 
 
 def statistics_figure(record: SearchRecord) -> go.Figure:
-    """Over the strategies of the front: the share that has each cache depth at a step, and the mean prune ratio there."""
-    strategies = [c.strategy for c, _ in record.front()]
-    steps = list(range(max((len(s) for s in strategies), default=0)))
+    """Over the strategies of the front: the share that has each cache depth at a step or place of the run, what else they do there, and the mean prune ratio."""
+    given = _strategies(record)
+    grid, relative = max(map(len, given), default=0), _relative(given)
+    strategies = [s.resample(grid) for s in given]
+    places = [100 * (k + 0.5) / grid if relative else k + 1 for k in range(grid)]
+    where = "at %{x:.0f} % of the run" if relative else "step %{x}"
     figure = go.Figure()
-    for i, depth in reversed(list(enumerate(_depths(record)))):
-        shares = [statistics.mean(float(s[k].cache_depth == depth) for s in strategies if k < len(s)) for k in steps]
+
+    def share(has: Callable[[Step], bool]) -> list[float]:
+        return [statistics.mean(float(has(s[k])) for s in strategies) for k in range(grid)]
+
+    for i, depth in reversed(list(enumerate(_depths(given)))):
         figure.add_bar(
-            x=[k + 1 for k in steps], y=shares, name=_name(depth), marker_color=_colour(depth, i), opacity=0.85,
-            hovertemplate=f"step %{{x}}: %{{y:.0%}} {_name(depth)}<extra></extra>",
+            x=places, y=share(lambda s, depth=depth: s.cache_depth == depth), name=_name(depth), marker_color=_colour(depth, i), opacity=0.85,  # type: ignore[misc]
+            hovertemplate=f"{where}: %{{y:.0%}} {_name(depth)}<extra></extra>",
         )  # fmt: skip
-    ratios = [[s[k].prune_ratio for s in strategies if k < len(s) and s[k].cache_depth] for k in steps]
+    for name, there, colour in _MORE:
+        if any(shares := share(there)):
+            figure.add_scatter(
+                x=places, y=shares, mode="lines+markers", name=name, line={"color": "white", "width": 2, "dash": "dot"}, marker={"size": 7, "color": colour, "line": {"width": 1, "color": "#222"}},
+                hovertemplate=f"{where}: %{{y:.0%}} {name}<extra></extra>",
+            )  # fmt: skip
+    ratios = [[s[k].prune_ratio for s in strategies if s[k].cache_depth] for k in range(grid)]
     figure.add_scatter(
-        x=[k + 1 for k in steps], y=[statistics.mean(r) if r else None for r in ratios], mode="lines+markers", name="mean prune ratio",
-        line={"color": "#222", "width": 2}, marker={"size": 5}, hovertemplate="step %{x}: mean prune ratio %{y:.2f}<extra></extra>",
+        x=places, y=[statistics.mean(r) if r else None for r in ratios], mode="lines+markers", name="mean prune ratio",
+        line={"color": "#222", "width": 2}, marker={"size": 5}, hovertemplate=f"{where}: mean prune ratio %{{y:.2f}}<extra></extra>",
     )  # fmt: skip
-    style(figure, "sampler step, the first executed first", "share of the front", 340)
+    style(figure, _x_title(given), "share of the front", 340)
     figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 60})
     figure.update_yaxes(range=[0, 1])
     return figure
 
 
-def _heatmap(record: SearchRecord, values: list[list[float | None]] | list[list[int]], bar: dict[str, object], **colours: object) -> go.Figure:
-    front = record.front()
-    steps = max((len(c.strategy) for c, _ in front), default=1)
-    rows, height = list(range(len(front))), max(9, min(_ROW, 800 // max(len(front), 1)))
-    named = rows[:: 1 if height > 13 else 2]
-    notes = [
-        [f"{_name(s.cache_depth)}, prune ratio {s.prune_ratio:g}" if s.cache_depth else _name(0) for s in c.strategy]
-        + [""] * (steps - len(c.strategy))
-        for c, _ in front
-    ]
-    labels = [[f"{m.latency_ms:.0f} ms, FID {m.fid:.1f}"] * steps for _, m in front]
+def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: dict[str, object], **colours: object) -> go.Figure:
+    strategies, measured = _strategies(record), [m for _, m in record.front()]
+    height = _row_height(strategies)
     figure = go.Figure()
-    figure.add_heatmap(
-        z=values,
-        x=list(range(1, steps + 1)),
-        y=rows,
-        xgap=1,
-        ygap=1,
-        customdata=[[list(pair) for pair in zip(*row, strict=True)] for row in zip(notes, labels, strict=True)],
-        hovertemplate="step %{x}: %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
-        # Above the map and not beside it, where it would take half of a phone's width.
-        colorbar={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left", "len": 0.6, "lenmode": "fraction", "thickness": 10, **bar},
-        **colours,
-    )
-    style(figure, "sampler step, the first executed first", "", 130 + height * max(len(front), 3))
+    for row, (strategy, m) in enumerate(zip(strategies, measured, strict=True)):
+        label = f"{m.latency_ms:.0f} ms, FID {m.fid:.1f}; {in_short(strategy)}"
+        notes = [[k + 1, _step(s), label] for k, s in enumerate(strategy)]
+        gap = 0.5 / height
+        figure.add_heatmap(
+            z=[[value(s) for s in strategy], [None if s.guidance == "cond" else value(s) for s in strategy]],  # a half of guidance each
+            x=_edges(strategy, strategies),
+            y=[row - 0.5 + gap, row, row + 0.5 - gap],
+            xgap=1,
+            coloraxis="coloraxis",
+            customdata=[notes, notes],
+            hovertemplate="step %{customdata[0]}: %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
+        )
+    style(figure, _x_title(strategies), "", 130 + height * max(len(strategies), 3))
     # Two strategies may have one label: rows go by number.
-    figure.update_yaxes(tickvals=named, ticktext=[f"{front[i][1].latency_ms:.0f} ms" for i in named], autorange="reversed", automargin=True)
-    figure.update_layout(margin={"t": 50})
+    named = list(range(len(strategies)))[:: 1 if height > 13 else 2]
+    what = _labels(strategies)
+    figure.update_yaxes(
+        tickvals=named, ticktext=[f"{what[i]}{measured[i].latency_ms:.0f} ms" for i in named], range=[max(len(strategies), 1) - 0.5, -0.5], automargin=True,
+        showgrid=False, zeroline=False, title=None, tickfont={"size": 10 if any(what) else 13},
+    )  # fmt: skip
+    ends = [_edges(s, strategies) for s in strategies[:1]]
+    figure.update_xaxes(showgrid=False, zeroline=False, **({"range": [ends[0][0], ends[0][-1]]} if ends else {}))
+    # Above the map and not beside it, where it would take half of a phone's width.
+    look = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left", "len": 0.8, "lenmode": "fraction", "thickness": 10, **bar}
+    figure.update_layout(margin={"t": 50, "r": 20}, coloraxis={"colorbar": look, **colours})
     return figure
 
 
-def _depths(record: SearchRecord) -> list[int]:
-    return sorted({s.cache_depth for c, _ in record.front() for s in c.strategy}) or [FULL]
+def _row_height(strategies: Sequence[Strategy]) -> int:
+    """In pixels."""
+    return max(9, min(_ROW, 800 // max(len(strategies), 1)))
+
+
+def _edges(strategy: Strategy, among: Sequence[Strategy]) -> list[float]:
+    """Where a strategy's steps begin and end: in % of the run beside strategies of other lengths, else by number."""
+    return [100 * k / len(strategy) if _relative(among) else k + 0.5 for k in range(len(strategy) + 1)]
+
+
+def _labels(strategies: Sequence[Strategy]) -> list[str]:
+    """Each one's sampler and number of steps, where they differ."""
+    samplers = [str(s.sampler or "own") for s in strategies]
+    parts = [([name] if len(set(samplers)) > 1 else []) + ([str(len(s))] if _relative(strategies) else []) for name, s in zip(samplers, strategies, strict=True)]
+    return [f"{' '.join(found)}, " if found else "" for found in parts]
+
+
+def _step(step: Step) -> str:
+    """A step in words."""
+    ratio = f"prune ratio {step.prune_ratio:g}" if step.cache_depth else ""
+    return ", ".join(filter(None, [_name(step.cache_depth), ratio, *(name for name, there, _ in _MORE if there(step))]))
+
+
+def _x_title(strategies: Sequence[Strategy]) -> str:
+    counts = [len(s) for s in strategies]
+    return f"% of the run ({min(counts)} to {max(counts)} steps)" if _relative(strategies) else "sampler step, the first executed first"
+
+
+def _relative(strategies: Sequence[Strategy]) -> bool:
+    """Whether they have different lengths."""
+    return len({len(s) for s in strategies}) > 1
+
+
+def _strategies(record: SearchRecord) -> list[Strategy]:
+    return [c.strategy for c, _ in record.front()]
+
+
+def _depths(strategies: Sequence[Strategy]) -> list[int]:
+    return sorted({s.cache_depth for strategy in strategies for s in strategy}) or [FULL]
 
 
 def _name(depth: int) -> str:

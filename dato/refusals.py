@@ -47,6 +47,11 @@ def refuse_pipeline(pipe: Any, unet: Any, strategy: Strategy, options: Options) 
         raise ValueError(f"{name}: T2I-Adapter residuals do not work with cached features; use cache depths {FULL} and 0 only")
     if shallow and getattr(unet, "position_net", None) is not None:
         raise ValueError(f"{name}: GLIGEN does not work with cached features; use cache depths {FULL} and 0 only")
+    if any(s.guidance == "cond" for s in strategy):
+        if hasattr(type(pipe), "image_guidance_scale") or hasattr(type(pipe), "pag_scale"):
+            raise ValueError(f'{name} guides three ways, and a step with guidance "cond" takes the conditional half of [uncond, cond]; {_BOTH}')
+        if not (hasattr(type(pipe), GUIDES) or GUIDES in vars(pipe)):
+            raise ValueError(f'{name} does not say whether it guides (it has no {GUIDES}), so it is not known which rows a step with guidance "cond" computes; {_BOTH}')
     if aligned(strategy, options):
         if hasattr(type(pipe), "image_guidance_scale") or hasattr(type(pipe), "pag_scale"):
             raise ValueError(f'{name} guides three ways, and only [uncond, cond] can be aligned; use dato.Options(align="none") or prune_ratio 0')
@@ -54,11 +59,6 @@ def refuse_pipeline(pipe: Any, unet: Any, strategy: Strategy, options: Options) 
             raise ValueError(
                 f'{name} does not say whether it guides (it has no {GUIDES}), so [uncond, cond] cannot be aligned; use dato.Options(align="none") or prune_ratio 0'
             )
-    if any(s.guidance == "cond" for s in strategy):
-        if hasattr(type(pipe), "image_guidance_scale") or hasattr(type(pipe), "pag_scale"):
-            raise ValueError(f'{name} guides three ways, and a step with guidance "cond" takes the conditional half of [uncond, cond]; {_BOTH}')
-        if not (hasattr(type(pipe), GUIDES) or GUIDES in vars(pipe)):
-            raise ValueError(f'{name} does not say whether it guides (it has no {GUIDES}), so it is not known which rows a step with guidance "cond" computes; {_BOTH}')
     if reused and hasattr(type(pipe), "pag_scale"):
         raise ValueError(f"{name}: perturbed-attention guidance changes its batch as it runs; use dato with the pipeline without PAG")
 

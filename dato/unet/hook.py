@@ -147,11 +147,13 @@ class UNetHook(ModelHook):
                 run.replan(bool(kind.guided))
             kept = run.kept = run.kept.fitting(kind) if run.kept is not None else Kept(kind)
             step = kept.possible(run.plan.step)
+            if step.guidance == "cond":
+                refuse_halves(run.pipe(), kind.batch)
             prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else _reused(run, kept, step)
             kept.trim(run.needed)
             if step.guidance == "cond":
                 prediction = torch.cat([prediction, prediction])
-            elif kept.holds(prediction):
+            elif any(x is prediction for x in kept.tensors()):
                 prediction = prediction.clone()  # a loop of one's own may change in place what it is given
             run.report.calls_by_depth[step.cache_depth] += 1
             run.advance()
@@ -169,7 +171,6 @@ class UNetHook(ModelHook):
         """The prediction of a call that computes something, with what later calls reuse of it kept."""
         kind, alone = kept.kind, step.guidance == "cond"
         if alone:
-            refuse_halves(run.pipe(), kind.batch)
             call, kind = conditional_half(call, kind.batch), kind.conditional
             args, kwargs = (), {name: value for name, value in call.items() if name != "self"}
         layers, now = self.layers, CallState(step, kind)

@@ -164,7 +164,7 @@ def at_equal_latency(result: Result, results: Sequence[Result]) -> Value | None:
     return result.metrics["fid"].minus(reached) if reached else None
 
 
-def at_speedups(results: Sequence[Result], speedups: Sequence[float] = (1.5, 2, 2.5, 3, 3.5, 4)) -> dict[str, dict[float, Value | None]]:
+def at_speedups(results: Sequence[Result], speedups: Sequence[float] = (1.5, 2, 3, 4, 6, 8, 10)) -> dict[str, dict[float, Value | None]]:
     """The strategies against each kind of rival at equal latency: by kind, by speedup.
 
     The FID of the best strategy that is at least so fast, less what the kind reaches in the same time: that of its rivals, and

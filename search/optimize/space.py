@@ -228,6 +228,11 @@ class SearchSpace(Choices):
             raise StrategyError(
                 f"the strategy has {len(strategy)} steps and the search space {', '.join(map(str, self.lengths))}; use strategy.resample({self.lengths[-1]})"
             )
+        if strategy.sampler not in [Sampler.of(name) for name in self.samplers]:
+            raise StrategyError(
+                f"the strategy is for {f'the sampler {strategy.sampler}' if strategy.sampler else 'the sampler of the pipeline itself (null)'}, and this search tries "
+                f"{', '.join('null' if name is None else name for name in self.samplers)}: add it to space.samplers, or give the steps alone, dato.Strategy(strategy.steps)"
+            )
         genome = self.nearest(strategy)
         # A first call is full whatever its entry, and an inert ratio is none: compare what the two do.
         for i, (given, own) in enumerate(zip(strategy.canonical(self.depths_without_pruning), self.decode(genome), strict=True)):
@@ -243,14 +248,9 @@ class SearchSpace(Choices):
         """The genome closest to a strategy of any length: each group takes what the strategy does at its first step.
 
         Between two allowed depths the deeper one is taken, which is never worse; between two ratios, orders and lengths, the closer.
-        Both halves are taken where one alone is not allowed. Raises `StrategyError` for a sampler that is not searched.
+        A guidance or a sampler that is not searched becomes the first that is.
         """
         samplers = [Sampler.of(name) for name in self.samplers]
-        if strategy.sampler not in samplers:
-            raise StrategyError(
-                f"the strategy is for {f'the sampler {strategy.sampler}' if strategy.sampler else 'the sampler of the pipeline itself (null)'}, and this search tries "
-                f"{', '.join(map(str, self.samplers))}: add it to space.samplers, or give the steps alone, dato.Strategy(strategy.steps)"
-            )
         length = min(self.lengths, key=lambda n: (abs(n - len(strategy)), -n))
         fitted = strategy if len(strategy) == length else strategy.resample(length)
         places: dict[int, int] = {}
@@ -270,7 +270,7 @@ class SearchSpace(Choices):
                 _closest(self.orders, step.order),
             ))  # fmt: skip
         depth, ratio, guidance, order = np.array(rows).T
-        return self.genome(depth, ratio, guidance, order, samplers.index(strategy.sampler), self.lengths.index(length))
+        return self.genome(depth, ratio, guidance, order, samplers.index(strategy.sampler) if strategy.sampler in samplers else 0, self.lengths.index(length))
 
 
 def _closest(values: tuple[float, ...], value: float) -> int:

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import LoraConfig
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -65,6 +66,23 @@ def random_controlnet(unet: Any) -> ControlNetModel:
 def with_controlnet(pipe: Any, net: ControlNetModel | None = None) -> Any:
     """A pipeline with the same UNet and a ControlNet."""
     return sharing(pipe, StableDiffusionControlNetPipeline, controlnet=net or random_controlnet(pipe.unet))
+
+
+def add_lora(unet: Any, targets: list[str]) -> None:
+    """A LoRA adapter on layers of these names."""
+    torch.manual_seed(3)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+
+
+def add_ip_adapter(unet: Any) -> None:
+    """An IP-Adapter of image embeddings of width 32."""
+    torch.manual_seed(4)
+    keys = {}
+    for i, name in enumerate(n for n in unet.attn_processors if n.endswith("attn2.processor")):
+        width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        keys |= {f"{2 * i + 1}.to_k_ip.weight": torch.randn(width, 64), f"{2 * i + 1}.to_v_ip.weight": torch.randn(width, 64)}
+    image = {"proj.weight": torch.randn(4 * 64, 32), "proj.bias": torch.zeros(4 * 64), "norm.weight": torch.ones(64), "norm.bias": torch.zeros(64)}
+    unet._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
 
 
 def report_of(pipe: Any) -> dato.RunReport:

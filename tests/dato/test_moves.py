@@ -22,7 +22,7 @@ import dato
 from dato import FULL, Step, Strategy
 from tests.dato.conftest import PRUNED, STEPS, random_controlnet, report_of, run, untouched, use, with_controlnet
 
-DEEP = Strategy((Step(FULL), Step(11, 0.3), Step(5), Step(0), Step(8), Step(1)))
+DEEP = Strategy((Step(FULL), Step(11, 0.3), Step(5, 0.0, "cond"), Step(0), Step(8, 0.0, "both", 1), Step(1)))
 
 
 def accelerated(pipe: Any, strategy: Strategy = PRUNED) -> torch.Tensor:

@@ -149,10 +149,10 @@ def changing(at: int, change: Change) -> dict[str, Any]:
     return {"callback_on_step_end": callback}
 
 
-def naive_steps(pipe: Any, calls: Sequence[Step], options: Options | None = None, **settings: Any) -> tuple[torch.Tensor, list[Step]]:
+def naive_steps(pipe: Any, calls: Sequence[Step], options: Options | None = None, runs: Callable[..., torch.Tensor] = run, **settings: Any) -> tuple[torch.Tensor, list[Step]]:
     """What a run gives whose calls are these, and of each call the depth and the guidance that it had."""
     reference = Naive(pipe, calls, options or Options())
-    result = run(pipe, **settings)
+    result = runs(pipe, **settings)
     del pipe.unet.forward
     return result, reference.made
 
@@ -163,5 +163,5 @@ def naive(pipe: Any, strategy: Strategy, **settings: Any) -> tuple[torch.Tensor,
     return result, [s.cache_depth for s in made]
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return float((a - b).abs().max()) <= 1e-9 * float(b.abs().max())
+def close(a: torch.Tensor, b: torch.Tensor, within: float = 1e-9) -> bool:
+    return float((a - b).abs().max()) <= within * float(b.abs().max())

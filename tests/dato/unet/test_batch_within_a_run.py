@@ -14,6 +14,8 @@ from dato import FULL, Options, Step, Strategy
 from tests.dato.conftest import MIXED, PRUNED, SHALLOW, STEPS, report_of, run, with_controlnet
 from tests.dato.unet.naive import close, naive
 
+HALVES = Strategy((Step(FULL), Step(0, 0.0, "cond"), Step(3), Step(0, 0.0, "both", 1), Step(1, 0.0, "cond", 1), Step(0)))
+
 
 def guidance(off: int | None, on: int | None) -> dict[str, Any]:
     """Guidance switched off after one step and on after another."""
@@ -82,7 +84,7 @@ class TestWithinARun:
         assert report.finished
         assert torch.equal(run(pipe, seeds, **settings()), plain)
 
-    @pytest.mark.parametrize("strategy", [SHALLOW, MIXED, Strategy((Step(FULL), Step(0), Step(3), Step(0), Step(1), Step(0)))], ids=["shallow", "mixed", "replayed"])
+    @pytest.mark.parametrize("strategy", [SHALLOW, MIXED, HALVES], ids=["shallow", "mixed", "halves"])
     def test_what_does_not_fit_is_forgotten(self, make: Callable[[], Any], name: str, strategy: Strategy) -> None:
         settings, seeds = WITHIN[name]
         expected, made = naive(make(), strategy, seeds=seeds, **settings())

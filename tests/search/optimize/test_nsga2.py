@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dato.strategy import Strategy
+from dato.strategy import FULL, Strategy
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.pareto import hypervolume
@@ -178,3 +178,34 @@ class TestAsynchronous:
             told.append(toy(strategy))
             algorithm.tell_one(strategy, told[-1])
         assert hypervolume(told, (100.0, 10.0)) > hypervolume(told[:24], (100.0, 10.0))
+
+
+WHOLE = SearchSpace(
+    steps=20, lengths=(3, 4, 6, 10, 20), samplers=(None, "DPM++", "DDIM"), guidance=("both", "cond"), orders=(0, 1), ratios=(0.0, 0.3, 0.5)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("screened", [True, False])
+def test_a_search_of_the_whole_schedule_begins_with_what_users_try_first(screened: bool) -> None:
+    algorithm = Nsga2(space=WHOLE, population=24, seed=0, screen=(lambda: Surrogate(seed=0)) if screened else None)
+    asked = algorithm.ask()
+    assert len({s.digest for s in asked}) == 24
+    assert len({len(s) for s in asked}) >= 4
+    assert {str(s.sampler) for s in asked} == {"None", "DPM++", "DDIM"}
+    if screened:
+        everything = [s for s in asked if {x.cache_depth for x in s} == {FULL} and {x.prune_ratio for x in s} == {0.0}]
+        assert [s for s in everything if {x.guidance for x in s} == {"both"} and s.sampler], "fewer steps"
+        limited = [s for s in everything if s[0].guidance == "both" and s[-1].guidance == "cond"]
+        assert limited and all([x.guidance for x in s] == sorted(x.guidance for x in s) for s in limited), "both halves first"
+        assert [s for s in asked if any(x.cache_depth == 0 for x in s)], "caching"
+
+
+def test_offspring_of_the_whole_schedule_mix_lengths_and_samplers_and_differ() -> None:
+    algorithm, seen = Nsga2(space=WHOLE, population=20, seed=1), set[str]()
+    for _ in range(4):
+        asked = algorithm.ask()
+        assert len(asked) == 20 and not seen & {s.digest for s in asked}
+        seen |= {s.digest for s in asked}
+        children = [s for s in asked if algorithm.parents(s)]
+        algorithm.tell([(len(s) + s.calls_by_depth.get(0, 0), 30.0 - len(s)) for s in asked])
+    assert children and len({len(s) for s in children}) >= 3 and len({str(s.sampler) for s in children}) >= 2

@@ -85,9 +85,10 @@ def test_two_stages_as_in_the_papers_code() -> None:
 
 def test_a_strategy_with_a_sampler_is_not_taken_for_one_without() -> None:
     space = SearchSpace(steps=4)
-    for take in (space.nearest, space.encode):
-        with pytest.raises(StrategyError, match=r"the sampler DPM\+\+.*dato.Strategy\(strategy.steps\)"):
-            take(Strategy.full(4, sampler="DPM++"))
+    with pytest.raises(StrategyError, match=r"the sampler DPM\+\+.*space.samplers.*dato.Strategy\(strategy.steps\)"):
+        space.encode(Strategy.full(4, sampler="DPM++"))
+    near = space.decode(space.nearest(Strategy.full(4, sampler="DPM++")))
+    assert near.sampler is None and {s.cache_depth for s in near} == {FULL}
 
 
 def test_the_nearest_genome_of_any_strategy() -> None:
