@@ -217,6 +217,6 @@ class Kept:
             history.trim(*needs.reused.get(depth, (0, 0)))
         self.compared.trim(*needs.compared)
 
-    def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a prediction is kept, itself."""
-        return any(v.tensor is tensor for v in (*self.values[0].values, *self.compared.values))
+    def tensors(self) -> list[torch.Tensor]:
+        """All that calls computed and is kept, some of it twice."""
+        return [v.tensor for history in (*self.values.values(), self.compared) for v in history.values]

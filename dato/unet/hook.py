@@ -153,7 +153,7 @@ class UNetHook(ModelHook):
             kept.trim(run.needed)
             if step.guidance == "cond":
                 prediction = torch.cat([prediction, prediction])
-            elif kept.holds(prediction):
+            elif any(x is prediction for x in kept.tensors()):
                 prediction = prediction.clone()  # a loop of one's own may change in place what it is given
             run.report.calls_by_depth[step.cache_depth] += 1
             run.advance()

@@ -59,7 +59,7 @@ def _peak(name: str, given: dict[str, str]) -> dict[str, int]:
                 hook: Any = hook_of(pipe.unet)
                 kept = hook.runs.last.kept
                 shared = [x for share in kept.precomputed.values() for x in (share.convolution, share.shortcut)]
-                tensors = {id(x): x for x in (*kept.features.values(), *shared, kept.prediction, *kept.compared)}
+                tensors = {id(x): x for x in (*kept.tensors(), *shared)}
                 cached = sum(x.numel() * x.element_size() for x in tensors.values())
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"peak_bytes": peak, "cached_bytes": cached}

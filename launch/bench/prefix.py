@@ -1,7 +1,7 @@
 """``dato bench prefix``: what resuming candidates from stored latents of evaluated ones would have saved, from ledgers of real searches.
 
-A candidate that equals an evaluated one up to a step of its own that computes everything could begin there: the latents
-before that step, and nothing cached, decide the rest.
+A candidate that equals an evaluated one up to a step of its own that computes everything, both halves of it, could begin there: the latents
+before that step, and nothing cached, decide the rest, where nothing after it is extrapolated from more than that.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dato.call_plan import plan_calls
 from dato.costs import CostModel
 from dato.strategy import FULL, Step, Strategy
 from launch.bench.timing import parse, print_table, write_result
@@ -42,15 +43,21 @@ def run(arguments: Sequence[str]) -> int:
 
 def saving(strategies: Sequence[Strategy], model: CostModel) -> dict[str, float]:
     """Shares of the candidates that could be resumed, and of all MACs that this saves; all earlier ones' latents are kept."""
-    cost = {step: model.macs(step) for strategy in strategies for step in (*strategy, Step(FULL))}
+    def cost(step: Step) -> int:
+        return model.macs(step) * (2 if step.guidance == "both" else 1)
+
     prefixes = set[tuple[Step, ...]]()
     resumed, saved, total = 0, 0.0, 0.0
     for strategy in strategies:
-        # The first call computes everything, whatever its entry says.
-        steps = (Step(FULL), *strategy.steps[1:])
-        total += sum(cost[s] for s in steps)
-        begin = max((k for k in range(1, len(steps)) if steps[k].cache_depth == FULL and steps[:k] in prefixes), default=0)
+        steps = tuple(plan.step for plan in plan_calls(strategy, len(strategy)))
+        total += sum(cost(s) for s in steps)
+        begin = max((k for k in range(1, len(steps)) if _forgets(steps, k) and steps[:k] in prefixes), default=0)
         resumed += begin > 0
-        saved += sum(cost[s] for s in steps[:begin])
+        saved += sum(cost(s) for s in steps[:begin])
         prefixes.update(steps[:k] for k in range(1, len(steps)))
     return {"resumed": resumed / len(strategies), "saved": saved / total}
+
+
+def _forgets(steps: Sequence[Step], k: int) -> bool:
+    """Whether step k computes everything anew, and no later one extrapolates."""
+    return steps[k].cache_depth == FULL and steps[k].guidance == "both" and not any(s.order for s in steps[k:])

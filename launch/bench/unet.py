@@ -11,7 +11,7 @@ import copy
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +40,8 @@ RIVALS = {
     Step(1, 0.7): "DeepCache shallow + tomesd 0.7",
 }
 """What each action of ours is held against."""
+HALVED = (Step(FULL), Step(1), Step(1, 0.5))
+"""Actions whose conditional half alone is held against both halves."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         which = given["which"].split(",")
         result: dict[str, Any] = {}
         if "actions" in which:
-            result["actions"], result["against"] = _actions(setting, costs, rounds)
+            result["actions"], result["against"], result["conditional_alone"] = _actions(setting, costs, rounds)
             result["planning"] = _planning(setting, rounds)
             result["planning"]["share_of_d1_r0.5"] = result["planning"]["median_s"] / result["actions"]["dato d=1 r=0.5"]["median_s"]
         if "overhead" in which:
@@ -109,13 +111,18 @@ def _prepare(given: dict[str, str]) -> tuple[Setting, CostModel]:
     return Setting(pipe, shape.example(int(given["batch"]), dtype, device), options, device), CostModel(shape.meta(), shape.latent, shape.latent)
 
 
-def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every action in turn with its rival, `rounds` times over: times of one call, and how much faster one is than the other."""
+def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Every action in turn with its rival, `rounds` times over: times of one call, how much faster one is than the other, and what share of
+    a call the conditional half alone takes.
+    """
     other, device = setting.twin(), setting.device
     pairs = [(_name(step), partial(_ours, setting, step), name, partial(_theirs, other, step)) for step, name in RIVALS.items()]
     pairs.append((_name(Step(1, 0.7)), partial(_ours, setting, Step(1, 0.7)), _name(Step(1)), partial(_ours, other, Step(1))))
-    macs = {"plain": costs.macs(Step(FULL)), **{_name(s): costs.macs(s) for s in (*RIVALS, Step(0))}}
-    times: dict[str, list[float]] = {name: [] for name in ("plain", *(n for a, _, b, _ in pairs[:-1] for n in (a, b)), _name(Step(0)))}
+    halves = [replace(step, guidance="cond") for step in HALVED]
+    pairs += [(_name(half), partial(_ours, setting, half), _name(step), partial(_ours, other, step)) for half, step in zip(halves, HALVED, strict=True)]
+    # Of the batch's two samples a call of the conditional half computes one.
+    macs = {"plain": costs.macs(Step(FULL)), **{_name(s): costs.macs(s) // (1 + (s in halves)) for s in (*RIVALS, *HALVED, *halves, Step(0))}}
+    times: dict[str, list[float]] = {name: [] for name in ("plain", *(n for a, _, b, _ in pairs for n in (a, b)), _name(Step(0)))}
     against: dict[str, list[float]] = {f"{a} over {b}": [] for a, _, b, _ in pairs}
 
     def duel(mine: str, one: Any, theirs: str, two: Any) -> None:
@@ -144,11 +151,14 @@ def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str,
     print_table("one UNet call, medians", ["variant", "ms", "speedup", "MAC limit"], rows)
     faster = {name: dict(zip(("low", "median", "high"), statistics.quantiles(ratios, n=4), strict=True), pairs=len(ratios)) for name, ratios in against.items()}
     print_table("times faster, call by call", ["of two", "median", "middle half"], [[n, f"{f['median']:.3f}x", f"{f['low']:.2f} .. {f['high']:.2f}"] for n, f in faster.items()])
-    return found, faster
+    gains = {_name(step): faster[f"{_name(half)} over {_name(step)}"] for half, step in zip(halves, HALVED, strict=True)}
+    shares = {name: {"low": 1 / f["high"], "median": 1 / f["median"], "high": 1 / f["low"]} for name, f in gains.items()}
+    print_table("the conditional half alone, in calls of both halves", ["action", "median", "middle half"], [[n, f"{f['median']:.3f}", f"{f['low']:.3f} .. {f['high']:.3f}"] for n, f in shares.items()])
+    return found, faster, shares
 
 
 def _name(step: Step) -> str:
-    return f"dato d={'full' if step.cache_depth == FULL else step.cache_depth} r={step.prune_ratio:g}"
+    return f"dato d={'full' if step.cache_depth == FULL else step.cache_depth} r={step.prune_ratio:g}{', conditional half' if step.guidance == 'cond' else ''}"
 
 
 def _turns(one: Any, two: Any, calls: int, device: torch.device) -> list[tuple[float, float]]:

@@ -13,27 +13,37 @@ from hypothesis import strategies as st
 import dato
 from dato import FULL, Step, Strategy, StrategyError
 from dato.call_plan import CallPlan, check_steps, plan_calls
-from tests.dato.conftest import SAMPLERS, STEPS, precomputed, report_of, run, use
+from tests.dato.conftest import SAMPLERS, STEPS, report_of, run, runs_of, use
 
-STEP = st.builds(Step, st.sampled_from([0, 1, 2, 5, FULL]), st.sampled_from([0.0, 0.5]))
+STEP = st.builds(Step, st.sampled_from([0, 1, 2, 5, FULL]), st.sampled_from([0.0, 0.5]), st.sampled_from(["both", "cond"]), st.sampled_from([0, 1, 2]))
 
 
-@given(st.lists(STEP, min_size=1, max_size=12), st.integers(0, 1), st.integers(0, 5))
-def test_plans_follow_the_rules(steps: list[Step], extra: int, start: int) -> None:
+@given(st.lists(STEP, min_size=1, max_size=12), st.integers(0, 1), st.integers(0, 5), st.booleans())
+def test_plans_follow_the_rules(steps: list[Step], extra: int, start: int, guided: bool) -> None:
     strategy = Strategy(tuple(steps))
     calls = len(strategy) + extra
-    found = plan_calls(strategy, calls, start=min(start, calls - 1))
+    found = plan_calls(strategy, calls, start=min(start, calls - 1), guided=guided)
     assert len(found) == calls - min(start, calls - 1)
     assert found[0].step.cache_depth == FULL
+    assert next((p.step.cache_depth for p in found if p.step.guidance == "both"), FULL) == FULL
     assert all(p.step.prune_ratio == 0 for p in found[1:] if p.step.cache_depth == 0)
+    assert all(p.step.order == 0 for p in found if p.step.cache_depth == FULL)
+    assert all(p.share == "none" for p in found if p.step.order)
+    if not guided and not extra and not start:
+        assert found == plan_calls(strategy.canonical(guided=False), calls)
     for i, plan in enumerate(found):
         if plan.share == "reuse":
-            # What it reuses was made before, and no deeper call has come between.
-            before = [p for p in found[:i] if p.step.cache_depth >= plan.step.cache_depth]
+            # What it reuses was made before of the same halves, and no deeper call has come between.
+            before = [p for p in found[:i] if p.step.cache_depth > plan.step.cache_depth or _same(p, plan)]
             assert before[-1].share in ("precompute", "reuse")
-            assert before[-1].step.cache_depth == plan.step.cache_depth
+            assert _same(before[-1], plan)
         if plan.share == "precompute":
-            assert next(p for p in found[i + 1 :] if p.step.cache_depth >= plan.step.cache_depth).share == "reuse"
+            assert next(p for p in found[i + 1 :] if p.step.cache_depth > plan.step.cache_depth or _same(p, plan)).share == "reuse"
+
+
+def _same(one: CallPlan, other: CallPlan) -> bool:
+    """Whether two calls start from the same tensor, as it is, where no deeper one comes between."""
+    return [(p.step.cache_depth, p.step.guidance, p.step.order) for p in (one, other)] == [(other.step.cache_depth, other.step.guidance, 0)] * 2
 
 
 def test_by_hand() -> None:
@@ -41,21 +51,32 @@ def test_by_hand() -> None:
     shares = [p.share for p in plan_calls(Strategy(tuple(Step(d) for d in depths)), 8)]
     assert shares == ["none", "precompute", "none", "reuse", "none", "none", "none", "none"]
     assert plan_calls(Strategy((Step(0, 0.5), Step(1, 0.5))), 3) == [CallPlan(Step(FULL)), CallPlan(Step(0)), CallPlan(Step(1, 0.5))]
+    halves = Strategy((Step(1, 0.5, "cond", 2), Step(0, 0.5, "cond", 1), Step(0, 0.5), Step(1), Step(1, 0.0, "cond"), Step(1), Step(1, 0.0, "both", 1), Step(1, 0.0, "cond")))
+    assert plan_calls(halves, 8) == [
+        CallPlan(Step(FULL, 0.5, "cond")), CallPlan(Step(0, 0.0, "cond", 1)), CallPlan(Step(FULL)), CallPlan(Step(1), "precompute"),
+        CallPlan(Step(1, 0.0, "cond"), "precompute"), CallPlan(Step(1), "reuse"), CallPlan(Step(1, 0.0, "both", 1)), CallPlan(Step(1, 0.0, "cond"), "reuse"),
+    ]  # fmt: skip
 
 
 def test_a_run_does_what_was_foreseen(pipe: Any) -> None:
-    strategy = Strategy((Step(0), Step(1), Step(2, 0.5), Step(2), Step(FULL), Step(1)))
-    seen: list[list[int]] = []
-    handle = pipe.unet.register_forward_hook(lambda m, _a, _o: seen.append(precomputed(m)))
+    strategy = Strategy((Step(0), Step(1), *[Step(2, 0.5, guidance) for guidance in ("both", "cond", "both", "cond")], Step(2, 0.0, "both", 1), Step(FULL), Step(1)))
+    seen: list[set[tuple[int, str]]] = []
+
+    def look(unet: Any, _a: Any, _o: Any) -> None:
+        last = runs_of(unet).last
+        seen.append(set(last.kept.precomputed) if last is not None and last.kept is not None else set())
+
+    handle = pipe.unet.register_forward_hook(look)
     with dato.accelerate(pipe, strategy):
-        run(pipe)
+        run(pipe, num_inference_steps=len(strategy))
         report = report_of(pipe)
     handle.remove()
-    foreseen = plan_calls(strategy, STEPS + 1)
+    foreseen = plan_calls(strategy, len(strategy) + 1)
     assert report.calls_by_depth == Counter(p.step.cache_depth for p in foreseen)
     for plan, kept in list(zip(foreseen, seen, strict=True))[:-1]:
-        if 0 < plan.step.cache_depth < FULL:
-            assert (plan.step.cache_depth in kept) == (plan.share != "none")
+        if 0 < plan.step.cache_depth < FULL and not plan.step.order:
+            assert ((plan.step.cache_depth, plan.step.guidance) in kept) == (plan.share != "none")
+    assert Counter(p.share for p in foreseen) == {"none": 6, "precompute": 2, "reuse": 2}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

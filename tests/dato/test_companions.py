@@ -325,19 +325,20 @@ class TestCompile:
     def test_one_graph_for_each_distinct_action(self, pipe: Any) -> None:
         from torch._dynamo.utils import counters
 
-        strategy = Strategy((Step(FULL), Step(1, 0.5), Step(0), Step(1, 0.5), Step(FULL), Step(1)))
+        strategy = Strategy((Step(FULL), Step(1, 0.5), Step(0), Step(1, 0.5), Step(FULL), Step(1), *[Step(1, 0.0, "cond", order) for order in (0, 0, 1, 2)]))
         use(pipe, "DDIMScheduler")
         with dato.accelerate(pipe, strategy):
-            eager = run(pipe)
+            eager = run(pipe, num_inference_steps=len(strategy))
         torch._dynamo.reset()
         counters.clear()
         with dato.accelerate(pipe, strategy, Options(compile="default")):
-            first = run(pipe)
+            first = run(pipe, num_inference_steps=len(strategy))
             graphs = counters["stats"]["unique_graphs"]
-            again = run(pipe)
+            again = run(pipe, num_inference_steps=len(strategy))
             report = report_of(pipe)
-        assert graphs == 3
-        assert counters["stats"]["unique_graphs"] == 3
+        # Full, d=1 pruned, d=1, and of the conditional half with what is reused as it is, and extrapolated by either order.
+        assert graphs == 5
+        assert counters["stats"]["unique_graphs"] == 5
         assert report.tokens_pruned[report.layers[-1]] == 2 * 2 * 128
         assert torch.equal(first, again)
         assert torch.allclose(first, eager, atol=1e-3 * float(eager.abs().max()))

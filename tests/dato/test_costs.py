@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dato import FULL, Options, Step, Strategy
+from dato import FULL, Options, Step, Strategy, StrategyError
 from dato.costs import CostModel
 from search.evaluate.geometry import geometry
 
@@ -25,6 +25,29 @@ def test_limits_are_those_of_the_arithmetic(sd15: CostModel) -> None:
         assert sd15.limit(Strategy.uniform(50, interval)) == pytest.approx(limit, rel=0.005)
     assert sd15.limit(Strategy.preset("authors-l12"), extra_calls=1) == pytest.approx(7.67, rel=0.005)
     assert sd15.limit(Strategy.preset("authors-l12", 0.5), extra_calls=1) == pytest.approx(8.87, rel=0.01)
+
+
+def test_a_call_of_the_conditional_half_alone_costs_half(sd15: CostModel) -> None:
+    full, shallow = sd15.macs(Step(FULL)), sd15.macs(Step(1))
+    both, limited = Strategy.full(4), Strategy((Step(FULL), *[Step(FULL, 0.0, "cond")] * 3))
+    assert sd15.macs(Step(1, 0.0, "cond", 2)) == shallow
+    assert (sd15.strategy_macs(both), sd15.strategy_macs(limited)) == (8 * full, 5 * full)
+    assert (sd15.strategy_macs(both, guided=False), sd15.strategy_macs(limited, guided=False)) == (4 * full, 4 * full)
+    assert sd15.limit(limited) == pytest.approx(8 / 5)
+    # Begun with the conditional half alone, the first call of both halves is full whatever it says.
+    late = Strategy((Step(1, 0.0, "cond"), Step(0, 0.0, "cond", 1), Step(0), Step(1), Step(1, 0.0, "cond")))
+    assert sd15.strategy_macs(late) == 3 * full + 3 * shallow
+    assert sd15.strategy_macs(late, guided=False) == full + 2 * shallow
+
+
+def test_samplers_are_counted_by_their_calls_against_those_of_the_unaccelerated_run(sd15: CostModel) -> None:
+    limited = Strategy((Step(FULL), *[Step(FULL, 0.0, "cond")] * 3), sampler="DPM++")
+    assert sd15.limit(limited, plain_calls=51) == pytest.approx(2 * 51 / 5)  # of 50 steps with PNDM
+    assert sd15.limit(limited, plain_calls=51, guided=False) == pytest.approx(51 / 4)
+    assert sd15.limit(limited, extra_calls=1) == pytest.approx(2 * 5 / 7)  # PNDM makes two calls by the first step
+    assert sd15.limit(limited, extra_calls=3) == pytest.approx(2 * 7 / 9)  # Heun's makes two by each but the last
+    with pytest.raises(StrategyError, match="makes 6 calls; allowed are 7"):
+        sd15.strategy_macs(limited, extra_calls=2)
 
 
 def test_a_pruned_layer_saves_what_its_attention_would_have_cost(sd15: CostModel) -> None:
