@@ -140,7 +140,7 @@ def test_runs_of_different_length_stand_on_relative_time(mixed: SearchRecord) ->
     assert list(zip(crosses.x, crosses.y, strict=True)) == [(37.5, 1), (62.5, 1)]
     assert list(figure.layout.yaxis.ticktext) == ["DPM++ 2, 100 ms", "UniPC 4, 250 ms", "own 4, 300 ms"]
     assert "% of the run (2 to 4 steps)" in figure.layout.xaxis.title.text
-    assert list(first.customdata[0][1]) == [2, "full, prune ratio 0, conditional half alone", "100 ms, FID 60.0; 2 steps of DPM++, conditional half alone in 1"]
+    assert list(first.customdata[0][1]) == ["full, prune ratio 0, conditional half alone", "100 ms, FID 60.0; 2 steps of DPM++; conditional half alone in 1", 2]
     assert [list(half) for half in ratio_figure(mixed).data[1].z] == [[0, None, 0.5, 0.3]] * 2
     for said in ("half its height", "A cross", "whole run"):
         assert said in how_to_read(mixed)
@@ -165,7 +165,7 @@ def test_statistics_of_runs_of_different_length(mixed: SearchRecord) -> None:
 
 def test_a_report_of_strategies_of_any_sampler_and_length(mixed: SearchRecord, tmp_path: Path) -> None:
     page = write_report(mixed, tmp_path / "r.html").read_text()
-    for said in ("2 steps of DPM++, conditional half alone in 1", "4 steps of UniPC, 2 extrapolated", "num_inference_steps=2", "num_inference_steps=4", "F0+1++F"):
+    for said in ("2 steps of DPM++; conditional half alone in 1", "4 steps of UniPC; 2 extrapolated", "num_inference_steps=2", "num_inference_steps=4", "F0+1++F"):
         assert said in page
     assert "2 steps of DPM++" in write_comparison([mixed, mixed], tmp_path / "c.html").read_text()
 
