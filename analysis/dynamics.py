@@ -27,7 +27,7 @@ class Series:
         edges: (bins + 1,) powers of ten.
         histogram: (calls - 1, bins) counts.
         means: Mean difference at each call after the first.
-        maps: (images, h, w) by call.
+        maps: (images, h, w) by the heading of their column: where in the run.
         median: Power of ten.
         distance: Wasserstein distance to the first series, in powers of ten.
     """
@@ -36,7 +36,7 @@ class Series:
     edges: np.ndarray
     histogram: np.ndarray
     means: Sequence[float]
-    maps: dict[int, np.ndarray]
+    maps: dict[str, np.ndarray]
     median: float
     distance: float
 
@@ -62,18 +62,18 @@ def distribution_figure(series: Sequence[Series]) -> go.Figure:
 
 
 def heatmap_figure(series: Sequence[Series], image: int = 0) -> go.Figure:
-    """Figure 4: where on the image features change, a row for each way to run the pipeline, a column for each call."""
-    calls = sorted(series[0].maps)
+    """Figure 4: where on the image features change, a row for each way to run the pipeline, a column for each place in the run."""
+    places = list(series[0].maps)
     figure = make_subplots(
-        rows=len(series), cols=len(calls), row_titles=[s.name for s in series], column_titles=[f"call {c}" for c in calls],
+        rows=len(series), cols=len(places), row_titles=[s.name for s in series], column_titles=places,
         horizontal_spacing=0.01, vertical_spacing=0.02,
     )
-    for column, call in enumerate(calls, 1):
-        # One scale for a call: rows compare within a column.
-        top = max(float(s.maps[call][image].max()) for s in series if call in s.maps) or 1.0
+    for column, place in enumerate(places, 1):
+        # One scale for a place: rows compare within a column.
+        top = max(float(s.maps[place][image].max()) for s in series if place in s.maps) or 1.0
         for row, s in enumerate(series, 1):
-            if call in s.maps:
-                figure.add_heatmap(z=s.maps[call][image], zmin=0, zmax=top, colorscale="Inferno", showscale=False, row=row, col=column)
+            if place in s.maps:
+                figure.add_heatmap(z=s.maps[place][image], zmin=0, zmax=top, colorscale="Inferno", showscale=False, row=row, col=column)
     figure.update_xaxes(showticklabels=False)
     figure.update_yaxes(showticklabels=False, autorange="reversed")
     figure.update_layout(template="plotly_white", height=60 + 150 * len(series), margin={"l": 10, "r": 10, "t": 40, "b": 10})

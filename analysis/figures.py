@@ -112,7 +112,7 @@ def in_short(strategy: Strategy) -> str:
     """How many steps, of which sampler where it has one, and in how many of them guidance is limited and what is reused extrapolated."""
     alone, continued = sum(s.guidance == "cond" for s in strategy), sum(s.order > 0 for s in strategy.canonical())
     parts = [f"{len(strategy)} steps" + (f" of {strategy.sampler}" if strategy.sampler else ""), f"conditional half alone in {alone}" if alone else "", f"{continued} extrapolated" if continued else ""]
-    return ", ".join(p for p in parts if p)
+    return "; ".join(p for p in parts if p)
 
 
 def hover(strategy: Strategy, m: Measurement, baseline_ms: float | None) -> str:

@@ -28,10 +28,11 @@ def importance_section(found: Sequence[Importance]) -> str:
     if not good:
         return f"<h2>What matters</h2>{missing}"
     fits = ", ".join(f"{one.r2:.2f} for {TARGETS[one.target]}" for one in good)
+    relative = "Runs of fewer steps are taken on the relative time of the longest. " if any(g.kind == "steps" for one in good for g in one.genes) else ""
     note = (
         f"From the {good[0].candidates} candidates on {good[0].images} images, without new ones: by how much predictions for candidates that a model has not seen "
         f"suffer when a gene's values change places between them, as shares of all genes (the logarithms of FID and time). The model's R2 on such candidates is {fits}: "
-        "trust the shares as far as that goes. It tells what goes with what among these candidates, which are more alike the longer a search ran."
+        f"trust the shares as far as that goes. {relative}It tells what goes with what among these candidates, which are more alike the longer a search ran."
     )
     rows = [(TARGETS[one.target], _name(g), f"{g.share:.1%}", f"{g.spread:.1%}") for one in good for g in sorted(one.genes, key=lambda g: -g.share)[:_MOST]]
     table = f"<details><summary>the {_MOST} most important genes of each</summary>{wide_table(('', 'gene', 'share', 'spread over folds'), rows)}</details>"
@@ -59,15 +60,15 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure:
                 hovertemplate="%{text}<extra></extra>", row=row, col=1,
             )  # fmt: skip
             drawn |= {kind} if genes else set()
-    style(figure, "", "", 130 + 190 * len(found))
+    style(figure, "", "", 130 + 190 * len(found) + (0 if len(kinds) < 3 else 40))  # names of more kinds take three rows on a phone
     figure.update_yaxes(title_text="share", tickformat=".0%", automargin=True)
-    longest = " of the longest run, shorter ones on relative time" if "steps" in kinds else ""
-    figure.update_xaxes(title_text=f"sampler step{longest}, the first executed first", automargin=True, row=len(found), col=1)
+    where = "sampler step of the longest run" if "steps" in kinds else "sampler step, the first executed first"
+    figure.update_xaxes(title_text=where, automargin=True, row=len(found), col=1)
     if places:
         every = max(1, round(last / 10))
         ticks = list(range(1, last + 1, every))
         figure.update_xaxes(tickvals=ticks, ticktext=[str(k) for k in ticks], range=[0, max(places.values()) + room])
-    figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
+    figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70 if len(kinds) < 3 else 110}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
     return figure
 
 

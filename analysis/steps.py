@@ -95,7 +95,7 @@ def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: d
     figure = go.Figure()
     for row, (strategy, m) in enumerate(zip(strategies, measured, strict=True)):
         label = f"{m.latency_ms:.0f} ms, FID {m.fid:.1f}; {in_short(strategy)}"
-        notes = [[k + 1, _step(s), label] for k, s in enumerate(strategy)]
+        notes = [[_step(s), label, k + 1] for k, s in enumerate(strategy)]
         gap = 0.5 / height
         figure.add_heatmap(
             z=[[value(s) for s in strategy], [None if s.guidance == "cond" else value(s) for s in strategy]],  # a half of guidance each
@@ -104,7 +104,7 @@ def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: d
             xgap=1,
             coloraxis="coloraxis",
             customdata=[notes, notes],
-            hovertemplate="step %{customdata[0]}: %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
+            hovertemplate="step %{customdata[2]}: %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
         )
     style(figure, _x_title(strategies), "", 130 + height * max(len(strategies), 3))
     # Two strategies may have one label: rows go by number.

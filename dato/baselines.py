@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from dato.accelerate import accelerate
 from dato.options import Options
 from dato.sampler import Sampler
@@ -48,6 +50,9 @@ class Baseline:
         with ExitStack() as stack:
             if self.merge_ratio:
                 tomesd = _package("tomesd")
+                # It draws what is merged from a copy of the default generator, whatever that has been used for before.
+                stack.enter_context(torch.random.fork_rng([pipe.device] if pipe.device.type == "cuda" else []))
+                torch.manual_seed(0)
                 tomesd.apply_patch(pipe, ratio=self.merge_ratio)
                 stack.callback(tomesd.remove_patch, pipe)
             if self.strategy is not None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from analysis.quoted import quoted, source
 from analysis.tables import comparison_table, markdown, matrix_table, write_tables
 from dato.options import Options
-from dato.strategy import Step, Strategy
+from dato.strategy import FULL, ORDERS, Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
@@ -23,6 +23,7 @@ TABLES = {
     "patch": "side of a patch",
     "align": "base tokens of the conditional half for both, of the unconditional half for both, or each its own",
     "order": "the paper's Table 6 read from its label 0 or from its label 49",
+    "extrapolation": "what is reused, predictions or features, as it was or extrapolated by order 1 or 2",
     "genes": "searches without one kind of gene each (sampler, steps, guidance, order, depth, ratio): dato bench search, whose keys it takes",
     "search": "depths and ratios searched together or in two stages, the paper's operators or ours: dato bench search, whose keys it takes",
 }
@@ -77,6 +78,15 @@ def ablation_variants(table: str, evaluation: Evaluation) -> list[Variant]:
             label = name if steps == 50 else f"{name} (50 steps resampled to {steps})"
             found.append(Variant.of(_fit(Strategy.load(name), steps), label, row=(label, evaluation.spec.metrics[0])))
         return found
+    if table == "extrapolation":
+        for interval in settings.caches:
+            for depth in (0, 1):
+                for order in ORDERS:
+                    label = f"order {order}" if order else "as it was"
+                    reused = Strategy(tuple(replace(s, order=order if s.cache_depth < FULL else 0) for s in _every(interval, steps, depth)))
+                    what = "predictions" if depth == 0 else "features"
+                    found.append(Variant.of(reused, f"every {interval}, {what}, {label}", row=(f"{what} reused between calls {interval} steps apart", label)))
+        return found
     choices = _OPTIONS.get(table) or [(f"{p} x {p}", Options(patch=int(p))) for p in settings.patches]
     caches: list[tuple[str, Callable[[float], Strategy]]] = [_cache(c, steps) for c in settings.caches]
     for ratio in settings.ratios:
@@ -94,6 +104,12 @@ def _cache(setting: int | str, steps: int) -> tuple[str, Callable[[float], Strat
     return setting, lambda ratio: Strategy(tuple(Step(s.cache_depth, ratio) for s in base))
 
 
+def _every(interval: int | str, steps: int, depth: int) -> Strategy:
+    if not isinstance(interval, int):
+        raise ConfigError(f"ablation.caches names {interval!r}; table=extrapolation takes intervals, such as [2,3]")
+    return Strategy.uniform(steps, interval, depth)
+
+
 def _fit(strategy: Strategy, steps: int) -> Strategy:
     return strategy if len(strategy) == steps else strategy.resample(steps)
 
@@ -101,7 +117,7 @@ def _fit(strategy: Strategy, steps: int) -> Strategy:
 def _effects(table: str, results: Sequence, metric: str) -> str:
     """The effect of each variant against the first, with intervals over the same images."""
     by_name = {r.name: r for r in results if not r.error}
-    labels = [label for label, _ in _OPTIONS.get(table, [])]
+    labels = [label for label, _ in _OPTIONS.get(table, [])] or (["as it was", "order 1", "order 2"] if table == "extrapolation" else [])
     lines = []
     for r in by_name.values():
         for label in labels[1:]:

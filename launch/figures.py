@@ -38,11 +38,13 @@ def _run(evaluation: Evaluation) -> int:
     pipe, data, model = load_pipeline(evaluation.spec.model), Data(evaluation.spec.data), evaluation.spec.model
     protocol = replace(evaluation.spec.protocol, images=max(2, settings.images))
     batches = protocol.batches(fresh=evaluation.keys.evaluation.held_out)
-    wanted = sorted({max(1, round(f * model.steps)) for f in (0.1, 0.25, 0.5, 0.75, 0.95)})
     found: list[Dynamics] = []
+    columns: list[dict[str, int]] = []
+    of_one_length = len({v.baseline.steps for v in recorded}) == 1
     for variant in [*recorded, *shown]:
         say(variant.name)
-        recorder = Recorder(variant.name, settings.heat_maps, wanted)
+        calls = heat_map_calls(variant.baseline.steps, of_one_length)
+        recorder = Recorder(variant.name, settings.heat_maps, list(calls.values()))
         for batch in batches if variant in recorded else batches[:1]:
             with variant.baseline.applied(pipe, variant.options) as (faster, steps), recorder.recording(faster):
                 made = generate(faster, model, data, batch, steps=steps)
@@ -50,7 +52,8 @@ def _run(evaluation: Evaluation) -> int:
                 write_row(evaluation.folder / "rows" / f"{variant.digest}.png", made.images[:10])
         if variant in recorded:
             found.append(recorder.dynamics)
-    series = [_series(d, found[0]) for d in found]
+            columns.append(calls)
+    series = [_series(d, found[0], calls) for d, calls in zip(found, columns, strict=True)]
     sheet = grid([(v.name, evaluation.folder / "rows" / f"{v.digest}.png") for v in [*recorded, *shown]], scale=2 if model.path == "embedded" else 1)
     png = io.BytesIO()
     sheet.save(png, format="PNG")
@@ -60,6 +63,12 @@ def _run(evaluation: Evaluation) -> int:
     note = f"{found[0].images} images. {caption(replace(evaluation, spec=replace(evaluation.spec, protocol=protocol)))}"
     say(str(write_page(evaluation.folder / "figures.html", f"Feature dynamics of {model.name}", note, series, png.getvalue())))
     return 0
+
+
+def heat_map_calls(steps: int, of_one_length: bool) -> dict[str, int]:
+    """The calls whose heat maps Figure 4 shows, by heading: runs of different length compare at the same places, not at the same calls."""
+    calls = {place: max(1, min(steps - 1, round(place * steps))) for place in (0.1, 0.25, 0.5, 0.75, 0.95)}
+    return {f"call {call}": call for call in calls.values()} if of_one_length else {f"{place:.0%} of the run": call for place, call in calls.items()}
 
 
 def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant]]:
@@ -87,13 +96,13 @@ def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant
     return recorded, shown
 
 
-def _series(d: Dynamics, first: Dynamics) -> Series:
+def _series(d: Dynamics, first: Dynamics, calls: dict[str, int]) -> Series:
     return Series(
         name=d.name,
         edges=np.linspace(LOWEST, HIGHEST, BINS + 1),
         histogram=d.histogram.numpy(),
         means=d.means,
-        maps={call: m.numpy() for call, m in d.maps.items()},
+        maps={heading: d.maps[call].numpy() for heading, call in calls.items() if call in d.maps},
         median=d.median(),
         distance=d.distance(first),
     )

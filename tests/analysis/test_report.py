@@ -12,8 +12,8 @@ from analysis.figures import evaluations, hypervolume_figure
 from analysis.importance import importance_figure, importance_section
 from analysis.report import write_report
 from analysis.rivals import rivals_figure
-from analysis.steps import statistics_figure
-from dato.strategy import Strategy
+from analysis.steps import depth_figure, how_to_read, ratio_figure, statistics_figure
+from dato.strategy import Step, Strategy
 from search.measurements import Measurement
 from search.optimize.importance import Gene, Importance
 from search.records import Candidate, SearchRecord, Winner
@@ -118,6 +118,58 @@ def test_statistics_of_the_front_by_step(record: SearchRecord) -> None:
     assert shares["mean prune ratio"] == pytest.approx([0.3] * 4)
 
 
+@pytest.fixture
+def mixed(record: SearchRecord) -> SearchRecord:
+    """The front's strategies, fastest first: 2 steps of DPM++ of limited guidance, 4 of UniPC that extrapolate, 4 of the pipeline's own sampler."""
+    extrapolated = Strategy((Step(12), Step(0, 0.0, "both", 1), Step(1, 0.5, "both", 2), Step(12, 0.3)), sampler="UniPC")
+    for number, strategy in {2: Strategy.load("dpmpp-2-limited-guidance"), 0: extrapolated, 1: Strategy.uniform(4, 2, prune_ratio=0.3)}.items():
+        record.candidates[number] = replace(record.candidates[number], strategy=strategy)
+    record.winners = {alias: replace(w, candidate=record.candidates[2 if alias == "fastest" else 0]) for alias, w in record.winners.items()}
+    return record
+
+
+def test_runs_of_different_length_stand_on_relative_time(mixed: SearchRecord) -> None:
+    figure = depth_figure(mixed)
+    first, second, third, crosses = figure.data
+    assert (list(first.x), list(second.x)) == ([0, 50, 100], [0, 25, 50, 75, 100])
+    replayed, shallow, full = range(3)
+    # The upper half of a row is the conditional half of guidance, the lower one the unconditional.
+    assert [list(half) for half in first.z] == [[full, full], [full, None]]
+    assert [list(half) for half in second.z] == [[full, replayed, shallow, full]] * 2
+    assert [list(half) for half in third.z] == [[full, shallow, full, shallow]] * 2
+    assert list(zip(crosses.x, crosses.y, strict=True)) == [(37.5, 1), (62.5, 1)]
+    assert list(figure.layout.yaxis.ticktext) == ["DPM++ 2, 100 ms", "UniPC 4, 250 ms", "own 4, 300 ms"]
+    assert "% of the run (2 to 4 steps)" in figure.layout.xaxis.title.text
+    assert list(first.customdata[0][1]) == ["full, prune ratio 0, conditional half alone", "100 ms, FID 60.0; 2 steps of DPM++; conditional half alone in 1", 2]
+    assert [list(half) for half in ratio_figure(mixed).data[1].z] == [[0, None, 0.5, 0.3]] * 2
+    for said in ("half its height", "A cross", "whole run"):
+        assert said in how_to_read(mixed)
+
+
+def test_strategies_of_one_kind_need_no_words(record: SearchRecord) -> None:
+    figure = depth_figure(record)
+    assert how_to_read(record) == ""
+    assert len(figure.data) == 3
+    assert list(figure.data[0].x) == [0.5, 1.5, 2.5, 3.5, 4.5]
+    assert list(figure.layout.yaxis.ticktext) == ["100 ms", "250 ms", "300 ms"]
+
+
+def test_statistics_of_runs_of_different_length(mixed: SearchRecord) -> None:
+    shares = {trace.name: list(trace.y) for trace in statistics_figure(mixed).data}
+    assert list(statistics_figure(mixed).data[0].x) == [12.5, 37.5, 62.5, 87.5]
+    assert shares["full"] == pytest.approx([1, 1 / 3, 2 / 3, 2 / 3])
+    assert shares["conditional half alone"] == pytest.approx([0, 0, 1 / 3, 1 / 3])
+    assert shares["extrapolated"] == pytest.approx([0, 1 / 3, 1 / 3, 0])
+    assert shares["mean prune ratio"] == pytest.approx([0.1, 0.15, 0.8 / 3, 0.2])
+
+
+def test_a_report_of_strategies_of_any_sampler_and_length(mixed: SearchRecord, tmp_path: Path) -> None:
+    page = write_report(mixed, tmp_path / "r.html").read_text()
+    for said in ("2 steps of DPM++; conditional half alone in 1", "4 steps of UniPC; 2 extrapolated", "num_inference_steps=2", "num_inference_steps=4", "F0+1++F"):
+        assert said in page
+    assert "2 steps of DPM++" in write_comparison([mixed, mixed], tmp_path / "c.html").read_text()
+
+
 def test_winners_and_rivals_are_compared_with_the_unaccelerated_images(record: SearchRecord, tmp_path: Path) -> None:
     assert "The same picture?" not in write_report(record, tmp_path / "r.html").read_text(), "a search of before anything was compared"
     for alias, winner in record.winners.items():
@@ -142,6 +194,22 @@ def test_what_matters_is_drawn_where_it_is_known(record: SearchRecord, tmp_path:
     depth, ratio = importance_figure([known]).data
     assert (list(depth.x), list(depth.y), list(depth.width)) == ([3.5], [0.75], [1.7])
     assert (list(ratio.x), list(ratio.y)) == ([1.5], [0.25])
+
+
+def test_genes_of_the_whole_run_stand_beside_the_steps() -> None:
+    given = [("depth", 1, 1, 0.2), ("guidance", 4, 4, 0.1), ("order", 2, 2, 0.1), ("sampler", 1, 4, 0.25), ("steps", 1, 4, 0.35)]
+    genes = tuple(Gene(kind=kind, first=first, last=last, share=share, spread=0.1) for kind, first, last, share in given)
+    known = Importance(target="fid", candidates=30, images=50, r2=0.5, genes=genes)
+    alone = replace(known, target="latency", genes=genes[-1:])
+    traces = importance_figure([known, alone]).data
+    places = {t.name: list(t.x) for t in traces[:5]}
+    assert list(places) == ["cache depth", "guidance", "extrapolation", "sampler", "number of steps"]
+    assert (places["cache depth"], places["guidance"], places["extrapolation"]) == ([1], [4], [2])
+    assert places["number of steps"][0] > places["sampler"][0] > 4.5, "beside the last step, not on one"
+    assert [t.name for t in traces if t.showlegend] == list(places)
+    text = importance_section([known, alone])
+    for said in ("number of steps</td>", "guidance of step 4</td>", "sampler</td>"):
+        assert said in text
 
 
 def test_a_comparison_says_what_does_not_compare(record: SearchRecord, tmp_path: Path) -> None:

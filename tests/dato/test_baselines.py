@@ -42,6 +42,18 @@ def test_each_changes_the_run_and_is_undone(pipe: Any) -> None:
         assert torch.equal(run(same, num_inference_steps=steps), plain)
 
 
+def test_token_merging_gives_the_same_images_again_and_leaves_the_default_generator_alone(pipe: Any) -> None:
+    pytest.importorskip("tomesd", reason="the extra 'baselines' is not installed")
+    found = []
+    for _ in range(2):
+        torch.rand(3)
+        state = torch.get_rng_state()
+        with baselines.tomesd(STEPS, 0.5).applied(pipe) as (merged, steps):
+            found.append(run(merged, num_inference_steps=steps))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*found)
+
+
 def test_limited_guidance_is_in_the_first_half_of_the_steps() -> None:
     strategy = baselines.limited_guidance(5, "DPM++")
     assert str(strategy) == "FFFF'F'"

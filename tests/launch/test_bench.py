@@ -12,6 +12,7 @@ import pytest
 from dato.strategy import Strategy
 from launch.__main__ import main
 from launch.bench.rivals import TwoStages
+from launch.config import build, compose_config
 from search.ledger import Ledger
 from search.measurements import Measurement
 from search.optimize.space import SearchSpace
@@ -116,9 +117,8 @@ def test_mac_limits_of_presets_count_sampler_steps_and_guidance(calls: int, caps
     assert f"{calls} calls of both guidance halves" in " ".join(out.split())
 
 
-def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:
+def recorded_search(folder: Path, space: SearchSpace, count: int = 40, images: int = 20) -> None:
     """A ledger as a search of the embedded model would write it, with made-up FIDs."""
-    space = SearchSpace(steps=20)
     config = {"model": {"name": "embedded", "steps": 20}, "data": {"name": "digits"}, "protocol": {"images": images, "batch": 10, "interval_groups": 0}}
     ledger = Ledger(folder / "ledger.jsonl", folder.name, config, {})
     plain = Candidate(number=-1, generation=-1, strategy=Strategy.full(20), origin="unaccelerated")
@@ -126,7 +126,7 @@ def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:
     chance = np.random.default_rng(0)
     for n in range(count):
         strategy = space.decode(chance.integers(0, space.upper + 1))
-        full = strategy.calls_by_depth.get(12, 0)
+        full = 20 * strategy.calls_by_depth.get(12, 0) / len(strategy)
         ledger.ask(Candidate(number=n, generation=0, strategy=strategy))
         ledger.result(n, Measurement(fid=2.0 + 0.05 * (20 - full) + 0.03 * sum(s.prune_ratio for s in strategy), images=images, latency_ms=10.0 * full + 20))
     ledger.close()
@@ -135,11 +135,11 @@ def recorded_search(folder: Path, count: int = 40, images: int = 20) -> None:
 @pytest.mark.slow
 def test_search(tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="the extra 'baselines' is not installed")
-    recorded_search(tmp_path / "recorded")
+    recorded_search(tmp_path / "recorded", SearchSpace(steps=20))
     table = tmp_path / "evaluations.json"
     assert main(["bench", "search", f"collect={tmp_path / 'recorded'}", f"evaluations={table}"]) == 0
     assert len(json.loads(table.read_text())["evaluations"]) == 41
-    assert main(["bench", "search", f"evaluations={table}", "candidates=100", "seeds=1", f"output={tmp_path / 'out'}"]) == 0
+    assert main(["bench", "search", "space=paper", f"evaluations={table}", "candidates=100", "seeds=1", f"output={tmp_path / 'out'}"]) == 0
     result = only_json(tmp_path / "out")
     assert result["mode"].startswith("replay")
     assert result["replay"]["rank_correlation"] > 0.5, "made-up FIDs are smooth"
@@ -151,13 +151,29 @@ def test_search(tmp_path: Path) -> None:
             assert all(0 < value < 1 for value in method["median"][-1:]), name
 
 
+@pytest.mark.slow
+def test_an_ablation_of_the_genes(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra 'baselines' is not installed")
+    recorded_search(tmp_path / "recorded", build(compose_config("search", [])).space)
+    table = tmp_path / "evaluations.json"
+    assert main(["bench", "search", f"collect={tmp_path / 'recorded'}", f"evaluations={table}"]) == 0
+    assert main(["ablate", "table=genes", f"evaluations={table}", "candidates=40", "seeds=1", f"output={tmp_path / 'out'}"]) == 0
+    found = only_json(tmp_path / "out")["tables"]["with"]["methods"]
+    assert set(found) == {"default", "random", *(f"without {gene}" for gene in ("sampler", "steps", "guidance", "order", "depth", "ratio"))}
+    assert main(["bench", "search", f"evaluations={table}", "candidates=30", "seeds=1", "tables=with", "methods=fewer steps only;caching only", f"output={tmp_path / 'few'}"]) == 0
+    few = only_json(tmp_path / "few")["tables"]["with"]["methods"]
+    assert all(method["median"][-1] > 0 for method in few.values())
+
+
 def test_search_refuses_what_it_cannot_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna", reason="the extra 'baselines' is not installed")
     assert main(["bench", "search", f"evaluations={tmp_path / 'none.json'}"]) == 2
     assert "make it with dato bench search collect=<search folders>" in capsys.readouterr().err
     assert main(["bench", "search", f"collect={tmp_path}"]) == 2
     assert "holds no ledger.jsonl" in capsys.readouterr().err
-    assert main(["bench", "search", "methods=simulated annealing"]) == 2
+    assert main(["bench", "search", "space=narrow"]) == 2
+    assert "space is 'narrow'" in capsys.readouterr().err
+    assert main(["bench", "search", "space=paper", "methods=simulated annealing"]) == 2
     assert "methods names 'simulated annealing'" in capsys.readouterr().err
 
 

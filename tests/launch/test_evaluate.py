@@ -116,9 +116,10 @@ def test_an_ablation_is_a_matrix_with_effects(dato, tmp_path: Path, capsys) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", ["4", "source", "plan", "patch", "align", "order"])
+@pytest.mark.parametrize("table", ["4", "source", "plan", "patch", "align", "order", "extrapolation"])
 def test_every_ablation_runs(dato, tmp_path: Path, table: str) -> None:  # type: ignore[no-untyped-def]
-    assert dato("ablate", f"table={table}", *HERE, "evaluation.images=2", "ablation.ratios=[0.5]", "ablation.caches=[2]", "ablation.patches=[2,3]") == 0
+    more = ["model.steps=8"] if table == "extrapolation" else []  # three values before one that is extrapolated by order 2
+    assert dato("ablate", f"table={table}", *HERE, "evaluation.images=2", "ablation.ratios=[0.5]", "ablation.caches=[2]", "ablation.patches=[2,3]", *more) == 0
     rows = list(csv.reader((only(tmp_path, "ablate") / f"ablation-{table}.csv").open()))
     assert all(rows[1][1:])
     values = [c for row in rows[1:] for c in row[1:]]
@@ -151,6 +152,16 @@ def test_figures_are_one_page(dato, tmp_path: Path) -> None:  # type: ignore[no-
     assert all(len(n["means"]) == 4 for n in numbers.values())
     assert "Figure 4" in (folder / "figures.html").read_text()
     assert (folder / "figure2.png").is_file()
+
+
+def test_figures_of_a_strategy_of_another_sampler_and_length(dato, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert dato("figures", *HERE, "figures.images=2", "figures.heat_maps=1", "strategy=[dpmpp-3-limited-guidance@0.5]") == 0
+    folder = only(tmp_path, "figures")
+    numbers = json.loads((folder / "figures.json").read_text())
+    assert [len(n["means"]) for n in numbers.values()] == [4, 2, 2], "PNDM makes a call more than it has steps"
+    page = (folder / "figures.html").read_text()
+    assert "50% of the run" in page
+    assert "call 2" not in page, "calls of runs of different length do not compare"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_the_page_is_self_contained(pipe: Any, tmp_path: Any) -> None:
     series = [
         Series(
             name=d.name, edges=np.linspace(LOWEST, HIGHEST, BINS + 1), histogram=d.histogram.numpy(), means=d.means,
-            maps={c: m.numpy() for c, m in d.maps.items()}, median=d.median(), distance=d.distance(found[0]),
+            maps={f"call {c}": m.numpy() for c, m in d.maps.items()}, median=d.median(), distance=d.distance(found[0]),
         )
         for d in found
     ]
