@@ -271,8 +271,7 @@ def _code(step: Step) -> str:
 
 def _plain(step: Step) -> dict[str, Any]:
     """A step as plain data; guidance and order only where they are not the usual ones, as in files of before there were any."""
-    usual = {"guidance": "both", "order": 0}
-    rest = {key: getattr(step, key) for key, default in usual.items() if getattr(step, key) != default}
+    rest = {key: getattr(step, key) for key, usual in (("guidance", "both"), ("order", 0)) if getattr(step, key) != usual}
     return {"cache_depth": step.cache_depth, "prune_ratio": step.prune_ratio} | rest
 
 
@@ -298,5 +297,4 @@ def _step(index: int, entry: Any) -> Step:
 
 def _typed(value: Any) -> str:
     """A wrong value with its type, where the value alone does not say it."""
-    plain = value is None or type(value) in (bool, int, float, str)
-    return shown(value) if plain else f"{shown(value)} of type {type(value).__name__}"
+    return shown(value) if value is None or type(value) in (bool, int, float, str) else f"{shown(value)} of type {type(value).__name__}"
