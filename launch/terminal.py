@@ -65,7 +65,7 @@ class SearchView:
             m = list(more.values())[-1] if more else record.results[candidate.number]
             what = f"FID {m.fid:.2f}, {m.latency_ms:.0f} ms" if m.ok else f"failed: {m.error}"
             which = f"promoted to {m.images} images" if more else f"candidate {len(record.results)}/{self._total}"
-            self.say(f"{which}  {candidate.strategy}  {what}")
+            self.say(f"{which}  {candidate.strategy.sampler or ''} {candidate.strategy}  {what}")
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """A generation is complete."""

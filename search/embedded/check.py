@@ -1,6 +1,7 @@
-"""How good the embedded model is, unaccelerated: classified as prompted, and FID against the held-out digits.
+"""How good the embedded model is, unaccelerated or by a strategy: classified as prompted, and FID against the held-out digits.
 
     python -m search.embedded.check --images 500
+    python -m search.embedded.check --strategy outputs/<search>/winners/fastest.json   # FID does not see which digit was asked for
     python -m search.embedded.check --pipeline /tmp/other/pipeline   # another one that was trained
 
 The judge is a support vector machine on 8 x 8 scans, fitted to the training digits: it shares nothing with the feature
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from sklearn.svm import SVC
 
+from dato.accelerate import accelerate
+from dato.strategy import Strategy
 from search.data.datasets import Data, DataSpec
 from search.embedded.digits import load_split, scan
 from search.evaluate.evaluator import EvaluatorSpec
@@ -42,11 +46,12 @@ def judge(model: SVC, images: torch.Tensor, labels: Sequence[int]) -> float:
     return float((torch.from_numpy(found) == torch.tensor(labels)).float().mean())
 
 
-def make_images(count: int, batch: int = 25, model: ModelSpec = MODEL) -> torch.Tensor:
-    """(count, 3, 40, 40) uint8 images of the unaccelerated pipeline, image i of digit i mod 10."""
+def make_images(count: int, batch: int = 25, model: ModelSpec = MODEL, strategy: Strategy | None = None) -> torch.Tensor:
+    """(count, 3, 40, 40) uint8 images of the pipeline, unaccelerated or by a strategy, image i of digit i mod 10."""
     pipe, data = load_pipeline(model), Data(DIGITS)
     indices = [list(range(i, min(i + batch, count))) for i in range(0, count, batch)]
-    return torch.cat([generate(pipe, model, data, part).images for part in indices])
+    with accelerate(pipe, strategy) if strategy else nullcontext():
+        return torch.cat([generate(pipe, model, data, part, steps=len(strategy) if strategy else None, strategy=strategy).images for part in indices])
 
 
 def main() -> None:
@@ -54,9 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--pipeline", default=MODEL.path, help="folder of another pipeline for the digits")
+    parser.add_argument("--strategy", help="a preset, a file, models:/<name>@<alias>")
     arguments = parser.parse_args()
     count = arguments.images
-    images = make_images(count, model=replace(MODEL, path=arguments.pipeline))
+    strategy = Strategy.load(arguments.strategy) if arguments.strategy else None
+    images = make_images(count, model=replace(MODEL, path=arguments.pipeline), strategy=strategy)
     real, truth = load_split(reference=True)
     judged = fit_judge()
     print(f"real held-out digits classified correctly: {judge(judged, real * 255, truth.tolist()):.3f}")
