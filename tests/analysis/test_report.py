@@ -146,6 +146,16 @@ def test_runs_of_different_length_stand_on_relative_time(mixed: SearchRecord) ->
         assert said in how_to_read(mixed)
 
 
+def test_pictures_show_what_runs(record: SearchRecord) -> None:
+    """Where nothing is kept to reuse, a call is full: at the beginning, and where the unconditional half is computed first."""
+    strategy = Strategy((Step(0, 0.0, "cond", 1), Step(1, 0.3, "cond"), Step(0), Step(0)))
+    record.candidates[2] = replace(record.candidates[2], strategy=strategy)
+    first, *_, crosses = [*depth_figure(record).data, None]
+    replayed, shallow, full = range(3)
+    assert [list(half) for half in first.z] == [[full, shallow, full, replayed], [None, None, full, replayed]]
+    assert crosses is None, "what is computed is not extrapolated"
+
+
 def test_strategies_of_one_kind_need_no_words(record: SearchRecord) -> None:
     figure = depth_figure(record)
     assert how_to_read(record) == ""
