@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dato.strategy import Strategy, depth_name
+from dato.step import depth_name
+from dato.strategy import Strategy
 from dato.text_table import text_table
 
 

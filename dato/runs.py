@@ -104,7 +104,7 @@ class Runs:
             order = getattr(scheduler, "order", 1)
             check_steps(len(self.strategy), begun.values, getattr(scheduler, "num_inference_steps", None), order)
             planner = partial(plan_calls, self.strategy, len(begun.values), order, begun.first)
-            planner()
+            planner()  # raises for another number of calls
         except StrategyError as error:
             if not begun.own:
                 raise ValueError(self._stranger(pipe, timestep)) from None

@@ -61,3 +61,5 @@ SAMPLERS |= {
     "PLMS": Sampler("PNDMScheduler", {"skip_prk_steps": True}),
     "UniPC": Sampler("UniPCMultistepScheduler"),
 }
+ONE_CALL = ("DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler")
+"""Schedulers that call the model once a step, each time at another timestep; PNDM repeats one, and others call it twice."""

@@ -17,56 +17,12 @@ from typing import Any, overload
 from dato import presets, schema, sources
 from dato.card_text import check_card
 from dato.files import refuse_target, shown
-from dato.sampler import Sampler
+from dato.sampler import ONE_CALL, Sampler
 from dato.schema import FULL, StrategyError
+from dato.step import Step, canonical_steps, depth_name, plain_step, step_code, typed
 from dato.text_table import text_table
 
-GUIDANCE = ("both", "cond")
-"""What of a guided call is computed: both halves of its batch [uncond, cond], or the conditional half alone."""
-ORDERS = (0, 1, 2)
-"""Orders of the polynomial through the last values, by which what is reused is extrapolated; 0 takes the last value."""
-PATCH = 2
-"""Side of the patches that hold one base token each, in tokens; it bounds the prune ratio below 1 - 1/PATCH^2."""
 MAX_STEPS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One sampler step.
-
-    Attributes:
-        cache_depth: Units of the UNet that are recomputed, 0 (none: the last prediction is replayed) to `FULL`.
-        prune_ratio: Share of the tokens that self-attention skips, in [0, 1 - 1/PATCH^2).
-        guidance: "both" halves of a guided batch, or "cond": the conditional half alone, which then is the guided prediction (limited
-            guidance, arXiv 2404.07724). Without effect where the pipeline does not guide.
-        order: Of the polynomial over the timestep that continues what is reused, the prediction or the cached features, from the last
-            computed ones (TaylorSeer, arXiv 2503.06923): 0 reuses the last one as it is. Without effect where nothing is reused.
-    """
-
-    cache_depth: int
-    prune_ratio: float = 0.0
-    guidance: str = "both"
-    order: int = 0
-
-    def __post_init__(self) -> None:
-        depth, ratio, order = self.cache_depth, self.prune_ratio, self.order
-        if not isinstance(self.guidance, str) or self.guidance not in GUIDANCE:
-            raise StrategyError(f"guidance is {_typed(self.guidance)}; allowed are 'both' halves of the batch, and 'cond' for the conditional half alone")
-        if isinstance(order, bool) or not isinstance(order, numbers.Integral) or order not in ORDERS:
-            raise StrategyError(f"order is {_typed(order)}; allowed are 0 (what is reused stays as it was), 1 and 2 (it is extrapolated)")
-        if isinstance(depth, bool) or not isinstance(depth, numbers.Integral) or not 0 <= depth <= FULL:
-            raise StrategyError(f"cache_depth is {_typed(depth)}; allowed are the integers 0 to {FULL}, where {FULL} computes everything")
-        limit = 1 - 1 / PATCH**2
-        if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= ratio < limit:
-            raise StrategyError(
-                f"prune_ratio is {_typed(ratio)}; allowed is 0 <= prune_ratio < {limit}: "
-                f"one base token of every {PATCH} x {PATCH} patch always stays"
-            )
-        # numpy's numbers are taken as what they say: a float32 of 0.3 is 0.3, not 0.30000001192092896.
-        exact = float(ratio) if isinstance(ratio, float | int) or "." not in str(ratio) else float(str(ratio))
-        object.__setattr__(self, "cache_depth", int(depth))
-        object.__setattr__(self, "order", int(order))
-        object.__setattr__(self, "prune_ratio", exact + 0.0)  # -0.0 + 0.0 is 0.0: equal steps have one digest
 
 
 @dataclass(frozen=True)
@@ -88,11 +44,11 @@ class Strategy(Sequence[Step]):
     def __post_init__(self) -> None:
         given: Any = self.steps
         if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
-            raise StrategyError(f"steps is {_typed(given)}; give a dato.Step for each sampler step, or dato.Strategy.load for a file or a preset's name")
+            raise StrategyError(f"steps is {typed(given)}; give a dato.Step for each sampler step, or dato.Strategy.load for a file or a preset's name")
         object.__setattr__(self, "steps", tuple(_step(i, entry) for i, entry in enumerate(given)))
         object.__setattr__(self, "sampler", Sampler.of(self.sampler))
         if not isinstance(self.provenance, Mapping):
-            raise StrategyError(f"provenance is {_typed(self.provenance)}; give a mapping of notes, or leave it out")
+            raise StrategyError(f"provenance is {typed(self.provenance)}; give a mapping of notes, or leave it out")
         if not 1 <= len(self.steps) <= MAX_STEPS:
             raise StrategyError(f"a strategy of {len(self.steps)} steps; allowed are 1 to {MAX_STEPS}, one entry per sampler step")
 
@@ -110,7 +66,7 @@ class Strategy(Sequence[Step]):
         return self.steps[index]
 
     def __str__(self) -> str:
-        return "".join(_code(s) for s in self)
+        return "".join(step_code(s) for s in self)
 
     def __repr__(self) -> str:
         # Steps and provenance in full are pages: `summary` and `to_json` show them.
@@ -180,18 +136,17 @@ class Strategy(Sequence[Step]):
         return {d: depths.count(d) for d in sorted(set(depths), reverse=True)}
 
     def canonical(self, inert: Sequence[int] = (0,), guided: bool = True) -> Strategy:
-        """The same behaviour written one way: what has no effect on a step has its default.
+        """The same behaviour written one way: what has no effect on a step has its default, and what cannot be otherwise is said.
+
+        With a sampler that is known to make one call a step at timesteps of its own (DDIM, DPM++, Euler, UniPC) a call that has nothing
+        to reuse is written as the full one that it is, and an order as no more than there are values for.
 
         Args:
             inert: Depths at which nothing is pruned, so that the ratio becomes 0.
             guided: Whether the pipeline guides; where it does not, the guidance becomes "both".
         """
-        found = []
-        for i, s in enumerate(self):
-            ratio, guidance = 0.0 if s.cache_depth in inert else s.prune_ratio, s.guidance if guided else "both"
-            order = 0 if i == 0 or s.cache_depth == FULL else s.order
-            found.append(s if (ratio, guidance, order) == (s.prune_ratio, s.guidance, s.order) else Step(s.cache_depth, ratio, guidance, order))
-        return replace(self, steps=tuple(found))
+        one_call = self.sampler is not None and self.sampler.scheduler in ONE_CALL
+        return replace(self, steps=canonical_steps(self.steps, inert, guided, one_call))
 
     def resample(self, steps: int) -> Strategy:
         """Stretch or shrink to another number of steps: each new step takes the entry at its own relative position."""
@@ -208,7 +163,7 @@ class Strategy(Sequence[Step]):
 
     def document(self) -> dict[str, Any]:
         """Steps, provenance and sampler, where there is one, as plain data."""
-        steps = [_plain(s) for s in self]
+        steps = [plain_step(s) for s in self]
         return {"steps": steps, "provenance": dict(self.provenance)} | ({"sampler": self.sampler.document()} if self.sampler else {})
 
     @classmethod
@@ -258,27 +213,9 @@ class Strategy(Sequence[Step]):
         return cls.from_document(*sources.load_document(source))
 
 
-def depth_name(depth: int) -> str:
-    """A cache depth in words."""
-    return {FULL: "full", 0: "replayed"}.get(depth, f"depth {depth}")
-
-
-def _code(step: Step) -> str:
-    """A step in a sign or two: its depth, and after it "'" where the conditional half is alone, and "+" for each order."""
-    depth = step.cache_depth
-    return ("F" if depth == FULL else f"[{depth}]" if depth > 9 else str(depth)) + ("'" if step.guidance == "cond" else "") + "+" * step.order
-
-
-def _plain(step: Step) -> dict[str, Any]:
-    """A step as plain data; guidance and order only where they are not the usual ones, as in files of before there were any."""
-    usual = {"guidance": "both", "order": 0}
-    rest = {key: getattr(step, key) for key, default in usual.items() if getattr(step, key) != default}
-    return {"cache_depth": step.cache_depth, "prune_ratio": step.prune_ratio} | rest
-
-
 def _checked_count(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= MAX_STEPS:
-        raise StrategyError(f"{name} is {_typed(value)}; allowed are the integers 1 to {MAX_STEPS}")
+        raise StrategyError(f"{name} is {typed(value)}; allowed are the integers 1 to {MAX_STEPS}")
     return int(value)
 
 
@@ -288,15 +225,9 @@ def _step(index: int, entry: Any) -> Step:
         return entry
     if not isinstance(entry, tuple | list) or len(entry) not in (2, 4):
         raise StrategyError(
-            f"step {index} is {_typed(entry)}; give dato.Step(cache_depth, prune_ratio, guidance, order), such as dato.Step(12, 0.5), or the pair (12, 0.5)"
+            f"step {index} is {typed(entry)}; give dato.Step(cache_depth, prune_ratio, guidance, order), such as dato.Step(12, 0.5), or the pair (12, 0.5)"
         )
     try:
         return Step(*entry)
     except StrategyError as error:
         raise StrategyError(f"step {index}: {error}") from None
-
-
-def _typed(value: Any) -> str:
-    """A wrong value with its type, where the value alone does not say it."""
-    plain = value is None or type(value) in (bool, int, float, str)
-    return shown(value) if plain else f"{shown(value)} of type {type(value).__name__}"

@@ -8,7 +8,8 @@ from dataclasses import replace
 from analysis.quoted import quoted, source
 from analysis.tables import comparison_table, markdown, matrix_table, write_tables
 from dato.options import Options
-from dato.strategy import FULL, ORDERS, Step, Strategy
+from dato.step import ORDERS
+from dato.strategy import FULL, Step, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say

@@ -90,8 +90,8 @@ def test_restrictions_of_the_space_come_from_the_configuration() -> None:
 
 def test_the_default_space_is_the_whole_schedule_and_every_gene_of_it_can_be_frozen() -> None:
     space = built().space
-    assert {len(space.samplers), len(space.lengths), len(space.guidance), len(space.orders)} == {5, 9, 2}
-    assert space.lengths == (2, 3, 4, 5, 6, 8, 10, 14, 20)
+    assert {len(space.samplers), len(space.lengths), len(space.guidance), len(space.orders)} == {5, 8, 2}
+    assert space.lengths == (3, 4, 5, 6, 8, 10, 14, 20)
     for strategy in (Strategy.full(4, sampler="DPM++"), Strategy.full(14, sampler="Euler"), Strategy.full(20), Strategy.uniform(20, 3)):
         assert space.decode(space.encode(strategy)) == strategy
     frozen = built("space.samplers=[null]", "space.steps=[]", "space.guidance=[both]", "space.orders=[0]", "space.ratios=[0.3,0.4,0.5,0.6,0.7]").space

@@ -42,7 +42,7 @@ FLOORS = {
     "publish": {"fields", "data", "evaluate", "metrics", "optimize", "records", "measurements", "ledger"},
 }
 """What each room of `search` may stand on; the scripts that made the embedded model stand on everything."""
-DATO_PLAIN = ("call_plan", "card", "card_text", "files", "https", "mlflow_store", "presets", "report", "sampler", "schema", "sources", "strategy", "text_table")
+DATO_PLAIN = ("call_plan", "card", "card_text", "files", "https", "mlflow_store", "presets", "report", "sampler", "schema", "sources", "step", "strategy", "text_table")
 """What a strategy is, without a model: knows no torch and no diffusers, and stands on nothing else of `dato`."""
 DATO_ENTRIES = ("__init__", "accelerate", "baselines", "costs")
 """What stands on a room of `dato`, such as `dato.unet`; all other modules are common to the rooms, which stand on them."""

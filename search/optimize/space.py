@@ -10,7 +10,8 @@ import numpy as np
 
 from dato.files import shown
 from dato.sampler import Sampler
-from dato.strategy import FULL, GUIDANCE, MAX_STEPS, Step, Strategy, StrategyError
+from dato.step import GUIDANCE
+from dato.strategy import FULL, MAX_STEPS, Step, Strategy, StrategyError
 from search.fields import check, limited
 from search.measurements import is_count, is_number
 

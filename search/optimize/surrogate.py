@@ -29,6 +29,8 @@ _BUMPS, _WIDTH, _FAR = 5, 0.18, 1e-12
 SAMPLER_PLACES = len(SAMPLERS) + 2
 _WHOLE, _STRESS = 1 + SAMPLER_PLACES, 2.0
 """How many features are of the whole run, the last ones, and their weight: there are few beside those of its parts."""
+_BAD = 4.0
+"""Times worse than a quarter of all, beyond which a FID is bad, however bad."""
 LENGTHS, NOISES = (5.0, 10.0, 20.0, 40.0), (1e-3, 1e-2, 5e-2)
 """Length scales, in features of deviation 1, and shares of noise that the Gaussian process is chosen from."""
 
@@ -38,8 +40,9 @@ def features(strategy: Strategy) -> np.ndarray:
 
     Each of these, averaged by five bumps over the run: full calls, replays, depth of shallow calls, calls since the last full one
     and its logarithm, calls since the last one that computed anything, tokens kept by full and by shallow calls, the conditional half
-    alone, and the order of what is reused. Then the extremes and mean squares of the two ages, and of the whole run the logarithm
-    of its number of steps and its sampler. So few numbers are learnt from a dozen results; what single steps do is not.
+    alone, the order of what is reused, and calls since the unconditional half was computed, where it is used. Ages are in twentieths
+    of the run. Then the extremes and mean squares of the first two ages, and of the whole run the logarithm of its number of steps
+    and its sampler. So few numbers are learnt from a dozen results; what single steps do is not.
     """
     depth = np.array([s.cache_depth for s in strategy])
     kept = np.array([1 - s.prune_ratio if s.cache_depth else 1.0 for s in strategy])
@@ -48,13 +51,15 @@ def features(strategy: Strategy) -> np.ndarray:
     full[0], replay[0] = True, False  # the first call has nothing to reuse
     shallow = ~full & ~replay
     order = np.where(full, 0, [s.order for s in strategy])
-    age, lag = _since(full), _since(~replay)
+    part = 20 / len(strategy)
+    age, lag = part * _since(full), part * _since(~replay)
+    unconditional = np.where(alone, 0, part * _since(~replay & ~alone))
     place = np.linspace(0, 1, len(strategy)) if len(strategy) > 1 else np.array([0.5])
     bumps = np.exp(-(((place[:, None] - np.linspace(0, 1, _BUMPS)) / _WIDTH) ** 2)) + _FAR
     bumps /= bumps.sum(0)
     level = np.where(shallow, depth / FULL, 0)
     rows = np.array(
-        [full, replay, level, age, np.log1p(age), lag, np.maximum(lag - 1, 0), np.where(full, kept, 0), np.where(shallow, kept, 0), alone, order], dtype=float
+        [full, replay, level, age, np.log1p(age), lag, np.maximum(lag - part, 0), np.where(full, kept, 0), np.where(shallow, kept, 0), alone, order, unconditional], dtype=float
     )
     sums = [age.max(), lag.max(), (age**2).mean(), (lag**2).mean(), full.mean(), replay.mean()]
     return np.concatenate([(rows @ bumps).ravel(), sums, [np.log(len(strategy))], _sampler(strategy)])
@@ -119,7 +124,7 @@ class Surrogate:
         return len(self._told) >= self._least
 
     def choose(self, strategies: Sequence[Strategy], count: int, *, pending: Sequence[Strategy] = (), bounds: tuple[float, float] | None = None) -> list[int]:
-        """Numbers of the `count` most promising, the best first: each as if those before it had given what is predicted.
+        """Numbers of the `count` most promising, the best first: each as if those before it had given what is predicted, and were known.
 
         Args:
             strategies: To choose from.
@@ -128,32 +133,44 @@ class Surrogate:
             bounds: FID and latency beyond which nothing is gained; None for the worst of the results.
         """
         values = np.array([v for _, v in self._told])
-        mean, spread, price = self.predict([*pending, *strategies])
+        all_mean, scale, all_price = self._moments([*pending, *strategies])
         first = len(pending)
-        fids = np.append(values[:, 0], mean[:first])
-        prices = np.append(values[:, 1] if values.shape[1] > 1 else np.zeros(len(values)), price[:first])
-        mean, spread, price = mean[first:], spread[first:], price[first:]
+        for k in range(first):
+            _learn_place(scale, k)
+        fids = np.append(values[:, 0], all_mean[:first])
+        prices = np.append(values[:, 1] if values.shape[1] > 1 else np.zeros(len(values)), all_price[:first])
+        mean, scale, price = all_mean[first:], scale[first:, first:], all_price[first:]
         top = (float(values[:, 0].max()), 1.0) if values.shape[1] == 1 else bounds or (float(values[:, 0].max()), float(values[:, 1].max()))
         beyond = np.maximum(mean / top[0] - 1, 0) + np.maximum(price / top[1] - 1, 0)
         chosen: list[int] = []
         for _ in range(min(count, len(strategies))):
+            spread = mean * np.sqrt(np.clip(np.diag(scale), 0, None))
             # Rounded, so that the last bits of another machine's arithmetic choose nothing.
             gain = np.round(improvement(fids, prices, mean, spread, price, top) / (top[0] * top[1]), 9)
             gain[chosen] = -1.0
             best = int(np.lexsort((np.round(beyond, 9), -gain))[0])
             chosen.append(best)
             fids, prices = np.append(fids, mean[best]), np.append(prices, price[best])
+            _learn_place(scale, best)
         return chosen
 
     def predict(self, strategies: Sequence[Strategy]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N,) FIDs, their standard deviations, and latencies, in the results' units; with one objective, that and zeros."""
+        mean, covariance, price = self._moments(strategies)
+        return mean, mean * np.sqrt(np.clip(np.diag(covariance), 0, None)), price
+
+    def _moments(self, strategies: Sequence[Strategy]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N,) FIDs, the (N, N) covariance of their logarithms, and (N,) latencies."""
         if self._memory is None:
             values = np.array([v for _, v in self._told])
             rows = self._described([s for s, _ in self._told])
-            self._memory = _Fid(rows, np.log(np.maximum(values[:, 0], 1e-6)), self._seed), None if values.shape[1] == 1 else values[:, 1]
+            target = np.log(np.maximum(values[:, 0], 1e-6))
+            # How bad the bad ones are would stretch the scale on which the good ones differ.
+            target = np.minimum(target, np.quantile(target, 0.25) + math.log(_BAD))
+            self._memory = _Fid(rows, target, self._seed), None if values.shape[1] == 1 else values[:, 1]
         fid, prices = self._memory
-        mean, spread = fid.predict(self._described(strategies))
-        return np.exp(mean), np.exp(mean) * spread, np.zeros(len(strategies)) if prices is None else self._priced(prices, strategies)
+        mean, covariance = fid.predict(self._described(strategies))
+        return np.exp(mean), covariance, np.zeros(len(strategies)) if prices is None else self._priced(prices, strategies)
 
     def _described(self, strategies: Sequence[Strategy]) -> np.ndarray:
         return np.array([self._rows.setdefault(s.digest, features(s)) if s.digest not in self._rows else self._rows[s.digest] for s in strategies])
@@ -189,9 +206,17 @@ class _Fid:
         self._process = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True).fit(scaled, target)
 
     def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) expected values, and their (N, N) covariance."""
         varying = rows[:, self._varies]
-        mean, spread = self._process.predict(self._scale.transform(varying) * self._weights, return_std=True)
-        return (mean + self._trees.predict(varying)) / 2, spread * self._stretch
+        mean, covariance = self._process.predict(self._scale.transform(varying) * self._weights, return_cov=True)
+        return (mean + self._trees.predict(varying)) / 2, covariance * self._stretch**2
+
+
+def _learn_place(covariance: np.ndarray, place: int) -> None:
+    """Condition a covariance, in place, on a value at one of its places: those that resemble it are less uncertain then."""
+    column = covariance[:, place].copy()
+    if column[place] > 0:
+        covariance -= np.outer(column, column) / column[place]
 
 
 def improvement(fids: np.ndarray, prices: np.ndarray, mean: np.ndarray, spread: np.ndarray, price: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

@@ -245,3 +245,31 @@ def test_schema_1_knows_no_guidance() -> None:
     text = '{"schema": "dato.strategy/1", "steps": [{"cache_depth": 12, "prune_ratio": 0.0, "guidance": "cond"}]}'
     with pytest.raises(StrategyError, match=r"dato\.strategy/2"):
         Strategy.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical"),
+    [
+        ("0 F", "F F"),  # nothing is kept before a first call
+        ("0' 1' 0", "F' 1' F"),  # nor of the unconditional half before it was computed
+        ("F' 1 0", "F' F 0"),
+        ("F 0' 0", "F 0' 0"),
+        ("F 0++ 1+", "F 0 1"),  # an order needs as many values, of what is reused
+        ("F 1 0++ 1+", "F 1 0+ 1"),
+        ("F F 0++ 1++", "F F 0+ 1+"),
+        ("F' F 0'++ 0++", "F' F 0'+ 0+"),
+    ],
+)
+def test_with_a_sampler_of_one_call_a_step_what_cannot_be_otherwise_is_written_so(given: str, canonical: str) -> None:
+    def steps(text: str) -> tuple[Step, ...]:
+        return tuple(Step(FULL if w[0] == "F" else int(w[0]), 0.0, "cond" if "'" in w else "both", w.count("+")) for w in text.split())
+
+    for sampler in ("DDIM", "DPM++", "Euler", "UniPC"):
+        assert Strategy(steps(given), sampler=sampler).canonical() == Strategy(steps(canonical), sampler=sampler)
+    for sampler in (None, "PLMS", "HeunDiscreteScheduler"):  # these call the model more than once at a step
+        assert Strategy(steps("0 F"), sampler=sampler).canonical() == Strategy(steps("0 F"), sampler=sampler)
+
+
+def test_a_first_call_keeps_its_ratio_where_it_computes_anything() -> None:
+    assert Strategy((Step(1, 0.5), Step(1, 0.5)), sampler="DDIM").canonical((0, 1)) == Strategy((Step(FULL, 0.5), Step(1)), sampler="DDIM")
+    assert Strategy((Step(0, 0.5), Step(1, 0.5)), sampler="DDIM").canonical() == Strategy((Step(FULL), Step(1, 0.5)), sampler="DDIM")
