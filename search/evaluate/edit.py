@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ class Edit:
     """Image-to-image in place of text-to-image.
 
     Steps are those of the whole schedule, as a strategy's entries are: of n steps diffusers runs the last int(strength * n), by the last
-    entries of the strategy, and refuses a run in which none is left.
+    entries of the strategy.
     """
 
     strength: float = 0.6
@@ -74,6 +75,9 @@ class Editor:
     def __call__(self, prompts: Sequence[str], *, height: int | None, width: int | None, **settings: Any) -> Any:
         """Called like a text-to-image pipeline; the inputs have a size of their own."""
         assert self._inputs is not None
+        steps, strength = settings["num_inference_steps"], self._edit.strength
+        if not int(steps * strength):
+            raise ValueError(f"evaluation.edit.strength is {strength:g}, so that none of {steps} steps is run; give a strategy of at least {math.ceil(1 / strength)} steps")
         return self.pipe(prompts, image=self._inputs[1], strength=self._edit.strength, **settings)
 
 

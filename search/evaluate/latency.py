@@ -117,7 +117,10 @@ class CostTable:
 
 
 def kind_of(plan: CallPlan) -> CallPlan:
-    """What a call is priced as: extrapolating adds little to reusing as it was."""
+    """What a call is priced as: as if nothing were extrapolated, which adds next to nothing.
+
+    Measured on the embedded model: 0.02 ms of second order to a replayed call of 0.36 ms and 0.1 to one of depth 1 of 2.9 ms; a full call takes 19.
+    """
     return replace(plan, step=replace(plan.step, order=0)) if plan.step.order else plan
 
 

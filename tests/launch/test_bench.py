@@ -45,7 +45,7 @@ def test_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_pipeline_and_memory(tmp_path: Path) -> None:
     assert main(["bench", "pipeline", "rounds=1", "batch=2", "threads=1", "model.steps=5", f"output={tmp_path / 'a'}"]) == 0
     images = only_json(tmp_path / "a")["images"]
-    assert {"unaccelerated", "paper-b1 (50 steps resampled to 5)", "DPM++-2"} <= set(images)
+    assert {"unaccelerated", "paper-b1 (50 steps resampled to 5)", "DPM++-2", "DPM++-2, limited guidance"} <= set(images)
     assert images["unaccelerated"]["parts_s"]["unet"] < images["unaccelerated"]["median_s"]
     assert main(["bench", "memory", "geometry=embedded", f"output={tmp_path / 'b'}"]) == 0
     variants = only_json(tmp_path / "b")["variants"]

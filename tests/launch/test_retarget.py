@@ -11,11 +11,12 @@ import pytest
 
 from dato import Step, Strategy
 from dato.call_plan import CallPlan
+from dato.sampler import SAMPLERS
 from launch.__main__ import main
 from launch.retarget import comparable_images, priced_record
 from search.evaluate.latency import CostTable, SamplerCost
 from search.ledger import Ledger, read_ledger
-from search.records import UNACCELERATED
+from search.records import UNACCELERATED, Candidate
 
 RATIOS = (0.0, 0.3, 0.5, 0.7)
 
@@ -92,6 +93,28 @@ def test_failures_stay_failures(make_search: Callable[..., Path], tmp_path: Path
     priced = priced_record(record, make_table("a", 10, 0.5))
     assert [n for n, m in priced.results.items() if not m.ok] == [n for n, m in record.results.items() if not m.ok] == [1]
     assert all(priced.results[n].fid == m.fid for n, m in record.results.items() if m.ok)
+
+
+def test_strategies_of_other_samplers_and_lengths_are_priced_where_the_table_knows_them(make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_search(tmp_path / "toy")
+    record = read_ledger(folder / "ledger.jsonl")
+    ledger = Ledger(folder / "ledger.jsonl", record.search_id, record.config, record.environment)
+    best, number = min((m for m in record.results.values() if m.ok), key=lambda m: m.fid), len(record.candidates)
+    ledger.ask(Candidate(number=number, generation=0, strategy=Strategy.full(4, "DPM++")))
+    ledger.result(number, replace(best, fid=best.fid - 1))
+    ledger.close()
+    table = make_table("new", 20.0, 0.5)
+    knows = replace(table, samplers={**table.samplers, SAMPLERS["DPM++"]: SamplerCost(call_ms=0.5)})
+    priced = priced_record(read_ledger(folder / "ledger.jsonl"), knows)
+    assert priced.results[number].latency_ms == 1 + 4 * 20.5
+    old = {"schema": "dato.costs/1", "device": "old", "batch": 10, "calls": 21, "order": 1, "fixed_ms": 1.0, "work_ms": [[k.step.cache_depth, k.step.prune_ratio, k.share, ms] for k, ms in table.work_ms.items()]}
+    for name, document, told in (("knows", knows.to_dict(), ""), ("own", table.to_dict(), "no price for the sampler DPM++"), ("old", old, "no price for the sampler DPM++")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+        assert main(["retarget", f"folder={folder}", f"table={tmp_path / f'{name}.json'}", f"target={tmp_path / name}"]) == (2 if told else 0)
+        assert told in capsys.readouterr().err
+    assert Strategy.load(tmp_path / "knows" / "quality.json") == Strategy.full(4, "DPM++")
+    before = CostTable.from_dict(old)
+    assert all(before.predict(c.strategy) == table.predict(c.strategy) for c in record.candidates.values())
 
 
 def test_bad_input(make_search: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

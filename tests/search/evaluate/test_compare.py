@@ -14,10 +14,13 @@ from safetensors.torch import save_file
 from analysis.tables import comparison_table, equal_latency_block
 from dato.baselines import limited_guidance
 from dato.options import Options
+from dato.sampler import SAMPLERS
+from dato.scheduler import scheduler_for
 from dato.strategy import Strategy
 from search.data.datasets import DataSpec
 from search.evaluate.edit import Edit
 from search.evaluate.evaluator import EvaluatorSpec
+from search.evaluate.generate import generate
 from search.evaluate.measure import Metrics
 from search.evaluate.pipelines import ModelSpec
 from search.evaluate.protocol import EvaluationProtocol
@@ -166,6 +169,23 @@ def test_image_to_image_starts_from_the_models_own_images(tmp_path: Path) -> Non
     assert 1 <= metrics.of([plain])["is"].value <= 10
     real = dataclasses.replace(spec, edit=Edit(inputs="real")).build()
     assert real.samples([PLAIN], [0])[0].shape == (1, 3, 40, 40)
+
+
+def test_image_to_image_runs_the_last_steps_of_a_strategys_own_schedule() -> None:
+    evaluator = dataclasses.replace(SPEC, edit=Edit(strength=0.5), metrics=("is",)).build()
+    assert evaluator.editor is not None
+    own, (before,) = evaluator.editor.pipe.scheduler, evaluator.samples([PLAIN], [0, 1])
+    strategy = Strategy((*Strategy.full(3).steps, *Strategy.uniform(3, 2).steps), sampler="DPM++")  # type: ignore[arg-type]
+    shard, one = evaluator.run([strategy, Strategy.full(1)], [[0, 1]])
+    assert shard.calls_by_depth == {"1": 1, "12": 2}, "the last three of six steps"
+    assert one.error is not None and "strength" in one.error, "nothing is left of one step"
+    (made,) = evaluator.samples([Strategy.full(6, "DPM++")], [0, 1])
+    assert evaluator.editor.pipe.scheduler is own and evaluator.pipe.scheduler is own
+    evaluator.editor.pipe.scheduler = scheduler_for(evaluator.pipe, own, SAMPLERS["DPM++"])
+    expected = generate(evaluator.editor, MODEL, evaluator.data, [0, 1], steps=6).images
+    evaluator.editor.pipe.scheduler = own
+    assert torch.equal(made, expected)
+    assert torch.equal(evaluator.samples([PLAIN], [0, 1])[0], before)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,6 @@ def test_measuring_prices_every_call_of_a_run() -> None:
     assert {s: (c.order, c.extra) for s, c in table.samplers.items()} == {None: (1, 1), SAMPLERS["DPM++"]: (1, 0), SAMPLERS["UniPC"]: (1, 0)}
     assert sum(len(t) for t in timings.works.values()) == sum(len(s) + (s.sampler is None) for s in runs)
     assert 0 < table.work_ms[CallPlan(Step(1, 0.5), "reuse")] < table.work_ms[CallPlan(Step(FULL, 0.5))]
-    assert table.work_ms[CallPlan(Step(FULL, 0.5, "cond"))] < table.work_ms[CallPlan(Step(FULL, 0.5))]
     assert table.predict(Strategy.uniform(20, 3, prune_ratio=0.5)) < table.predict(Strategy.full(20))
-    assert table.predict(Strategy.full(4, "UniPC")) < table.predict(Strategy.full(10, "DPM++"))
+    assert table.predict(Strategy.full(4, "UniPC")) < table.predict(Strategy.full(10, "UniPC"))
     assert all(kind_of(p) in table.work_ms for p in plan_calls(Strategy((Step(FULL), Step(1, 0.3, "cond", 2), Step(0, order=1))), 4))
