@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import plotly.graph_objects as go
 
 from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, in_short, style
+from dato.call_plan import plan_calls
 from dato.strategy import FULL, Step, Strategy
 from search.records import SearchRecord
 
@@ -156,7 +158,8 @@ def _relative(strategies: Sequence[Strategy]) -> bool:
 
 
 def _strategies(record: SearchRecord) -> list[Strategy]:
-    return [c.strategy for c, _ in record.front()]
+    """Those of the front as they run: what has nothing to start from yet is computed in full."""
+    return [replace(c.strategy, steps=tuple(call.step for call in plan_calls(c.strategy, len(c.strategy)))) for c, _ in record.front()]
 
 
 def _depths(strategies: Sequence[Strategy]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Accelerate a diffusers pipeline with a per-step caching and pruning strategy (DaTo, arXiv 2501.00375)."""
+"""Accelerate a diffusers pipeline by a strategy: its sampler, and step by step the guidance half, the caching and the pruning (DaTo, arXiv 2501.00375)."""
 
 import importlib
 from types import ModuleType

@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from analysis.progress import Progress, progress
+from dato.strategy import Strategy
 from search.measurements import difference_in_words
 from search.optimize.winners import closest_in_words, in_words, tolerance_of
 from search.records import UNACCELERATED, Candidate, SearchRecord
@@ -65,7 +66,7 @@ class SearchView:
             m = list(more.values())[-1] if more else record.results[candidate.number]
             what = f"FID {m.fid:.2f}, {m.latency_ms:.0f} ms" if m.ok else f"failed: {m.error}"
             which = f"promoted to {m.images} images" if more else f"candidate {len(record.results)}/{self._total}"
-            self.say(f"{which}  {candidate.strategy.sampler or ''} {candidate.strategy}  {what}")
+            self.say(f"{which}  {_named(candidate.strategy)}  {what}")
 
     def generation_done(self, record: SearchRecord, generation: int) -> None:
         """A generation is complete."""
@@ -113,10 +114,15 @@ class SearchView:
         table.add_row("unaccelerated", "1.00x", f"{plain.latency_ms:.0f}", f"{plain.fid:.2f}", "", f"{searched.fid:.2f}", "")
         for alias, w in record.winners.items():
             less = difference_in_words(w.fresh, w.fresh_baseline)
-            table.add_row(alias, f"{w.speedup:.2f}x", f"{w.fresh.latency_ms:.0f}", f"{w.fresh.fid:.2f}", less, f"{w.searched.fid:.2f}", str(w.candidate.strategy))
+            table.add_row(alias, f"{w.speedup:.2f}x", f"{w.fresh.latency_ms:.0f}", f"{w.fresh.fid:.2f}", less, f"{w.searched.fid:.2f}", _named(w.candidate.strategy))
             table.add_row("", "", "", "", in_words(w, tolerance) + f", {w.fresh.images} images", "", "", style="dim")
         Console(highlight=False, width=None if self.console.is_terminal else 140).print(table)
         self.say(record.reference_note)
+
+
+def _named(strategy: Strategy) -> str:
+    """A strategy's sampler, where it has one, and its steps in short."""
+    return f"{strategy.sampler} {strategy}" if strategy.sampler else str(strategy)
 
 
 def no_fastest(record: SearchRecord, tolerance: float) -> list[str]:

@@ -121,7 +121,7 @@ def test_statistics_of_the_front_by_step(record: SearchRecord) -> None:
 @pytest.fixture
 def mixed(record: SearchRecord) -> SearchRecord:
     """The front's strategies, fastest first: 2 steps of DPM++ of limited guidance, 4 of UniPC that extrapolate, 4 of the pipeline's own sampler."""
-    extrapolated = Strategy((Step(12), Step(0, 0.0, "both", 1), Step(1, 0.5, "both", 2), Step(12, 0.3)), sampler="UniPC")
+    extrapolated = Strategy((Step(12), Step(12, 0.3), Step(0, 0.0, "both", 1), Step(1, 0.5, "both", 1)), sampler="UniPC")
     for number, strategy in {2: Strategy.load("dpmpp-2-limited-guidance"), 0: extrapolated, 1: Strategy.uniform(4, 2, prune_ratio=0.3)}.items():
         record.candidates[number] = replace(record.candidates[number], strategy=strategy)
     record.winners = {alias: replace(w, candidate=record.candidates[2 if alias == "fastest" else 0]) for alias, w in record.winners.items()}
@@ -135,15 +135,25 @@ def test_runs_of_different_length_stand_on_relative_time(mixed: SearchRecord) ->
     replayed, shallow, full = range(3)
     # The upper half of a row is the conditional half of guidance, the lower one the unconditional.
     assert [list(half) for half in first.z] == [[full, full], [full, None]]
-    assert [list(half) for half in second.z] == [[full, replayed, shallow, full]] * 2
+    assert [list(half) for half in second.z] == [[full, full, replayed, shallow]] * 2
     assert [list(half) for half in third.z] == [[full, shallow, full, shallow]] * 2
-    assert list(zip(crosses.x, crosses.y, strict=True)) == [(37.5, 1), (62.5, 1)]
+    assert list(zip(crosses.x, crosses.y, strict=True)) == [(62.5, 1), (87.5, 1)]
     assert list(figure.layout.yaxis.ticktext) == ["DPM++ 2, 100 ms", "UniPC 4, 250 ms", "own 4, 300 ms"]
     assert "% of the run (2 to 4 steps)" in figure.layout.xaxis.title.text
     assert list(first.customdata[0][1]) == ["full, prune ratio 0, conditional half alone", "100 ms, FID 60.0; 2 steps of DPM++; conditional half alone in 1", 2]
-    assert [list(half) for half in ratio_figure(mixed).data[1].z] == [[0, None, 0.5, 0.3]] * 2
+    assert [list(half) for half in ratio_figure(mixed).data[1].z] == [[0, 0.3, None, 0.5]] * 2
     for said in ("half its height", "A cross", "whole run"):
         assert said in how_to_read(mixed)
+
+
+def test_pictures_show_what_runs(record: SearchRecord) -> None:
+    """Where nothing is kept to reuse, a call is full: at the beginning, and where the unconditional half is computed first."""
+    strategy = Strategy((Step(0, 0.0, "cond", 1), Step(1, 0.3, "cond"), Step(0), Step(0)))
+    record.candidates[2] = replace(record.candidates[2], strategy=strategy)
+    first, *_, crosses = [*depth_figure(record).data, None]
+    replayed, shallow, full = range(3)
+    assert [list(half) for half in first.z] == [[full, shallow, full, replayed], [None, None, full, replayed]]
+    assert crosses is None, "what is computed is not extrapolated"
 
 
 def test_strategies_of_one_kind_need_no_words(record: SearchRecord) -> None:
@@ -157,15 +167,15 @@ def test_strategies_of_one_kind_need_no_words(record: SearchRecord) -> None:
 def test_statistics_of_runs_of_different_length(mixed: SearchRecord) -> None:
     shares = {trace.name: list(trace.y) for trace in statistics_figure(mixed).data}
     assert list(statistics_figure(mixed).data[0].x) == [12.5, 37.5, 62.5, 87.5]
-    assert shares["full"] == pytest.approx([1, 1 / 3, 2 / 3, 2 / 3])
+    assert shares["full"] == pytest.approx([1, 2 / 3, 2 / 3, 1 / 3])
     assert shares["conditional half alone"] == pytest.approx([0, 0, 1 / 3, 1 / 3])
-    assert shares["extrapolated"] == pytest.approx([0, 1 / 3, 1 / 3, 0])
-    assert shares["mean prune ratio"] == pytest.approx([0.1, 0.15, 0.8 / 3, 0.2])
+    assert shares["extrapolated"] == pytest.approx([0, 0, 1 / 3, 1 / 3])
+    assert shares["mean prune ratio"] == pytest.approx([0.1, 0.2, 0.15, 0.8 / 3])
 
 
 def test_a_report_of_strategies_of_any_sampler_and_length(mixed: SearchRecord, tmp_path: Path) -> None:
     page = write_report(mixed, tmp_path / "r.html").read_text()
-    for said in ("2 steps of DPM++; conditional half alone in 1", "4 steps of UniPC; 2 extrapolated", "num_inference_steps=2", "num_inference_steps=4", "F0+1++F"):
+    for said in ("2 steps of DPM++; conditional half alone in 1", "4 steps of UniPC; 2 extrapolated", "num_inference_steps=2", "num_inference_steps=4", "FF0+1+"):
         assert said in page
     assert "2 steps of DPM++" in write_comparison([mixed, mixed], tmp_path / "c.html").read_text()
 

@@ -77,7 +77,13 @@ STEP = st.builds(Step, st.sampled_from([0, 0, 1, 2, 5, FULL]), st.sampled_from([
 @settings(max_examples=20, deadline=None)
 @given(st.lists(STEP, min_size=2, max_size=9), st.sampled_from([1.0, 3.0]))
 def test_any_strategy(pipes: dict[str, Any], steps: list[Step], scale: float) -> None:
-    check(pipes["sd15"], steps, guidance_scale=scale)
+    pipe, ours = pipes["sd15"], []
+    check(pipe, steps, guidance_scale=scale)
+    strategy = Strategy(tuple(steps), sampler="DDIM")
+    for same in (strategy, strategy.canonical(guided=scale > 1)):
+        with dato.accelerate(pipe, same):
+            ours.append(run(pipe, num_inference_steps=len(steps), guidance_scale=scale))
+    assert close(*ours), "what is written one way does the same"
 
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])
