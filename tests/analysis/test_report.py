@@ -63,11 +63,12 @@ def test_rivals_of_an_evaluation_stand_beside_the_front(record: SearchRecord, tm
         }  # fmt: skip
 
     results = [
-        result("unaccelerated", "plain", 1, 5), result("DDIM-4", "fewer", 3, 6), result("DPM++-4", "fewer", 3, 7), result("DeepCache-5", "deepcache", 2, 6.5),
+        result("unaccelerated", "plain", 1, 5), result("DDIM-4", "fewer", 3, 6), result("DPM++-4", "fewer", 3, 7), result("DPM++-4, limited guidance", "limited", 3, 6), result("DeepCache-5", "deepcache", 2, 6.5),
         result("mine <b>", "strategy", 3.5, 5.5), {**result("broken", "tomesd", 1, 1), "error": "no luck", "metrics": {}, "differences": {}},
     ]  # fmt: skip
     figure = rivals_figure([r for r in results if not r["error"]])
-    assert [trace.name for trace in figure.data] == ["unaccelerated", "DDIM, fewer steps", "DPM++, fewer steps", "DeepCache", "strategies"]
+    assert [trace.name for trace in figure.data] == ["unaccelerated", "DDIM, fewer steps", "DPM++, fewer steps", "DPM++, limited guidance", "DeepCache", "strategies"]
+    assert figure.data[3].line.color == figure.data[2].line.color, "a sampler has one colour"
     assert figure.data[-1].y[0] == 5.5
     assert figure.data[-1].error_y.array[0] == 1
     page = write_report(record, tmp_path / "report.html", evaluation={"name": "evaluate-toy", "results": results}).read_text()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
+import numpy as np
 import pytest
 
 from dato.call_plan import plan_calls
+from dato.sampler import Sampler
 from dato.strategy import Strategy
-from launch.bench.latency import draw
 from launch.config import SearchConfig, build, compose_config
 from launch.estimate import baselines_of, calibration_of
 from search.evaluate.latency import CostError, CostTable, SamplerCost, kind_of
@@ -33,9 +32,10 @@ WHOLE = ["space.samplers=[null,DPM++,UniPC]", "space.steps=[1,2,3,5,20]", "space
 )
 def test_the_calibration_of_a_search_prices_all_that_it_may_ask_for(words: list[str], own: SamplerCost) -> None:
     config = build(compose_config("search", words))
-    table, chance = table_of(config, own), random.Random(0)
-    drawn = [draw(chance, config.space) for _ in range(300)]
-    assert {s.sampler for s in drawn} == {s.sampler for s in map(config.space.decode, [config.space.encode(s) for s in drawn])}
+    space, table, chance = config.space, table_of(config, own), np.random.default_rng(0)
+    drawn = [space.decode(chance.integers(0, space.upper + 1)) for _ in range(300)]
+    assert {s.sampler for s in drawn} == set(map(Sampler.of, space.samplers))
+    assert {len(s) for s in drawn} == set(space.lengths)
     for strategy in (*drawn, *baselines_of(config).values()):
         assert table.predict(strategy) == table.samplers[strategy.sampler].calls(len(strategy))
     with pytest.raises(CostError):

@@ -283,7 +283,7 @@ def test_equal_latency_is_read_between_the_rivals() -> None:
 def test_the_front_is_compared_at_given_speedups() -> None:
     results = [
         result("unaccelerated", "plain", 100, 20, (19, 21, 20)), result("DDIM-5", "fewer", 40, 50, (49, 51, 50)), result("PLMS-10", "fewer", 50, 30, (29, 31, 30)),
-        result("DeepCache, every 3", "deepcache", 50, 24, (23, 25, 24)),
+        result("DDIM-5, limited guidance", "limited", 30, 40, (39, 41, 40)), result("DeepCache, every 3", "deepcache", 50, 24, (23, 25, 24)),
         result("a", "strategy", 60, 21, (20, 22, 21)), result("b", "strategy", 45, 22, (21, 23, 22)), result("c", "strategy", 30, 60, (59, 61, 60)),
     ]  # fmt: skip
     found = at_speedups(results, (1.5, 2, 2.5, 3))
@@ -291,7 +291,7 @@ def test_the_front_is_compared_at_given_speedups() -> None:
     def values(kind: str) -> list[float | None]:
         return [v.value if v else None for v in found[kind].values()]
 
-    assert list(found) == ["DDIM, fewer steps", "PLMS, fewer steps", "DeepCache"]
+    assert list(found) == ["DDIM, fewer steps", "PLMS, fewer steps", "DDIM, limited guidance", "DeepCache"]
     assert values("PLMS, fewer steps") == [pytest.approx(21 - (30 - 10 / 3)), pytest.approx(22 - 30), None, None]
     assert values("DeepCache") == [pytest.approx(21 - (24 - 4 / 3)), pytest.approx(22 - 24), None, None]
     assert values("DDIM, fewer steps") == [pytest.approx(21 - (20 + 30 / 1.8)), pytest.approx(22 - 45), pytest.approx(60 - 50), None]

@@ -57,6 +57,14 @@ def test_a_replayed_call_changes_nothing(pipe: Any) -> None:
     assert min(found.means[0], found.means[1], found.means[3]) > 0
 
 
+def test_the_conditional_half_is_recorded_where_it_is_computed_alone(pipe: Any) -> None:
+    guided, whole = record(pipe, Strategy((Step(FULL), Step(FULL, 0.0, "cond"), Step(FULL, 0.0, "cond"), Step(FULL)))), record(pipe, None)
+    assert guided.images == 2
+    assert guided.histogram.sum(1).tolist() == whole.histogram.sum(1).tolist() == [2 * 16 * 16] * STEPS
+    assert guided.means[:2] == pytest.approx(whole.means[:2], rel=1e-4), "what the first guided calls lead to is the same"
+    assert guided.means[3] != pytest.approx(whole.means[3], rel=1e-3)
+
+
 def test_the_distance_of_distributions() -> None:
     def at(place: int) -> Dynamics:
         histogram = torch.zeros(1, BINS, dtype=torch.int64)
