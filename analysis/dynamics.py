@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -64,8 +65,9 @@ def distribution_figure(series: Sequence[Series]) -> go.Figure:
 def heatmap_figure(series: Sequence[Series], image: int = 0) -> go.Figure:
     """Figure 4: where on the image features change, a row for each way to run the pipeline, a column for each place in the run."""
     places = list(series[0].maps)
+    names = [textwrap.wrap(s.name, 18) for s in series]  # as long as a row is high
     figure = make_subplots(
-        rows=len(series), cols=len(places), row_titles=[s.name for s in series], column_titles=places,
+        rows=len(series), cols=len(places), row_titles=["<br>".join(lines) for lines in names], column_titles=places,
         horizontal_spacing=0.01, vertical_spacing=0.02,
     )
     for column, place in enumerate(places, 1):
@@ -76,7 +78,7 @@ def heatmap_figure(series: Sequence[Series], image: int = 0) -> go.Figure:
                 figure.add_heatmap(z=s.maps[place][image], zmin=0, zmax=top, colorscale="Inferno", showscale=False, row=row, col=column)
     figure.update_xaxes(showticklabels=False)
     figure.update_yaxes(showticklabels=False, autorange="reversed")
-    figure.update_layout(template="plotly_white", height=60 + 150 * len(series), margin={"l": 10, "r": 10, "t": 40, "b": 10})
+    figure.update_layout(template="plotly_white", height=60 + 150 * len(series), margin={"l": 10, "r": 10 + 18 * max(map(len, names)), "t": 40, "b": 10})
     return figure
 
 
