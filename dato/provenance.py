@@ -71,7 +71,7 @@ def check(pipe: Any, strategy: Strategy, scheduler: Any = None) -> None:
     if different:
         raise ProvenanceError(
             f"this strategy was found for {searched}, whose UNet is another: {'; '.join(different)}. Load {searched}, or search "
-            "on this model (dato search model.path=...). To run the steps without their figures: dato.Strategy(strategy.steps)"
+            "on this model (dato search model.path=...). To run it without its figures: dataclasses.replace(strategy, provenance={})"
         )
     notes = [*_weights(pipe, model, searched), *_scheduler(scheduler if scheduler is not None else pipe.scheduler, sampler), *_steps(strategy, sampler)]
     if notes:

@@ -9,7 +9,7 @@ from analysis.quoted import quoted, source
 from analysis.tables import comparison_table, markdown, matrix_table, write_tables
 from dato.options import Options
 from dato.step import ORDERS
-from dato.strategy import FULL, Step, Strategy
+from dato.strategy import FULL, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
@@ -62,7 +62,7 @@ def _run(table: str, evaluation: Evaluation) -> int:
     results = [r.to_dict() for r in outcome.results]
     metric = evaluation.spec.metrics[0]
     text = f"{TABLES[table]}. {caption(evaluation, outcome.about)}"
-    head, rows = matrix_table("" if table == "order" else "prune ratio", results, metric)
+    head, rows = matrix_table("" if table in ("order", "extrapolation") else "prune ratio", results, metric)
     below = _effects(table, outcome.results, metric) + markdown(*comparison_table(results, None)) + _quoted(table)
     path = write_tables(evaluation.folder, f"ablation-{table}", head, rows, text, below)
     say(path.read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def _cache(setting: int | str, steps: int) -> tuple[str, Callable[[float], Strat
     if isinstance(setting, int):
         return f"every {setting}", lambda ratio: Strategy.uniform(steps, setting, prune_ratio=ratio)
     base = _fit(Strategy.load(setting), steps)
-    return setting, lambda ratio: Strategy(tuple(Step(s.cache_depth, ratio) for s in base))
+    return setting, lambda ratio: replace(base, steps=tuple(replace(s, prune_ratio=ratio) for s in base))
 
 
 def _every(interval: int | str, steps: int, depth: int) -> Strategy:
@@ -112,7 +112,7 @@ def _every(interval: int | str, steps: int, depth: int) -> Strategy:
 
 
 def _fit(strategy: Strategy, steps: int) -> Strategy:
-    return strategy if len(strategy) == steps else strategy.resample(steps)
+    return strategy if len(strategy) == steps or strategy.sampler is not None else strategy.resample(steps)
 
 
 def _effects(table: str, results: Sequence, metric: str) -> str:

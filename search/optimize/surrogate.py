@@ -96,7 +96,7 @@ class Surrogate:
 
     log FID: the mean of extremely randomised trees and a Gaussian process on `features`, with the process's uncertainty; its kernel
     is the likeliest of a fixed few, so that no optimiser makes a repeated search differ. Latency: a ridge regression on `work`.
-    Where there is one objective only, it is learnt as FID is, raised by what it exceeds the limits.
+    What exceeds limits is learnt as a worse FID. Where there is one objective only, it is learnt as FID is.
 
     Args:
         surplus: Offspring made for each one evaluated.
@@ -114,8 +114,8 @@ class Surrogate:
         self._memory: tuple[_Fid, Any] | None = None
 
     def learn(self, strategy: Strategy, values: tuple[float, ...], violation: float = 0.0) -> None:
-        """Take in a result; objectives must be above 0, as FID and latency are."""
-        self._told.append((strategy, values if len(values) > 1 else (values[0] * math.exp(min(violation, 50.0)),)))
+        """Take in a result; objectives must be above 0, as FID and latency are. The first is raised by what limits are exceeded."""
+        self._told.append((strategy, (values[0] * math.exp(min(violation, 50.0)), *values[1:])))
         self._memory = None
 
     @property

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from search.measurements import Measurement, difference_in_words, fid_difference
 from search.optimize.objectives import Objectives
+from search.optimize.pareto import first_ranks
 from search.records import UNACCELERATED, Candidate, SearchRecord, Winner
 
 TOLERANCES = {"embedded": 0.1, "inception": 0.5}
@@ -111,10 +112,10 @@ def choose_winners(
     """
     wanted = objectives or Objectives()
     plain = record.plain(images or record.images)
-    points = record.front(images)
-    if not points:
+    everyone = record.evaluated(images or record.images)
+    if not everyone:
         raise SearchFailed("no candidate could be measured, so there is no winner")
-    points = [(c, m) for c, m in points if wanted.violation(m, plain) == 0]
+    points = first_ranks([(c, m) for c, m in everyone if wanted.violation(m, plain) == 0], 1)
     if not points:
         raise SearchFailed("no candidate keeps the limits of the search (max_fid, max_latency_ms, min_speedup, max_distance): relax them, or search on with more generations")
 
