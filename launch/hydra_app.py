@@ -125,7 +125,7 @@ def described(name: str) -> list[tuple[str, str, str]]:
     for key, text in explained(SCHEMAS[name]).items():
         section, _, inner = key.rpartition(".")
         value = values[section][inner] if section else values[key]
-        found.append((key, "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace("'", ""), text))
+        found.append((key, "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace("'", "").replace("None", "null"), text))
     return found
 
 
