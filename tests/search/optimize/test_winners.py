@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dato.strategy import Step, Strategy
@@ -61,6 +63,13 @@ def test_winners_by_speedup() -> None:
     chosen = choose_winners(record, 3.0, speedups=(2, 4, 8, 50), tolerance=0.1)
     assert {alias: c.number for alias, c in chosen.items()} == {"quality": 1, "balanced": 1, "at-2x": 1, "at-4x": 2, "at-8x": 3}
     assert choose_winners(record, 3.0, speedups=(2.5,), tolerance=0.1)["at-2-5x"].number == 1
+
+
+def test_what_exceeds_a_limit_hides_nothing_that_keeps_it() -> None:
+    far, near, slow = (replace(p, feature_distance=d) for p, d in ((point(9.0, 5), 0.3), (point(9.5, 10), 0.05), (point(9.4, 60), 0.05)))
+    found = choose_winners(record_of(far, near, slow), 1.5, Objectives(max_distance=0.1), speedups=(2,))
+    assert {alias: c.number for alias, c in found.items()} == {"quality": 2, "balanced": 1, "at-2x": 1}
+    assert choose_winners(record_of(far, near, slow), 1.5)["quality"].number == 0
 
 
 def test_without_a_winner_it_is_said_why() -> None:
