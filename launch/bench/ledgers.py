@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dato.strategy import FULL, Strategy
+from launch.bench.macs import Costs
 from launch.bench.timing import print_table
 from launch.config import ConfigError
 from search.ledger import read_ledger
@@ -26,8 +27,15 @@ def print_ledgers(folders: Sequence[Path]) -> None:
             raise ConfigError(f"{folder} holds no ledger.jsonl; give folders of searches or their ledgers")
         records[str(folder)] = read_ledger(path)
     values = comparable_hypervolumes(list(records.values()))
-    rows = [[name, str(len(r.results)), str(r.images), f"{r.device_seconds():.0f}", f"{value:.4f}"] for (name, r), value in zip(records.items(), values, strict=True)]
-    print_table("hypervolume from twice the unaccelerated FID and its latency, latencies of all searches in one fit", ["search", "candidates", "images", "device seconds", "hypervolume"], rows)
+    embedded = all(r.config["model"].get("path") == "embedded" for r in records.values())
+    costs = Costs() if embedded else None
+    rows = []
+    for (name, r), value in zip(records.items(), values, strict=True):
+        by_macs = f"{_hypervolume(r, costs.run):.4f}" if costs else "-"
+        spent = f"{sum(costs.run(c.strategy) * m.images for c, m in r.evaluated()):.0f}" if costs else "-"
+        rows.append([name, str(len(r.results)), str(r.images), f"{r.device_seconds():.0f}", spent, f"{value:.4f}", by_macs])
+    heads = ["search", "candidates", "images", "device seconds", "full calls of candidates", "hypervolume by latency", "by UNet MACs"]
+    print_table("hypervolume from twice the unaccelerated FID and its latency (of all searches in one fit) or its UNet MACs", heads, rows)
 
 
 def comparable_hypervolumes(records: Sequence[SearchRecord]) -> list[float]:
@@ -54,8 +62,10 @@ def comparable_hypervolumes(records: Sequence[SearchRecord]) -> list[float]:
     def latency(strategy: Strategy) -> float:
         return float(np.array([1.0, *work(strategy, depths)]) @ weights)
 
-    found = []
-    for record in records:
-        reference = 2 * record.plain(record.images).fid, latency(record.baselines[UNACCELERATED][0].strategy)
-        found.append(hypervolume([(m.fid, latency(c.strategy)) for c, m in record.front()], reference))
-    return found
+    return [_hypervolume(record, latency) for record in records]
+
+
+def _hypervolume(record: SearchRecord, price: Callable[[Strategy], float]) -> float:
+    """Of what was measured on the most images, at a price of each strategy's own."""
+    reference = 2 * record.plain(record.images).fid, price(record.baselines[UNACCELERATED][0].strategy)
+    return hypervolume([(m.fid, price(c.strategy)) for c, m in record.evaluated(record.images)], reference)

@@ -24,22 +24,19 @@ import torch
 from scipy.stats import t as student
 
 from analysis.budget import write_budget_page
-from dato.costs import CostModel
-from dato.sampler import SAMPLERS
-from dato.strategy import FULL, Step, Strategy
+from dato.strategy import Strategy
 from launch.bench.landscape import Landscape, SampledImages, collect
 from launch.bench.ledgers import print_ledgers
+from launch.bench.macs import Costs
 from launch.bench.methods import METHODS, chosen
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError, build, compose_config
-from search.evaluate.geometry import geometry
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger
 from search.measurements import Measurement
 from search.optimize.pareto import hypervolume
-from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, SearchRecord
 from search.run.driver import Driver
 from search.run.loops import make_loop
@@ -88,24 +85,6 @@ class Replay:
         for strategy, fid in zip(strategies, fids, strict=True):
             shards.append(Shard(torch.tensor([[float(fid)]]), batch_ms=[self._costs.run(strategy)], seconds=images * self._costs.run(strategy), batch=images))
         return shards
-
-
-class Costs:
-    """UNet MACs of strategies of the embedded model, one image, in units of one full call of one half."""
-
-    def __init__(self) -> None:
-        shape = geometry("embedded")
-        self._model = CostModel(shape.meta(), shape.latent, shape.latent)
-
-    def run(self, strategy: Strategy) -> float:
-        """Of a whole run; the pipeline's own sampler, PNDM, makes one call more than it has steps."""
-        extra = 1 if strategy.sampler in (None, SAMPLERS["PLMS"]) else 0
-        return self._model.strategy_macs(strategy, extra) / (2 * self._model.macs(Step(FULL)))
-
-    def mean(self, space: SearchSpace, count: int = 2000) -> float:
-        """Of uniformly random genomes: what a candidate's worth of budget is."""
-        chance = np.random.default_rng(0)
-        return float(np.mean([self.run(space.decode(chance.integers(0, space.upper + 1))) for _ in range(count)]))
 
 
 def run(arguments: Sequence[str]) -> int:
