@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pymoo.indicators.hv import HV
 
 from search.measurements import Measurement
 from search.records import Candidate
@@ -13,6 +12,8 @@ from search.records import Candidate
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
     """Share of the box between (0, 0) and `reference` that the points dominate, in [0, 1]."""
+    from pymoo.indicators.hv import HV  # whoever only takes over a strategy has no pymoo
+
     inside = [p for p in points if p[0] < reference[0] and p[1] < reference[1]]
     if not inside:
         return 0.0
