@@ -24,7 +24,7 @@ from search.optimize.surrogate import SAMPLER_PLACES, sampler_place
 from search.records import UNACCELERATED
 
 SCHEMA, OLDER = "dato.evaluations/2", "dato.evaluations/1"
-WEIGHT = 4.0
+WEIGHT = 8.0
 """Of what the whole run has beside what its steps do, in scaled descriptions: few numbers beside many."""
 
 

@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
 
 
 def test_the_kept_search_of_an_earlier_version_is_read_by_the_names_of_this_one() -> None:
-    path = Path(__file__).parents[2] / "analysis/results/search/ledger.jsonl"
+    path = Path(__file__).parents[2] / "analysis/results/search_paper/ledger.jsonl"
     wrote, config = json.loads(path.read_text().splitlines()[0])["config"], read_ledger(path).config
     assert wrote["search"]["promoted_ranks"] == config["search"]["promote_ranks"]
     assert wrote["cluster"]["deadline_s"] == config["cluster"]["batch_timeout_s"]
