@@ -135,7 +135,7 @@ def pool_of(cluster: Cluster, folder: Path, pause: float = 0.15, **settings: Any
 def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: object) -> None:
     cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
-    pool = pool_of(cluster, tmp_path, pause=1.0)
+    pool = pool_of(cluster, tmp_path, pause=2.0)
     record = search(tmp_path, pool, At(7, lambda: os.kill(int(evaluations(tmp_path)[-1][0]), signal.SIGKILL)))
     check(record, tmp_path, calm)
     assert len({pid for pid, *_ in evaluations(tmp_path)}) == 3
