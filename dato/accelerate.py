@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dato.caller import has_unet
+from dato.caller import has_model
+from dato.denoiser import denoiser_name, denoiser_of
 from dato.hooked_model import HookedModel, hook_of
 from dato.options import Options
 from dato.provenance import check
-from dato.refusals import refuse_compiled, refuse_pipeline
 from dato.report import RunReport
 from dato.scheduler import SchedulerExchange, scheduler_for
 from dato.strategy import Strategy
+from dato.strategy_hook import StrategyHook
+from dato.transformer.hook import TransformerHook
 from dato.unet.control import ControlSkip
 from dato.unet.hook import UNetHook
-from dato.unet.other_tools import refuse_other_tools
 
+_HOOKS = {"unet": UNetHook, "transformer": TransformerHook}
 _MARK = "_dato_hook"  # on a pipeline: what is enabled on it, also where it is given another UNet since
 
 
@@ -62,22 +64,23 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     _enable(pipe, strategy, options)
 
 
-def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> UNetHook:
+def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> StrategyHook:
     if not isinstance(strategy, Strategy):
         raise TypeError(f"expected a dato.Strategy, but got {type(strategy).__name__}; dato.Strategy.load reads files and names")
     if options is not None and not isinstance(options, Options):
         raise TypeError(f"options is {options!r} of type {type(options).__name__}; give dato.Options(...), such as dato.Options(patch=3), or None for the paper's way")
-    unet = getattr(pipe, "unet", None)
-    if unet is None:
-        raise TypeError(f"{type(pipe).__name__} has no unet; dato accelerates pipelines with a UNet2DConditionModel")
-    refuse_compiled(unet)
+    kind = denoiser_name(pipe)
+    if kind is None:
+        raise TypeError(f"{type(pipe).__name__} has no unet and no transformer; dato accelerates pipelines with a UNet2DConditionModel or a diffusion transformer")
+    make = _HOOKS[kind]
+    make.refuse_compiled(getattr(pipe, kind))
     own = _own_scheduler(pipe)
     exchange = SchedulerExchange(own, scheduler_for(pipe, own, strategy.sampler)) if strategy.sampler is not None else None
-    hook = UNetHook(pipe, strategy, options or Options(), exchange)
-    refuse_pipeline(pipe, unet, strategy, hook.options)
+    hook = make(pipe, strategy, options or Options(), exchange)
+    hook.refuse(pipe)
     active = _find(pipe)
     if active is not None and not _belongs(active, pipe):
-        raise ValueError("another pipeline shares this UNet and is accelerated already: call dato.disable on that pipeline first")
+        raise ValueError(f"another pipeline shares this {hook.noun} and is accelerated already: call dato.disable on that pipeline first")
     control = hook_of(getattr(pipe, "controlnet", None))
     abandoned = isinstance(control, ControlSkip) and not control.serves(pipe.controlnet)
     if isinstance(control, ControlSkip) and not abandoned and not _belongs(control.unet_hook, pipe):
@@ -88,7 +91,7 @@ def _enable(pipe: Any, strategy: Strategy, options: Options | None) -> UNetHook:
     if active is not None:
         _uninstall(active)
     try:
-        refuse_other_tools(unet, unet.modules())
+        hook.refuse_other_tools()
         _install(hook)
     except BaseException:
         if active is not None:
@@ -131,16 +134,16 @@ def status(pipe: Any) -> RunReport | None:
     return hook.report
 
 
-def _install(hook: UNetHook) -> None:
+def _install(hook: StrategyHook) -> None:
     """Put a hook on its UNet, or leave everything as it was."""
-    unet, pipe = hook.unet, hook.owner()
+    model, pipe = hook.model, hook.owner()
     previous = _marked(pipe)
     try:
-        hook.hooked = HookedModel(unet, hook)
+        hook.hooked = HookedModel(model, hook)
         hook.undo.append(hook.hooked.undo)
-        hook.undo += [unet.register_forward_pre_hook(hook.before_call).remove, unet.register_forward_hook(hook.after_call).remove]
-        hook.layers.attach()
-        if getattr(pipe, "controlnet", None) is not None:
+        hook.undo += [model.register_forward_pre_hook(hook.before_call).remove, model.register_forward_hook(hook.after_call).remove]
+        hook.attach()
+        if isinstance(hook, UNetHook) and getattr(pipe, "controlnet", None) is not None:
             hook.undo.append(ControlSkip(pipe.controlnet, hook).undo)
     except BaseException:
         _uninstall(hook)
@@ -153,16 +156,16 @@ def _install(hook: UNetHook) -> None:
         hook.exchange.apply(pipe)
 
 
-def _reinstall(hook: UNetHook) -> None:
+def _reinstall(hook: StrategyHook) -> None:
     """`_install` of a hook that was there before, on what the UNet holds by now."""
     hook.read_layers()
-    hook.reset_state(hook.unet)
+    hook.reset_state(hook.model)
     _install(hook)
 
 
-def _uninstall(hook: UNetHook) -> None:
+def _uninstall(hook: StrategyHook) -> None:
     """Undo `_install`; a second time nothing."""
-    hook.layers.remove()
+    hook.detach()
     undos, hook.undo = hook.undo, []
     for undo in undos:
         undo()
@@ -174,12 +177,12 @@ def _uninstall(hook: UNetHook) -> None:
         delattr(pipe, _MARK)
 
 
-def _belongs(hook: UNetHook, pipe: Any) -> bool:
+def _belongs(hook: StrategyHook, pipe: Any) -> bool:
     """Whether a pipeline is the one that a strategy was enabled on. Where that is gone, or has another UNet since, it is whose UNet it is."""
     owner = hook.owner()
     if owner is pipe:
         return True
-    return (owner is None or not has_unet(owner, hook.unet)) and has_unet(pipe, hook.unet)
+    return (owner is None or not has_model(owner, hook.model)) and has_model(pipe, hook.model)
 
 
 def _own_scheduler(pipe: Any) -> Any:
@@ -189,11 +192,11 @@ def _own_scheduler(pipe: Any) -> Any:
     return exchange.own if exchange is not None and exchange.new is shown else shown
 
 
-def _marked(pipe: Any) -> UNetHook | None:
+def _marked(pipe: Any) -> StrategyHook | None:
     found = getattr(pipe, "__dict__", {}).get(_MARK)
-    return found if isinstance(found, UNetHook) else None
+    return found if isinstance(found, StrategyHook) else None
 
 
-def _find(pipe: Any) -> UNetHook | None:
-    found = hook_of(getattr(pipe, "unet", None))
-    return found if isinstance(found, UNetHook) else None
+def _find(pipe: Any) -> StrategyHook | None:
+    found = hook_of(denoiser_of(pipe))
+    return found if isinstance(found, StrategyHook) else None

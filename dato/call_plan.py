@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from dato.step import extent
 from dato.strategy import FULL, Step, Strategy, StrategyError
 
 
@@ -76,10 +77,12 @@ class CallPlan:
         step: What it really does; nothing is pruned where nothing is computed, and nothing extrapolated where all is.
         share: What it has in common with later calls: "none", or it is done here for them too, "precompute", or was done before, "reuse"
             (see `dato.unet.split_resnet`). What is extrapolated is new in every call, so it is "none" there.
+        entry: Place of its entry in the strategy.
     """
 
     step: Step
     share: str = "none"
+    entry: int = field(default=0, compare=False)
 
 
 def plan_calls(strategy: Strategy, all_calls: int, order: int = 1, start: int = 0, guided: bool = True) -> list[CallPlan]:
@@ -95,9 +98,9 @@ def plan_calls(strategy: Strategy, all_calls: int, order: int = 1, start: int = 
         start: Place of the run's first call; later than 0 in image-to-image.
         guided: Whether the pipeline guides; where it does not, a step's guidance has no effect.
     """
-    entries = [strategy[entry_of_call(p, all_calls, len(strategy), order)] for p in range(start, all_calls)]
+    entries = [entry_of_call(p, all_calls, len(strategy), order) for p in range(start, all_calls)]
     steps: list[Step] = []
-    for entry in entries:
+    for entry in (strategy[e] for e in entries):
         guidance = entry.guidance if guided else "both"
         nothing_kept = not steps or (guidance == "both" and all(s.guidance == "cond" for s in steps))
         depth = FULL if nothing_kept else entry.cache_depth
@@ -106,12 +109,12 @@ def plan_calls(strategy: Strategy, all_calls: int, order: int = 1, start: int = 
     precomputed: set[tuple[int, str]] = set()  # depths and halves whose share is there
     for i, step in enumerate(steps):
         depth, key = step.cache_depth, (step.cache_depth, step.guidance)
-        precomputed = {k for k in precomputed if k[0] >= depth}  # a deeper call makes what shallower ones start from anew
+        precomputed = {k for k in precomputed if extent(k[0]) >= extent(depth)}  # a deeper call makes what shallower ones start from anew
         share = "none"
-        if 0 < depth < FULL and not step.order:
-            later = next((s for s in steps[i + 1 :] if s.cache_depth > depth or ((s.cache_depth, s.guidance) == key and not s.order)), None)
+        if depth not in (0, FULL) and not step.order:
+            later = next((s for s in steps[i + 1 :] if extent(s.cache_depth) > extent(depth) or ((s.cache_depth, s.guidance) == key and not s.order)), None)
             share = "reuse" if key in precomputed else "precompute" if later is not None and later.cache_depth == depth else "none"
             if share == "precompute":
                 precomputed.add(key)
-        found.append(CallPlan(step, share))
+        found.append(CallPlan(step, share, entries[i]))
     return found

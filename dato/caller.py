@@ -1,6 +1,6 @@
 """Which pipeline is running: looked up on the call stack, once a run.
 
-Pipelines share UNets (`from_pipe`), so the pipeline that a strategy was enabled on need not be the one that runs. diffusers
+Pipelines share models (`from_pipe`), so the pipeline that a strategy was enabled on need not be the one that runs. diffusers
 tells a model nothing of its caller, and offers no hook at the beginning of a run; the stack does say who calls. Only frames of
 pipelines are looked into: up to Python 3.12 a frame that was looked into keeps what its variables held until it ends.
 """
@@ -18,6 +18,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from dato.denoiser import denoiser_of
+
 GUIDES = "do_classifier_free_guidance"
 """The property by which diffusers' pipelines say whether their batch is [uncond, cond]."""
 
@@ -31,7 +33,8 @@ class Caller:
         method: Its method that makes the run, such as "__call__" or "invert".
         frame: Tells this run of it from others on the stack.
         outer: The frames of runs that wait for this one to end: it is made within a callback of theirs.
-        attended: Whether code that is not diffusers' own runs between two calls of the UNet, and may change anything.
+        guides: What a variable of the run's own says of whether the batch is [uncond, cond]; None where it has none.
+        attended: Whether code that is not diffusers' own runs between two calls of the model, and may change anything.
     """
 
     pipe: Any
@@ -39,10 +42,11 @@ class Caller:
     frame: int
     outer: frozenset[int]
     attended: bool
+    guides: bool | None = None
 
 
-def caller_of(unet: nn.Module) -> Caller | None:
-    """The innermost pipeline with this UNet on the call stack; None in a loop of one's own."""
+def caller_of(model: nn.Module) -> Caller | None:
+    """The innermost pipeline with this model on the call stack; None in a loop of one's own."""
     pipe: Any = None
     run: FrameType | None = None
     entered = False  # the frame of the pipeline's __call__ is found; what is further out is another run's
@@ -52,7 +56,7 @@ def caller_of(unet: nn.Module) -> Caller | None:
     while frame is not None:
         code = frame.f_code
         known = code in calls or not names.isdisjoint(code.co_qualname.split("."))
-        here = _pipeline_in(frame, unet) if known else None
+        here = _pipeline_in(frame, model) if known else None
         if here is not None:
             if run is None or (here is pipe and not entered):
                 pipe, run = here, frame
@@ -65,13 +69,14 @@ def caller_of(unet: nn.Module) -> Caller | None:
     own_code = not str(run.f_globals.get("__name__")).startswith("diffusers.")
     given = run.f_locals
     attended = own_code or any(given.get(name) is not None for name in ("callback", "callback_on_step_end"))
-    return Caller(pipe, run.f_code.co_name, id(run), frozenset(outer), attended)
+    said = given.get(GUIDES)
+    return Caller(pipe, run.f_code.co_name, id(run), frozenset(outer), attended, said if isinstance(said, bool) else None)
 
 
-def has_unet(pipe: Any, unet: nn.Module) -> bool:
-    """Whether the UNet, itself or compiled, is one of the pipeline's components."""
-    parts = (*getattr(pipe, "__dict__", {}).values(), getattr(pipe, "unet", None))
-    return any(isinstance(v, nn.Module) and v._modules.get("_orig_mod", v) is unet for v in parts)
+def has_model(pipe: Any, model: nn.Module) -> bool:
+    """Whether the model, itself or compiled, is one of the pipeline's components."""
+    parts = (*getattr(pipe, "__dict__", {}).values(), denoiser_of(pipe))
+    return any(isinstance(v, nn.Module) and v._modules.get("_orig_mod", v) is model for v in parts)
 
 
 def guides(pipe: Any) -> bool | None:
@@ -81,17 +86,17 @@ def guides(pipe: Any) -> bool | None:
 
 
 def reference(pipe: Any) -> Callable[[], Any]:
-    """A weak reference to the pipeline, where its class allows one: a UNet does not keep its pipeline alive."""
+    """A weak reference to the pipeline, where its class allows one: a model does not keep its pipeline alive."""
     try:
         return weakref.ref(pipe)
     except TypeError:
         return lambda: pipe
 
 
-def _pipeline_in(frame: FrameType, unet: nn.Module) -> Any:
+def _pipeline_in(frame: FrameType, model: nn.Module) -> Any:
     """The pipeline that a frame belongs to: `self`, or in blocks of a modular pipeline `components`."""
     given = frame.f_locals
-    return next((v for v in (given.get("self"), given.get("components")) if _is_pipeline(v) and has_unet(v, unet)), None)
+    return next((v for v in (given.get("self"), given.get("components")) if _is_pipeline(v) and has_model(v, model)), None)
 
 
 def _is_pipeline(value: Any) -> bool:

@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from dato import pruning
+from dato.call_arguments import bind_call
 from dato.call_plan import plan_calls
 from dato.options import Options, patch_side, token_grid
 from dato.strategy import FULL, Step, Strategy
 from dato.unet.attention import chosen_layers, prune_layer
-from dato.unet.shallow import bind_call, run_shallow
+from dato.unet.shallow import run_shallow
 from dato.unet.units import Layout, unit_output
 
 

@@ -130,6 +130,15 @@ def foreign_forwards(module: nn.Module) -> list[Callable[..., Any]]:
     return [f for f in there if not _known(f, module)]
 
 
+def name_of(made: Any) -> str:
+    """A forward, or what made it, by its module and name."""
+    code = getattr(made, "__code__", None)  # where functools.wraps was used, the name is that of what is wrapped
+    if code is not None:
+        return f"{made.__globals__.get('__name__')}.{code.co_qualname}"
+    kind = made if isinstance(made, type) else type(made)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _known(forward: Any, module: nn.Module) -> bool:
     if isinstance(forward, _Forward):
         return forward.module is module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dato.caller import GUIDES, Caller, guides
+from dato.caller import GUIDES, Caller
 from dato.options import Options
 from dato.scheduler import samples_with
 from dato.strategy import FULL, Strategy
@@ -41,8 +41,8 @@ def refuse_pipeline(pipe: Any, unet: Any, strategy: Strategy, options: Options) 
                 f"{name} reads the attention maps of every call, in invert and in the edit itself, and shallow, replayed and pruned calls do not "
                 "make them: run it without a strategy (where the UNet is shared: dato.disable on the enabled pipeline first)"
             )
-    shallow = any(0 < s.cache_depth < FULL for s in strategy)
-    reused = any(s.cache_depth < FULL for s in strategy)
+    shallow = any(s.cache_depth not in (0, FULL) for s in strategy)
+    reused = any(s.cache_depth != FULL for s in strategy)
     if shallow and getattr(pipe, "adapter", None) is not None:
         raise ValueError(f"{name}: T2I-Adapter residuals do not work with cached features; use cache depths {FULL} and 0 only")
     if shallow and getattr(unet, "position_net", None) is not None:
@@ -63,14 +63,13 @@ def refuse_pipeline(pipe: Any, unet: Any, strategy: Strategy, options: Options) 
         raise ValueError(f"{name}: perturbed-attention guidance changes its batch as it runs; use dato with the pipeline without PAG")
 
 
-def refuse_run(pipe: Any, caller: Caller | None, strategy: Strategy, options: Options) -> None:
-    """Raise ValueError for a run that is none of sampling, with another sampler, or whose guidance is not known.
+def refuse_run(pipe: Any, caller: Caller | None, strategy: Strategy) -> None:
+    """Raise ValueError for a run that is none of sampling, or with another sampler.
 
     Args:
         pipe: The pipeline that runs, or in a loop of one's own the enabled one.
         caller: Its place on the stack; None in a loop of one's own.
         strategy: The enabled one.
-        options: The enabled ones.
     """
     name = type(pipe).__name__
     if caller is not None and caller.method in _NOT_SAMPLING:
@@ -82,14 +81,26 @@ def refuse_run(pipe: Any, caller: Caller | None, strategy: Strategy, options: Op
     if sampler is not None and not samples_with(pipe.scheduler, sampler):
         raise ValueError(
             f"{name} runs with {type(pipe.scheduler).__name__}, and the enabled strategy is for the sampler {sampler}: a pipeline that was given another scheduler "
-            "since needs dato.enable again, and one that shares the UNet needs the scheduler of the enabled one (or call dato.disable on that one first)"
+            "since needs dato.enable again, and one that shares the model needs the scheduler of the enabled one (or call dato.disable on that one first)"
         )
-    if any(s.guidance == "cond" for s in strategy) and guides(pipe) is None:
+
+
+def refuse_unknown_guidance(pipe: Any, guided: bool | None, strategy: Strategy, options: Options) -> None:
+    """Raise ValueError for a run of which it is not known whether it guides, where that matters.
+
+    Args:
+        pipe: The pipeline that runs.
+        guided: Whether its batch is [uncond, cond]; None where that is not known.
+        strategy: The enabled one.
+        options: The enabled ones.
+    """
+    name = type(pipe).__name__
+    if any(s.guidance == "cond" for s in strategy) and guided is None:
         raise ValueError(
             f"{name} does not say whether it guides ({GUIDES} is not set), so it is not known whether the batch is [uncond, cond]: set it before a loop "
             f'of your own (on a diffusers pipeline by pipe._guidance_scale); or {_BOTH}'
         )
-    if aligned(strategy, options) and options.use_score and guides(pipe) is None:
+    if aligned(strategy, options) and options.use_score and guided is None:
         raise ValueError(
             f"{name} does not say whether it guides ({GUIDES} is not set), so it is not known whether the batch is [uncond, cond]: set it before a loop "
             f'of your own (on a diffusers pipeline by pipe._guidance_scale), or use dato.Options(align="none") or prune_ratio 0'

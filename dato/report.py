@@ -16,14 +16,15 @@ class RunReport:
 
     Attributes:
         strategy: The strategy it followed.
-        layers: The self-attention layers that prune.
-        calls_by_depth: UNet calls made at each cache depth.
-        conditional_alone: UNet calls that computed the conditional half of their batch alone.
-        extrapolated: UNet calls that extrapolated what they reused.
+        layers: The attention layers that prune.
+        calls_by_depth: Calls of the model made at each cache depth.
+        conditional_alone: Calls that computed the conditional half of their batch alone.
+        extrapolated: Calls that extrapolated what they reused.
         tokens_pruned: Tokens skipped, by self-attention layer, summed over the calls and over the batch.
         controls_skipped: ControlNet calls that were not made.
         finished: Whether the run came to its last call.
-        pipeline: The class of the pipeline that ran: the enabled one, or another that shares its UNet. "" before any run.
+        pipeline: The class of the pipeline that ran: the enabled one, or another that shares its model. "" before any run.
+        model: What the model is called: UNet, transformer.
     """
 
     strategy: Strategy
@@ -35,17 +36,18 @@ class RunReport:
     controls_skipped: int = 0
     finished: bool = False
     pipeline: str = ""
+    model: str = "UNet"
 
     @property
     def calls(self) -> int:
-        """UNet calls so far, replayed ones included."""
+        """Calls of the model so far, replayed ones included."""
         return sum(self.calls_by_depth.values())
 
     def __str__(self) -> str:
         calls = ", ".join(f"{n} {depth_name(d)}" for d, n in sorted(self.calls_by_depth.items(), reverse=True))
         calls += f"; {self.conditional_alone} computed the conditional half alone" if self.conditional_alone else ""
         calls += f"; {self.extrapolated} extrapolated what they reused" if self.extrapolated else ""
-        state = "enabled, and not run yet" if not self.calls else f"{self.pipeline} {'finished' if self.finished else 'not finished'}: {self.calls} UNet calls, {calls}"
+        state = "enabled, and not run yet" if not self.calls else f"{self.pipeline} {'finished' if self.finished else 'not finished'}: {self.calls} {self.model} calls, {calls}"
         lines = [f"strategy  {self.strategy.headline()}", f"run       {state}"]
         if self.layers:
             skipped = f"{sum(self.tokens_pruned.values()):,} tokens in " if self.calls else ""
@@ -55,7 +57,7 @@ class RunReport:
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """What it prints as, UNet calls by depth, tokens pruned by layer, and the strategy's steps."""
-        calls = [("cache depth", "UNet calls"), *((depth_name(d), str(n)) for d, n in sorted(self.calls_by_depth.items(), reverse=True))]
+        """What it prints as, calls by depth, tokens pruned by layer, and the strategy's steps."""
+        calls = [("cache depth", f"{self.model} calls"), *((depth_name(d), str(n)) for d, n in sorted(self.calls_by_depth.items(), reverse=True))]
         layers = [("self-attention layer", "tokens pruned"), *((name, f"{self.tokens_pruned[name]:,}") for name in self.layers)]
         return "\n\n".join([str(self), text_table(calls), *([text_table(layers)] if self.layers else []), self.strategy.summary()])

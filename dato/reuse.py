@@ -23,6 +23,7 @@ class Kind(NamedTuple):
         dtype: Of the latent.
         device: Of the latent.
         guided: Whether the batch is [uncond, cond]; None where that is not known.
+        text: Tokens of text that go through a transformer's blocks beside the image's.
     """
 
     batch: int
@@ -30,11 +31,12 @@ class Kind(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     guided: bool | None
+    text: int = 0
 
     @classmethod
-    def of(cls, sample: torch.Tensor, guided: bool | None) -> Kind:
-        """Of a call with a (B, C, h, w) sample."""
-        return cls(len(sample), (int(sample.shape[-2]), int(sample.shape[-1])), sample.dtype, sample.device, guided)
+    def of(cls, sample: torch.Tensor, guided: bool | None, text: int = 0) -> Kind:
+        """Of a call with a (B, C, h, w) sample, or a packed one of (B, N, C)."""
+        return cls(len(sample), (int(sample.shape[-2]), int(sample.shape[-1])), sample.dtype, sample.device, guided, text)
 
     @property
     def conditional(self) -> Kind:
@@ -62,7 +64,7 @@ def needs_after(plans: Sequence[CallPlan]) -> list[Needs]:
         found.append(needs)
         step, (reused, compared) = plan.step, needs
         both = step.guidance == "both"
-        if step.cache_depth < FULL:
+        if step.cache_depth != FULL:
             uncond, cond = reused.get(step.cache_depth, (0, 0))
             count = step.order + 1
             reused = {**reused, step.cache_depth: (max(uncond, count if both else 0), max(cond, count))}

@@ -54,6 +54,13 @@ class RunPosition:
             place += 1
         return (place, False) if is_close(value, self.values[place]) else None
 
+    def is_at(self, place: int, timestep: torch.Tensor | float) -> bool:
+        """Whether a call at `timestep` is one at a place of this run."""
+        if self.timesteps is None or not self.first <= place < self.end:
+            return False
+        index = index_in(timestep, self.timesteps)
+        return index == place if index is not None else is_close(value_of(timestep), self.values[place])
+
     def begun(self, timesteps: torch.Tensor, timestep: torch.Tensor | float) -> RunPosition | None:
         """A new run whose first call is at `timestep`; None where none can begin there.
 

@@ -1,4 +1,4 @@
-"""Which run a call of the UNet belongs to: one that goes on, or a new one of the pipeline that calls."""
+"""Which run a call of the model belongs to: one that goes on, or a new one of the pipeline that calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from dato.call_plan import check_steps, plan_calls
 from dato.caller import caller_of, guides, reference
 from dato.options import Options
-from dato.refusals import refuse_compiled, refuse_pipeline, refuse_run
+from dato.refusals import refuse_run
 from dato.report import RunReport
 from dato.run_position import RunPosition, index_in, is_close, value_of
 from dato.runtime import RunState
@@ -21,21 +21,23 @@ from dato.strategy import Step, Strategy, StrategyError
 
 
 class Runs:
-    """The runs of a UNet that are not over: one, or more where runs are made within callbacks or in threads.
+    """The runs of a model that are not over: one, or more where runs are made within callbacks or in threads.
 
     Args:
         owner: Gives the enabled pipeline, or None where it is gone. Its sampler counts in a loop of one's own.
-        unet: The UNet.
+        model: The UNet or transformer.
         strategy: What every run follows.
         options: How tokens are chosen.
+        refuse: Raises ValueError for a pipeline that cannot follow the strategy, given what its run says of whether it guides.
+        noun: What the model is called in messages.
 
     Attributes:
         open: Those that are not over.
         last: The run that called last; None before any.
     """
 
-    def __init__(self, owner: Callable[[], Any], unet: nn.Module, strategy: Strategy, options: Options) -> None:
-        self.owner, self.unet, self.strategy, self.options = owner, unet, strategy, options
+    def __init__(self, owner: Callable[[], Any], model: nn.Module, strategy: Strategy, options: Options, refuse: Callable[[Any, bool | None], None], noun: str) -> None:
+        self.owner, self.model, self.strategy, self.options, self.refuse, self.noun = owner, model, strategy, options, refuse, noun
         self.open: list[RunState] = []
         self.last: RunState | None = None
 
@@ -73,7 +75,7 @@ class Runs:
             if coming is not None:
                 (found if coming[1] else perhaps).append((run, coming[0]))
         if perhaps and not found:
-            caller, owner = caller_of(self.unet), self.owner()
+            caller, owner = caller_of(self.model), self.owner()
             if caller is not None:
                 found = [(run, place) for run, place in perhaps if run.frame == caller.frame]
             else:
@@ -84,17 +86,16 @@ class Runs:
 
     def _begin(self, timestep: torch.Tensor | float, layers: tuple[str, ...]) -> RunState:
         """Start a run at the place of its first timestep; a call that is refused leaves the runs before it as they were."""
-        caller = caller_of(self.unet)
+        caller = caller_of(self.model)
         pipe = caller.pipe if caller is not None else self.owner()
         if pipe is None:
             raise ValueError(
                 "the pipeline that the strategy was enabled on is gone, and no other one runs, so the sampler is not known: keep that pipeline, "
-                "or call dato.enable on one with this UNet"
+                f"or call dato.enable on one with this {self.noun}"
             )
-        shown = getattr(pipe, "unet", None)
-        refuse_compiled(shown if hasattr(shown, "_orig_mod") else self.unet)
-        refuse_pipeline(pipe, self.unet, self.strategy, self.options)
-        refuse_run(pipe, caller, self.strategy, self.options)
+        refuse_run(pipe, caller, self.strategy)
+        told = caller.guides if caller is not None else None
+        self.refuse(pipe, told)
         scheduler = pipe.scheduler
         before = next((r.position for r in reversed(self.open) if r.position.timesteps is scheduler.timesteps), RunPosition())
         begun = before.begun(scheduler.timesteps, timestep)
@@ -110,7 +111,7 @@ class Runs:
                 raise ValueError(self._stranger(pipe, timestep)) from None
             if pipe is self.owner():
                 raise
-            raise StrategyError(f"{error}. Or call dato.disable on {self._enabled()}, whose UNet this {type(pipe).__name__} shares") from None
+            raise StrategyError(f"{error}. Or call dato.disable on {self._enabled()}, whose {self.noun} this {type(pipe).__name__} shares") from None
         # A base model before a refiner makes only the first of its sampler's calls, and its pipeline knows how many.
         if begun.own and getattr(pipe, "denoising_end", None) is not None:
             begun.end = min(begun.end, begun.first + pipe.num_timesteps)
@@ -121,8 +122,9 @@ class Runs:
             attended=caller is None or caller.attended,
             position=begun,
             planner=planner,
-            guided=bool(guides(pipe)),
-            report=RunReport(self.strategy, layers, pipeline=type(pipe).__name__),
+            told=told,
+            guided=bool(told if guides(pipe) is None else guides(pipe)),
+            report=RunReport(self.strategy, layers, pipeline=type(pipe).__name__, model=self.noun),
             generator=torch.Generator().manual_seed(self.options.seed),
         )
         waiting = [r for r in self.open if r.goes_on(caller, scheduler)]
@@ -144,9 +146,9 @@ class Runs:
             expected = f"has {len(self.strategy)} steps and does not begin there"
         which = "the enabled" if pipe is self.owner() else "the"
         return (
-            f"this UNet is called at timestep {value_of(timestep):g}, but the run of {which} {name} {expected}: a pipeline or sampler other "
+            f"this {self.noun} is called at timestep {value_of(timestep):g}, but the run of {which} {name} {expected}: a pipeline or sampler other "
             f"than its own calls it, or it is called more than once in a step. Call dato.disable on {self._enabled()} before another "
-            "one uses its UNet, or dato.enable on the one that runs; a loop of your own calls scheduler.set_timesteps, and then the UNet once "
+            f"one uses its {self.noun}, or dato.enable on the one that runs; a loop of your own calls scheduler.set_timesteps, and then the {self.noun} once "
             "for each timestep"
         )
 

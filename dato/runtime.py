@@ -51,12 +51,14 @@ class RunState:
         frame: Tells it from other runs on the call stack; None in a loop of one's own.
         attended: Whether code that is not diffusers' own runs between its calls, and may change anything.
         position: Where it stands.
+        told: What a variable of its own says of whether it guides; None where it has none.
         planner: Gives the plan of all its calls by whether they are guided.
         guided: Whether they are.
         report: What it has done.
         generator: Behind its random choices.
         thread: The thread it runs in.
         kept: What its calls have left for later ones; None before the first and after the last.
+        beside: What is kept of the unconditional half where the pipeline makes calls of its own for it; None where it does not.
         plans: What each of its calls does.
         needs: What calls after each of them reuse.
     """
@@ -70,8 +72,10 @@ class RunState:
     guided: bool
     report: RunReport
     generator: torch.Generator
+    told: bool | None = None
     thread: threading.Thread = field(default_factory=threading.current_thread)
     kept: Kept | None = None
+    beside: Kept | None = None
     plans: list[CallPlan] = field(init=False)
     needs: list[Needs] = field(init=False)
 
@@ -103,9 +107,15 @@ class RunState:
         """What the call at a place in the sampler's list does."""
         return self.plans[place - self.position.first]
 
+    @property
+    def guides(self) -> bool | None:
+        """Whether its batch is [uncond, cond] now; None where nothing says so."""
+        said = guides(self.pipe())
+        return self.told if said is None else said
+
     def kind_of(self, sample: torch.Tensor) -> Kind:
         """The kind of a call that is made now, with a (B, C, h, w) sample."""
-        return Kind.of(sample, guides(self.pipe()))
+        return Kind.of(sample, self.guides)
 
     def advance(self) -> None:
         """The coming call is made: what is kept goes with the last one."""

@@ -14,10 +14,14 @@ def exchange_scheduler(scheduler: Any, name: str, **settings: Any) -> Any:
     """The diffusers scheduler `name` for the model that `scheduler` is for.
 
     Where the model's configuration is silent, latents are not clipped: they have no bounds, and diffusers' default, meant for
-    pixels, would cut DDIM's off at 1.
+    pixels, would cut DDIM's off at 1. For a model of flow matching it is the scheduler's own form for that, with the model's shift.
     """
     kind = getattr(diffusers, name)
-    if "clip_sample" in inspect.signature(kind.__init__).parameters and "clip_sample" not in scheduler.config:
+    taken = inspect.signature(kind.__init__).parameters
+    if matches_flow(scheduler) and "use_flow_sigmas" in taken:
+        shift = scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0))
+        settings = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift, **settings}
+    if "clip_sample" in taken and "clip_sample" not in scheduler.config:
         settings["clip_sample"] = False
     return kind.from_config(scheduler.config, **settings)
 
@@ -38,12 +42,18 @@ def scheduler_for(pipe: Any, own: Any, sampler: Sampler) -> Any:
     unknown = sorted(set(sampler.settings) - set(taken))
     if unknown:
         raise ValueError(f"the strategy's sampler sets {unknown[0]}, and {sampler.scheduler} of diffusers {diffusers.__version__} takes {', '.join(taken)}")
-    if ("beta_start" in taken) != ("beta_start" in own.config):
+    flow = matches_flow(own) and ("use_flow_sigmas" in taken or kind.__name__.startswith("FlowMatch"))
+    if not flow and ("beta_start" in taken) != ("beta_start" in own.config):
         raise ValueError(f"the strategy is for the sampler {sampler}, and {name}'s own, {type(own).__name__}, is for noise of another kind: {keep}")
     try:
         return exchange_scheduler(own, sampler.scheduler, **sampler.settings)
     except (TypeError, ValueError, NotImplementedError, ImportError) as error:  # some need a package of their own
         raise ValueError(f"diffusers refuses the strategy's sampler {sampler}: {error}") from error
+
+
+def matches_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is for a model of flow matching, such as Stable Diffusion 3 or FLUX."""
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(getattr(scheduler, "config", {}).get("use_flow_sigmas"))
 
 
 def samples_with(scheduler: Any, sampler: Sampler) -> bool:

@@ -16,7 +16,9 @@ SCHEMAS = ("dato.strategy/1", SCHEMA)
 _FIRST = {"cache_depth", "prune_ratio"}
 """What a step has in schema 1."""
 FULL = 12
-"""The cache depth that computes everything. A symbol: models of fewer units, such as SDXL's UNet, use it too."""
+"""The cache depth that computes everything, of a model of however many units. A symbol, and since schema 1 in files: no model has a depth of this number."""
+MAX_DEPTH = 999
+"""The largest number that a cache depth may be; each model says which it has."""
 
 
 class StrategyError(ValueError):
@@ -92,8 +94,8 @@ def _depths(steps: list[Any], where: str) -> list[Any]:
     found = []
     for i, step in enumerate(steps):
         depth = step.get("cache_depth") if isinstance(step, dict) else None
-        if isinstance(depth, int) and depth >= FULL:
-            raise StrategyError(f'{where}, step {i}: cache_depth is {shown(depth)}; allowed in {SCHEMA} are the integers 0 to {FULL - 1}, and "full" to compute everything')
+        if isinstance(depth, int) and depth == FULL:
+            raise StrategyError(f'{where}, step {i}: cache_depth is {shown(depth)}; allowed in {SCHEMA} are "full" to compute everything, and integers from 0 but {FULL}, which meant that before')
         found.append({**step, "cache_depth": FULL} if depth == "full" else step)
     return found
 

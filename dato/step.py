@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dato.files import shown
-from dato.schema import FULL, StrategyError
+from dato.schema import FULL, MAX_DEPTH, StrategyError
 
 GUIDANCE = ("both", "cond")
 """What of a guided call is computed: both halves of its batch [uncond, cond], or the conditional half alone."""
@@ -23,7 +24,7 @@ class Step:
     """One sampler step.
 
     Attributes:
-        cache_depth: Units of the UNet that are recomputed, 0 (none: the last prediction is replayed) to `FULL`.
+        cache_depth: Units of a UNet or blocks of a transformer that are recomputed: 0 for none (the last prediction is replayed), `FULL` for all of them.
         prune_ratio: Share of the tokens that self-attention skips, in [0, 1 - 1/PATCH^2).
         guidance: "both" halves of a guided batch, or "cond": the conditional half alone, which then is the guided prediction (limited
             guidance, arXiv 2404.07724). Without effect where the pipeline does not guide.
@@ -42,8 +43,8 @@ class Step:
             raise StrategyError(f"guidance is {typed(self.guidance)}; allowed are 'both' halves of the batch, and 'cond' for the conditional half alone")
         if isinstance(order, bool) or not isinstance(order, numbers.Integral) or order not in ORDERS:
             raise StrategyError(f"order is {typed(order)}; allowed are 0 (what is reused stays as it was), 1 and 2 (it is extrapolated)")
-        if isinstance(depth, bool) or not isinstance(depth, numbers.Integral) or not 0 <= depth <= FULL:
-            raise StrategyError(f"cache_depth is {typed(depth)}; allowed are the integers 0 to {FULL}, where {FULL} computes everything")
+        if isinstance(depth, bool) or not isinstance(depth, numbers.Integral) or not 0 <= depth <= MAX_DEPTH:
+            raise StrategyError(f"cache_depth is {typed(depth)}; allowed are the integers 0 to {MAX_DEPTH}, where {FULL} computes everything, also of deeper models")
         limit = 1 - 1 / PATCH**2
         if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not 0 <= ratio < limit:
             raise StrategyError(
@@ -79,10 +80,15 @@ def canonical_steps(steps: Sequence[Step], inert: Sequence[int], guided: bool, o
         if i == 0 or depth == FULL:
             order = 0
         elif one_call:
-            kept = [t for t in found if t.cache_depth > depth]  # computed what is reused here, of the conditional half at least
+            kept = [t for t in found if extent(t.cache_depth) > extent(depth)]  # computed what is reused here, of the conditional half at least
             order = max(0, min(order, len(kept) - 1))
         found.append(s if (depth, ratio, guidance, order) == (s.cache_depth, s.prune_ratio, s.guidance, s.order) else Step(depth, ratio, guidance, order))
     return tuple(found)
+
+
+def extent(depth: int) -> float:
+    """How much a depth computes, to compare depths by: `FULL`, whatever its number, more than any other."""
+    return math.inf if depth == FULL else depth
 
 
 def depth_name(depth: int) -> str:

@@ -84,7 +84,7 @@ def ablation_variants(table: str, evaluation: Evaluation) -> list[Variant]:
             for depth in (0, 1):
                 for order in ORDERS:
                     label = f"order {order}" if order else "as it was"
-                    reused = Strategy(tuple(replace(s, order=order if s.cache_depth < FULL else 0) for s in _every(interval, steps, depth)))
+                    reused = Strategy(tuple(replace(s, order=order if s.cache_depth != FULL else 0) for s in _every(interval, steps, depth)))
                     what = "predictions" if depth == 0 else "features"
                     found.append(Variant.of(reused, f"every {interval}, {what}, {label}", row=(f"{what} reused between calls {interval} steps apart", label)))
         return found

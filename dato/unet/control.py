@@ -7,8 +7,8 @@ from typing import Any
 from diffusers.hooks import ModelHook
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 
+from dato.call_arguments import conditional_half
 from dato.hooked_model import HookedModel
-from dato.unet.halves import conditional_half
 from dato.unet.hook import UNetHook
 
 

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from diffusers.hooks import ModelHook
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from dato.base_tokens import choose_base_tokens
-from dato.caller import reference
-from dato.hooked_model import HookedModel
+from dato.call_arguments import bind_call, conditional_half
 from dato.options import Options
-from dato.refusals import refuse_halves
-from dato.report import RunReport
+from dato.other_tools import refuse_other_tools
+from dato.refusals import refuse_compiled, refuse_halves, refuse_pipeline
 from dato.reuse import Kept
-from dato.runs import Runs
 from dato.runtime import CallState, RunState
 from dato.scheduler import SchedulerExchange
 from dato.strategy import FULL, Step, Strategy
-from dato.unet.halves import conditional_half
+from dato.strategy_hook import StrategyHook
 from dato.unet.layers import LayerHooks
 from dato.unet.offload import AtHand, at_hand
-from dato.unet.other_tools import described, refuse_other_tools
-from dato.unet.shallow import bind_call, run_shallow, share_of, share_still_holds
+from dato.unet.shallow import run_shallow, share_of, share_still_holds
 from dato.unet.split_resnet import CachedShare
 from dato.unet.units import Layout, unit_output
 
 
-class UNetHook(ModelHook):
+class UNetHook(StrategyHook):
     """Runs a UNet by a strategy, whichever pipeline calls it.
 
     Args:
@@ -44,9 +38,6 @@ class UNetHook(ModelHook):
 
     Attributes:
         layers: Its hooks on the UNet's layers, as the modules were when last looked at.
-        runs: The runs of the UNet.
-        hooked: The UNet with this hook on; None where it is off.
-        undo: What takes all that is hooked off again, but `layers`.
 
     Raises:
         TypeError: The UNet is of another kind.
@@ -54,117 +45,87 @@ class UNetHook(ModelHook):
         ValueError: Its layers do not fit.
     """
 
-    _is_stateful = True
+    noun = "UNet"
+    copied = ("layers",)
 
     def __init__(self, pipe: Any, strategy: Strategy, options: Options, exchange: SchedulerExchange | None = None) -> None:
-        super().__init__()
-        self.owner, self.strategy, self.options, self.exchange = reference(pipe), strategy, options, exchange
-        self.hooked: HookedModel | None = None
-        self.undo: list[Callable[[], None]] = []
         self.layers = LayerHooks(Layout.of(pipe.unet), strategy, options)
-        self._begin(pipe.unet)
+        super().__init__(pipe, pipe.unet, strategy, options, exchange)
 
-    def _begin(self, unet: nn.Module) -> None:
-        self._lock = threading.RLock()  # one call at a time: what a call keeps is the UNet's, and threads may share it
-        self._expected: set[int] = set()  # threads in a call of the UNet that has not come here yet
+    def begin(self, model: nn.Module) -> None:
+        """Set up what belongs to no copy."""
         self._actions: dict[tuple[Step, bool, bool], Callable[..., torch.Tensor]] = {}
-        self.reset_state(unet)
+        super().begin(model)
 
     @property
-    def unet(self) -> Any:
+    def model(self) -> Any:
         """The UNet."""
         return self.layers.layout.unet
 
     @property
-    def report(self) -> RunReport:
-        """Of the run that called the UNet last."""
-        return self.runs.last.report if self.runs.last is not None else RunReport(self.strategy, tuple(self.layers.pruning))
+    def pruning(self) -> tuple[str, ...]:
+        """Names of the self-attention layers that prune."""
+        return tuple(self.layers.pruning)
 
     def read_layers(self) -> None:
         """Follow modules that were exchanged, as adding a LoRA adapter to a convolution does; hooks nothing yet."""
         self.layers.remove()
-        self.layers = LayerHooks(Layout.of(self.unet), self.strategy, self.options)
+        self.layers = LayerHooks(Layout.of(self.model), self.strategy, self.options)
 
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        """Forget every run; diffusers calls this when asked to reset stateful hooks."""
-        self.runs = Runs(self.owner, module, self.strategy, self.options)
-        return module
+    def attach(self) -> None:
+        """Hook the UNet's layers."""
+        self.layers.attach()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> UNetHook:
-        """For a deep copy of the UNet: the same strategy, without any run, owned by the copy of the pipeline where that is copied too."""
-        new = memo[id(self)] = type(self).__new__(type(self))
-        ModelHook.__init__(new)
-        owner = memo.get(id(self.owner()))
-        new.owner = reference(owner) if owner is not None else _nobody
-        new.strategy, new.options = self.strategy, self.options
-        for name in ("fn_ref", "layers", "hooked", "undo", "exchange"):
-            setattr(new, name, copy.deepcopy(getattr(self, name), memo))
-        new._begin(copy.deepcopy(self.unet, memo))  # where a part of the UNet is copied first, `layers` is not complete yet
-        return new
+    def detach(self) -> None:
+        """Undo `attach`; a second time nothing."""
+        self.layers.remove()
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError(
-            "an accelerated pipeline cannot be pickled: call dato.disable(pipe) before, and dato.enable(pipe, strategy) on what is loaded. "
-            "A copy.deepcopy of it works"
-        )
+    refuse_compiled = staticmethod(refuse_compiled)
 
-    def require_reachable(self) -> None:
-        """Raise RuntimeError where another tool took the strategy away, so that no run is plain without a word."""
-        if self.hooked is not None and self.hooked.reached() == "no":
-            raise RuntimeError(
-                "the strategy is enabled, but another tool has since put back the UNet's earlier forward: call dato.enable(pipe, strategy) "
-                "again, after that tool, or dato.disable(pipe)"
-            )
+    def refuse(self, pipe: Any) -> None:
+        """Raise ValueError for a pipeline that cannot follow the strategy."""
+        shown = getattr(pipe, "unet", None)
+        refuse_compiled(shown if hasattr(shown, "_orig_mod") else self.model)
+        refuse_pipeline(pipe, self.model, self.strategy, self.options)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def before_call(self, *_: Any) -> None:
-        """Before each call of the UNet: `require_reachable`, and expect the call here."""
-        self.require_reachable()
-        self._expected.add(threading.get_ident())
+    def refuse_other_tools(self) -> None:
+        """Raise ValueError where another tool runs the UNet in its own way."""
+        self._refuse_other_tools(self.model.modules())
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def after_call(self, *_: Any) -> None:
-        """After each call of the UNet: raise RuntimeError where it never came here, as only a forward of another tool can bring about."""
-        if threading.get_ident() in self._expected:
-            self._expected.discard(threading.get_ident())
-            raise RuntimeError(
-                f"the strategy is enabled, but the call never came to it: another tool has wrapped the UNet's forward ({described(self.unet)}) and answers "
-                "in its place. Call dato.disable(pipe), remove that tool, and call dato.enable(pipe, strategy) again"
-            )
+    def _refuse_other_tools(self, modules: Iterable[nn.Module], wrapped: bool = False) -> None:
+        unet = self.model
+        refuse_other_tools(unet, modules, (*unet.down_blocks, unet.mid_block, *unet.up_blocks), self.noun, wrapped)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The UNet's call, as its strategy entry says."""
-        self._expected.discard(threading.get_ident())
-        with self._lock:
-            if not self.layers.in_place():
-                self._follow_modules()
-            refuse_other_tools(self.unet, self.layers.modules, wrapped=self.hooked is not None and self.hooked.reached() == "perhaps")
-            call = bind_call(self.unet, args, kwargs)
-            run = self.runs.at(call["timestep"], tuple(self.layers.pruning))
-            kind = run.kind_of(call["sample"])
-            if bool(kind.guided) != run.guided:
-                run.replan(bool(kind.guided))
-            kept = run.kept = run.kept.fitting(kind) if run.kept is not None else Kept(kind)
-            step = kept.possible(run.plan.step)
-            if step.guidance == "cond":
-                refuse_halves(run.pipe(), kind.batch)
-            prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else _reused(run, kept, step)
-            kept.trim(run.needed)
-            if step.guidance == "cond":
-                prediction = torch.cat([prediction, prediction])
-            elif any(x is prediction for x in kept.tensors()):
-                prediction = prediction.clone()  # a loop of one's own may change in place what it is given
-            run.report.calls_by_depth[step.cache_depth] += 1
-            run.advance()
-            return UNet2DConditionOutput(sample=prediction) if call["return_dict"] else (prediction,)
+        if not self.layers.in_place():
+            self._follow_modules()
+        self._refuse_other_tools(self.layers.modules, wrapped=self.wrapped)
+        call = bind_call(self.model, args, kwargs)
+        run = self.runs.at(call["timestep"], self.pruning)
+        kind = run.kind_of(call["sample"])
+        if bool(kind.guided) != run.guided:
+            run.replan(bool(kind.guided))
+        kept = run.kept = run.kept.fitting(kind) if run.kept is not None else Kept(kind)
+        step = kept.possible(run.plan.step)
+        if step.guidance == "cond":
+            refuse_halves(run.pipe(), kind.batch)
+        prediction = self._computed(run, kept, step, args, kwargs, call) if step.cache_depth else _reused(run, kept, step)
+        kept.trim(run.needed)
+        if step.guidance == "cond":
+            prediction = torch.cat([prediction, prediction])
+        elif any(x is prediction for x in kept.tensors()):
+            prediction = prediction.clone()  # a loop of one's own may change in place what it is given
+        run.report.calls_by_depth[step.cache_depth] += 1
+        run.advance()
+        return UNet2DConditionOutput(sample=prediction) if call["return_dict"] else (prediction,)
 
     def _follow_modules(self) -> None:
         """`read_layers` within a run: what was computed before is still what the method reuses, where the units are as many."""
         units = len(self.layers.layout)
         self.read_layers()
         if len(self.layers.layout) != units:
-            self.reset_state(self.unet)
+            self.reset_state(self.model)
         self.layers.attach()
 
     def _computed(self, run: RunState, kept: Kept, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any], call: dict[str, Any]) -> torch.Tensor:
@@ -183,7 +144,7 @@ class UNetHook(ModelHook):
             else:
                 cached = _reused(run, kept, step)
                 share = self._share(run, kept, step, cached)
-                with at_hand(self.unet) as offloaded:
+                with at_hand(self.model) as offloaded:
                     prediction = self._action(now, share is not None)(step.cache_depth, cached, share, offloaded, args, kwargs, call)
         finally:
             layers.call = outer
@@ -240,7 +201,3 @@ def _reused(run: RunState, kept: Kept, step: Step) -> torch.Tensor:
     found, extrapolated = kept.values[step.cache_depth].reused(run.timestep, step.guidance, step.order)
     run.report.extrapolated += extrapolated
     return found
-
-
-def _nobody() -> None:
-    """The owner of a UNet that was copied without its pipeline."""

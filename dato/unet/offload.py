@@ -10,14 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_NAME = "group_offloading"
-
-
-def group_of(module: Any) -> Any:
-    """The offloading group of a block or a model, or None."""
-    registry = getattr(module, "__dict__", {}).get("_diffusers_hook")
-    hook = registry.get_hook(_NAME) if registry is not None else None
-    return getattr(hook, "group", None)
+from dato.offload_group import group_of
 
 
 class AtHand:

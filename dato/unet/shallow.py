@@ -6,7 +6,6 @@ its own embedding methods.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,25 +14,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_blocks import apply_freeu
 from diffusers.utils.peft_utils import apply_lora_scale
 
-from dato.unet.offload import AtHand, group_of
+from dato.offload_group import group_of
+from dato.unet.offload import AtHand
 from dato.unet.split_resnet import CachedShare, cached_share, can_split, run_resnet, share_holds
 from dato.unet.units import Layout, Unit
-
-
-def bind_call(unet: UNet2DConditionModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of the UNet by name, with its forward's defaults."""
-    bound = _signature(type(unet)).bind(unet, *args, **kwargs)
-    bound.apply_defaults()
-    return dict(bound.arguments)
-
-
-_SIGNATURES: dict[type, inspect.Signature] = {}
-
-
-def _signature(kind: type) -> inspect.Signature:
-    if kind not in _SIGNATURES:
-        _SIGNATURES[kind] = inspect.signature(kind.forward)  # type: ignore[attr-defined]
-    return _SIGNATURES[kind]
 
 
 def run_shallow(

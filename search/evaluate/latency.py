@@ -147,7 +147,7 @@ def calibration(
         guidance: "both", "cond".
         samplers: None for the pipeline's own.
     """
-    shallow = [d for d in depths if 0 < d < FULL]
+    shallow = [d for d in depths if d not in (0, FULL)]
     # A full call, one that makes the share, two that use it; then a full call and one on its own. Without shallow ones, full and replayed.
     patterns = [[FULL, d, d, d, 0, FULL, d] for d in shallow] or [[FULL, 0] if 0 in depths else [FULL]]
     found: list[Strategy] = []

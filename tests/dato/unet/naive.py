@@ -13,7 +13,7 @@ import torch
 
 from dato import FULL, Options, Step, Strategy, pruning, scoring
 from dato.unet.attention import prune_layer
-from dato.unet.shallow import bind_call
+from dato.call_arguments import bind_call
 from dato.unet.units import Layout, unit_output
 from tests.dato.conftest import run
 

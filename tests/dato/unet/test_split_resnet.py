@@ -8,8 +8,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 import dato
+from dato.call_arguments import bind_call
 from dato import FULL, Step, Strategy
-from dato.unet.shallow import bind_call, run_shallow, share_of
+from dato.unet.shallow import run_shallow, share_of
 from dato.unet.split_resnet import cached_share, can_split, run_resnet
 from dato.unet.units import Layout
 from tests.dato.conftest import STEPS, precomputed, run

@@ -1,11 +1,29 @@
-"""The conditional half of what a model is called with."""
+"""What a model is called with: its arguments by name, and the conditional half of them."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
+
+
+def bind_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a model by name, with its forward's defaults."""
+    bound = _signature(type(model)).bind(model, *args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+_SIGNATURES: dict[type, inspect.Signature] = {}
+
+
+def _signature(kind: type) -> inspect.Signature:
+    if kind not in _SIGNATURES:
+        _SIGNATURES[kind] = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+    return _SIGNATURES[kind]
 
 
 def conditional_half(given: Any, rows: int) -> Any:

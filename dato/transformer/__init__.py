@@ -1,0 +1,1 @@
+"""A diffusion transformer as the model that follows a strategy."""
