@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +16,9 @@ from diffusers.utils.import_utils import is_invisible_watermark_available
 
 from dato.files import user_path
 from dato.scheduler import exchange_scheduler
-from search.fields import check, limited
+from search.evaluate.model_spec import ModelError, ModelSpec
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "pipeline"
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded: the message says what was given, what is allowed and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """Which pipeline, in which precision, with which sampler."""
-
-    name: str
-    """Short name, for titles and registry."""
-    path: str
-    """"embedded", a local folder in diffusers' layout, or a hub id."""
-    dtype: str = limited("float32", among=("float32", "float16", "bfloat16"))
-    """Precision: float32, float16 or bfloat16."""
-    device: str = "auto"
-    """"auto" (a GPU where there is one), or a torch device."""
-    scheduler: str | None = None
-    """A diffusers scheduler class that replaces the model's own, such as DPMSolverMultistepScheduler."""
-    steps: int = limited(50, least=1, most=1000)
-    """Sampler steps."""
-    guidance: float = limited(7.5, least=0)
-    """Classifier-free guidance scale."""
-    height: int | None = limited(None, least=8, most=65536)
-    """Pixels; None for the model's own size."""
-    width: int | None = limited(None, least=8, most=65536)
-    """Pixels; None for the model's own size."""
-
-    def __post_init__(self) -> None:
-        check(self, "model", ModelError)
-        kind = getattr(diffusers, self.scheduler, None) if self.scheduler else None
-        if self.scheduler and not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-            raise ModelError(f"model.scheduler is {self.scheduler!r}; give a diffusers scheduler class, such as PNDMScheduler")
 
 
 def resolve_device(device: str) -> torch.device:
