@@ -249,6 +249,12 @@ def _check_row(record: SearchRecord, row: dict[str, Any]) -> None:
         without = notes.get("measured_without", []) if isinstance(notes, dict) else None
         if not isinstance(without, list) or not all(isinstance(text, str) for text in without):
             raise ValueError(f"notes is {shown(notes)}, no object with a list of texts in measured_without")
+        pinned, kinds = notes.get("pinned", {}), {"revision": str, "components": dict, "lora": list}
+        if not isinstance(pinned, dict) or any(not isinstance(v, kinds.get(k, type(None))) for k, v in pinned.items()):
+            raise ValueError(f"pinned of its notes is {shown(pinned)}, no object of a model's revision, components and lora")
+        warnings = notes.get("warnings", [])
+        if not isinstance(warnings, list) or not all(isinstance(text, str) for text in warnings):
+            raise ValueError(f"warnings of its notes is {shown(warnings)}, no list of texts")
 
 
 def _apply(record: SearchRecord, row: dict[str, Any]) -> None:

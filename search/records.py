@@ -84,7 +84,8 @@ class SearchRecord:
         fresh_plain_ms: Of the unaccelerated pipeline in turn with those, by candidate number and images: median, fastest and slowest batch.
         winners: By alias, once they were checked on fresh images.
         finished: Whether the search came to its end.
-        notes: What the search says of itself: "reference", in words, and "measured_without", what of the pipeline was not loaded.
+        notes: What the search says of itself: "reference", in words, "measured_without", what of the pipeline was not loaded,
+            "pinned", the commits of what it loads from the hub, and "warnings", what whoever reads its figures should know.
     """
 
     search_id: str
