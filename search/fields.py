@@ -46,9 +46,14 @@ def limited(
     return dataclasses.field(default=default, metadata={"limits": Limits(least, above, most, tuple(among)), "later": later})
 
 
+def later_defaults(settings: type) -> dict[str, Any]:
+    """The keys of a settings class that came later, with their defaults."""
+    return {f.name: {} if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(settings) if f.metadata.get("later")}
+
+
 def without_later(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a section but for keys that came later and are at their defaults: what was recorded before they came stays the same section."""
-    later = {f.name: {} if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(settings) if f.metadata.get("later")}
+    later = later_defaults(settings)
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return {k: v for k, v in values.items() if k not in later or plain[k] != later[k]}
 

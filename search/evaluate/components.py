@@ -38,14 +38,16 @@ def load_components(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Any
 
 def _class_for(name: str, key: str, folder: Path, config: Mapping[str, Any]) -> Any:
     kinds = {k: getattr(diffusers if v[0] == "diffusers" else transformers, v[1], None) for k, v in config.items() if _is_entry(v)}
-    models: dict[str, type] = {k: c for k, c in kinds.items() if isinstance(c, type) and issubclass(c, ModelMixin | transformers.PreTrainedModel)}
+    models: dict[str, Any] = {k: c for k, c in kinds.items() if isinstance(c, type) and issubclass(c, ModelMixin | transformers.PreTrainedModel)}
     if name not in models:
         raise ModelError(f"{key}: {config.get('_class_name')} has no model of that name; it has {', '.join(sorted(models))}" + ("; set model.scheduler" if name == "scheduler" else ""))
     if not issubclass(models[name], ModelMixin):
         return models[name]
-    own = getattr(diffusers, str(ModelMixin.load_config(str(folder)).get("_class_name")), None)  # a small autoencoder is another class than a large one
-    if not (isinstance(own, type) and issubclass(own, ModelMixin)):
-        raise ModelError(f"{key}: {folder / 'config.json'} names no model of diffusers as _class_name; give the folder of a {models[name].__name__}")
+    own = getattr(diffusers, str(models[name].load_config(str(folder)).get("_class_name")), None)  # a small autoencoder is another class than a large one
+    same = own is models[name] or {getattr(k, "__module__", "").rpartition(".")[0] for k in (own, models[name])} == {"diffusers.models.autoencoders"}
+    if not same:
+        found = f"is a {own.__name__}" if isinstance(own, type) else "names no model of diffusers as _class_name"
+        raise ModelError(f"{key}: {folder / 'config.json'} {found}, and {config.get('_class_name')} has a {models[name].__name__} there; give the folder of one")
     return own
 
 

@@ -13,7 +13,7 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,12 +101,20 @@ def commit_of(model: HubId, key: str) -> str:
         raise refused from error
     if not found:
         raise ModelError(f"{key} {str(model)!r}: {constants.ENDPOINT} does not tell its commit; give one as revision")
+    with suppress(OSError):  # of use only where the hub cannot be asked
+        _reference(model).parent.mkdir(parents=True, exist_ok=True)
+        _reference(model).write_text(found, encoding="utf-8")
     return found
+
+
+def _reference(model: HubId) -> Path:
+    """Where the hub's own client keeps which commit a branch or tag is: files are fetched by commit here, and it notes none then."""
+    return _folder(model) / "refs" / (model.revision or "main")
 
 
 def _kept_commit(model: HubId) -> str:
     try:
-        return (_folder(model) / "refs" / (model.revision or "main")).read_text(encoding="utf-8").strip()
+        return _reference(model).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -205,7 +213,8 @@ def explained(error: BaseException, model: HubId, key: str) -> ModelError:
     if constants.HF_HUB_OFFLINE or among(OfflineModeIsEnabled):
         return UnreachableError(f"{given}HF_HUB_OFFLINE is set, and {cache} does not have it whole; fetch it there beforehand (hf download {model.repo}), set model.mirror, or unset HF_HUB_OFFLINE")
     if among(EntryNotFoundError) and not among(LocalEntryNotFoundError):
-        return ModelError(f"{given}{_first_line(chain[0])}; give a model in diffusers' layout")
+        file = re.search(r"/resolve/[^/]+/([^\s?]+?)[.\s?]*$", "\n".join(map(str, chain)), re.M)
+        return ModelError(f"{given}it has no {file[1] if file else 'such file'}; give a model in diffusers' layout, or LoRA weights with the file's name, such as owner/name/file.safetensors")
     answered = next((e for e in chain if isinstance(e, HfHubHTTPError)), None)
     status = getattr(getattr(answered, "response", None), "status_code", 0) or 0
     if status in (401, 403):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import diffusers
 
 from dato.files import written
 from search.evaluate.load_arguments import ModelError, check_load
-from search.fields import check, limited, without_later
+from search.fields import check, later_defaults, limited, without_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class ModelSpec:
     variant: str | None = limited(None, later=True)
     """Weight files of this variant, such as fp16; null for those without one."""
     mirror: str | None = limited(None, later=True)
-    """A shared folder, or file://, that holds models by id (<mirror>/<owner>/<name>, with a revision <name>@<revision>), looked in before the hub."""
+    """A shared folder, or file://, that holds models by id, as owner/name or for a revision owner/name@revision, looked in before the hub."""
     components: dict[str, str] = field(default_factory=dict, metadata={"later": True})
-    """Models in place of the pipeline's own, such as {vae: /models/vae}: a folder, or on the hub <owner>/<name>[/<folder>][@<revision>]."""
+    """Models in place of the pipeline's own, such as {vae: /models/vae}: a folder, or on the hub owner/name, owner/name/folder, either with @revision."""
     lora: tuple[str, ...] = limited((), later=True)
-    """LoRA weights, merged into the pipeline in turn: files, folders, or on the hub <owner>/<name>[/<file>][@<revision>]."""
+    """LoRA weights, merged into the pipeline in turn: files, folders, or on the hub owner/name, owner/name/file, either with @revision."""
     lora_scales: tuple[float, ...] = limited((), later=True)
     """A scale for each of model.lora; [] for 1 each."""
     load: dict[str, Any] = field(default_factory=dict, metadata={"later": True})
@@ -66,5 +66,5 @@ class ModelSpec:
         return without_later(ModelSpec, asdict(self))
 
 
-LATER = tuple(f.name for f in fields(ModelSpec) if f.metadata.get("later"))
+LATER = tuple(later_defaults(ModelSpec))
 """Keys that came when searches had been recorded without them: in records only where they are set."""
