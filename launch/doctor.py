@@ -27,6 +27,7 @@ from launch.pool import join_ray, worker_settings
 from launch.preflight import LEAST_GB, Finding, look
 from launch.search import recorded_latencies
 from search.data.datasets import Data
+from search.data.images import glance, unreadable_error
 from search.evaluate.pipelines import check_model
 from search.ledger import read_ledger
 from search.metrics.features import load_features
@@ -37,6 +38,9 @@ from search.metrics.similarity import is_similarity, load_similarity
 from search.optimize.winners import SearchFailed
 from search.run.ray_cluster import ClusterError
 from search.run.ray_pool import RayPool, WorkerError
+
+READ_WHOLE = 100
+"""Real images that are read to their ends; of a folder with more, the others' headers tell."""
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -109,11 +113,13 @@ def _read_data(config: SearchConfig) -> str:
         load_features(features)
     if data.spec.statistics:
         Moments.load(data.spec.statistics)
-    elif not data.spec.own_reference:
-        for _ in data.reference():  # every image is opened, as the search does
-            pass
-    left_out = f"; {len(data.unreadable)} cannot be read and are left out" if data.unreadable else ""
-    return f"{len(data.prompts)} prompts; {data.reference_in_words()}{left_out}"
+        return f"{len(data.prompts)} prompts; {data.reference_in_words()}"
+    unreadable = glance(data.paths, READ_WHOLE)
+    if unreadable and data.spec.on_unreadable == "fail":
+        raise unreadable_error(len(data.paths), unreadable)
+    left_out = f"; {len(unreadable)} cannot be read and are left out" if unreadable else ""
+    more = f"; read: every header, and {READ_WHOLE} images at most to their ends (a search reads all)" if len(data.paths) > READ_WHOLE else ""
+    return f"{len(data.prompts)} prompts; {data.reference_in_words()}{left_out}{more}"
 
 
 def _look_at_ledger(config: SearchConfig) -> str:

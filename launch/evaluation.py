@@ -18,7 +18,7 @@ from launch.config import ConfigError, evaluation_keys
 from launch.environment import environment
 from launch.estimate import Workload, first_batch_s
 from launch.pinned import noted, pin_evaluation
-from launch.pool import start_pool
+from launch.pool import start_pool, warnings_of
 from launch.schema import EvaluationKeys
 from search.data.datasets import Data
 from search.evaluate.edit import Edit
@@ -129,8 +129,10 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
     store, count = ShardStore(evaluation.folder / "shards", time.strftime("%Y%m%dT%H%M%S")), len(evaluation.shards)
     say(f"evaluation {evaluation.name}  (folder {evaluation.folder})")
     errors: dict[str, str] = {}
+    warned: list[str] = []
     if any(missing(variants, count, store)) or (own and features is None):
         pool = start_pool(evaluation, pin_evaluation(evaluation.folder, spec, say), say)
+        warned = warnings_of(evaluation, pool)
         try:
             drawn = say_how_long(evaluation, variants, store, pool, own)
             if drawn is not None and features is None:
@@ -154,8 +156,8 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
         curved = [v for v in variants if v.family in ("plain", "strategy") and v.digest in shards]
         about["fid_by_images"] = {v.name: fid_by_images(shards[v.digest], metrics.fid.reference) for v in curved}
     about |= {"environment": environment(), "config": evaluation.raw, "weights": weights_digest(spec.model), "measured_without": _left_out(spec.model)}
-    if commits := noted(evaluation.folder):
-        about["pinned"] = commits
+    commits = noted(evaluation.folder)
+    about |= {k: v for k, v in {"pinned": commits, "warnings": warned}.items() if v}
     content = {"schema": EVALUATION_SCHEMA, "name": evaluation.name, **about, "results": [r.to_dict() for r in results]}
     evaluation.folder.mkdir(parents=True, exist_ok=True)
     (evaluation.folder / "evaluation.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

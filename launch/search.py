@@ -18,7 +18,7 @@ from launch.environment import environment
 from launch.estimate import baselines_of, calibration_of, say_how_long
 from launch.hydra_app import run_with_hydra
 from launch.pinned import pin_search
-from launch.pool import connect_cluster, start_workers
+from launch.pool import connect_cluster, start_workers, warnings_of
 from launch.terminal import SearchView
 from search.data.datasets import Data
 from search.evaluate.measure import Metrics, load_metrics, measure
@@ -95,6 +95,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             _note_model(pool, config.folder)
             if "measured_without" not in ledger.record.notes:
                 ledger.append("notes", notes={"measured_without": (read_model_info(config.folder) or {}).get("measured_without", [])})
+            if (said := warnings_of(config, pool)) and ledger.record.notes.get("warnings") != said:
+                ledger.append("notes", notes={"warnings": said})
             features = say_how_long(config, pool, view.say, ledger.record, own)
             if features is not None:
                 factory.own = features

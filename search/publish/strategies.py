@@ -117,6 +117,7 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
             "speedup_range": _ends(slowest, fastest) if slowest < fastest else None,  # of one batch, none
             "device": fresh.device,
             "batch": fresh.batch,
+            **({"warnings": warnings} if (warnings := record.notes.get("warnings")) else {}),
         },
         "environment": record.environment,
         "reproduce": command(config),
