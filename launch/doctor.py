@@ -28,7 +28,8 @@ from launch.preflight import LEAST_GB, Finding, look
 from launch.search import recorded_latencies
 from search.data.datasets import Data
 from search.data.images import glance, unreadable_error
-from search.evaluate.pipelines import check_model
+from search.evaluate.hub import UnreachableError, commit_of
+from search.evaluate.model_files import check_model, here, parts
 from search.ledger import read_ledger
 from search.metrics.features import load_features
 from search.metrics.inception import WEIGHTS_URL
@@ -86,10 +87,21 @@ def checked(what: str, check: Callable[[], str]) -> Finding:
 
 
 def _look_at_model(config: SearchConfig) -> str:
-    path = config.evaluator.model.path
-    check_model(config.evaluator.model)
-    local = path == "embedded" or os.path.exists(user_path(path))
-    return path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache"
+    """Where each part of the model is; what the hub refuses is refused here, and where it does not answer is said."""
+    model = config.evaluator.model
+    check_model(model)
+    found = []
+    for part in parts(model) or [None]:
+        if part is None:
+            found.append(model.path)
+        elif path := here(part, model.mirror):
+            found.append(part.given if part.local else f"{part.given} in the mirror, {path}")
+        elif part.hub:
+            try:
+                found.append(f"{part.given} at commit {commit_of(part.hub, part.key)[:12]}, a hub id: each node fetches it once into its Hugging Face cache")
+            except UnreachableError as error:
+                found.append(f"{part.given}, a hub id: {error}")
+    return "; ".join(found)
 
 
 def _read_latencies(config: SearchConfig) -> str:
