@@ -90,11 +90,9 @@ def _look_at_model(config: SearchConfig) -> str:
     """Where each part of the model is; what the hub refuses is refused here, and where it does not answer is said."""
     model = config.evaluator.model
     check_model(model)
-    found = []
-    for part in parts(model) or [None]:
-        if part is None:
-            found.append(model.path)
-        elif path := here(part, model.mirror):
+    found = ["embedded"] if model.path == "embedded" else []
+    for part in parts(model):
+        if path := here(part, model.mirror):
             found.append(part.given if part.local else f"{part.given} in the mirror, {path}")
         elif part.hub:
             try:
