@@ -26,6 +26,7 @@ from launch.overrides import ConfigError, prepare, unknown
 from launch.schema import SCHEMAS, SECTIONS, EvaluationKeys, SearchKeys, explained, fields_of, groups_of, keys, register
 from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.sources import read_given
+from search.fields import without_later
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
@@ -99,7 +100,8 @@ def resolved(name: str, composed: Any) -> dict[str, Any]:
     for key in data:
         if key not in SECTIONS:
             raise ConfigError(unknown(name, str(key)))
-    return {str(k): v for k, v in data.items() if k in fields_of(SCHEMAS[name])}
+    groups = groups_of(SCHEMAS[name])
+    return {str(k): without_later(groups[k], v) if k in groups and isinstance(v, dict) else v for k, v in data.items() if k in fields_of(SCHEMAS[name])}
 
 
 def choices(*more: Path) -> dict[str, list[str]]:

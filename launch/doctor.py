@@ -27,7 +27,9 @@ from launch.pool import join_ray, worker_settings
 from launch.preflight import LEAST_GB, Finding, look
 from launch.search import recorded_latencies
 from search.data.datasets import Data
-from search.evaluate.pipelines import check_model
+from search.data.images import glance, unreadable_error
+from search.evaluate.hub import UnreachableError, commit_of
+from search.evaluate.model_files import check_model, here, parts
 from search.ledger import read_ledger
 from search.metrics.features import load_features
 from search.metrics.inception import WEIGHTS_URL
@@ -37,6 +39,9 @@ from search.metrics.similarity import is_similarity, load_similarity
 from search.optimize.winners import SearchFailed
 from search.run.ray_cluster import ClusterError
 from search.run.ray_pool import RayPool, WorkerError
+
+READ_WHOLE = 100
+"""Real images that are read to their ends; of a folder with more, the others' headers tell."""
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -82,10 +87,19 @@ def checked(what: str, check: Callable[[], str]) -> Finding:
 
 
 def _look_at_model(config: SearchConfig) -> str:
-    path = config.evaluator.model.path
-    check_model(config.evaluator.model)
-    local = path == "embedded" or os.path.exists(user_path(path))
-    return path if local else f"{path}, a hub id: each node downloads it into its Hugging Face cache"
+    """Where each part of the model is; what the hub refuses is refused here, and where it does not answer is said."""
+    model = config.evaluator.model
+    check_model(model)
+    found = ["embedded"] if model.path == "embedded" else []
+    for part in parts(model):
+        if path := here(part, model.mirror):
+            found.append(part.given if part.local else f"{part.given} in the mirror, {path}")
+        elif part.hub:
+            try:
+                found.append(f"{part.given} at commit {commit_of(part.hub, part.key)[:12]}, a hub id: each node fetches it once into its Hugging Face cache")
+            except UnreachableError as error:
+                found.append(f"{part.given}, a hub id: {error}")
+    return "; ".join(found)
 
 
 def _read_latencies(config: SearchConfig) -> str:
@@ -109,11 +123,13 @@ def _read_data(config: SearchConfig) -> str:
         load_features(features)
     if data.spec.statistics:
         Moments.load(data.spec.statistics)
-    elif not data.spec.own_reference:
-        for _ in data.reference():  # every image is opened, as the search does
-            pass
-    left_out = f"; {len(data.unreadable)} cannot be read and are left out" if data.unreadable else ""
-    return f"{len(data.prompts)} prompts; {data.reference_in_words()}{left_out}"
+        return f"{len(data.prompts)} prompts; {data.reference_in_words()}"
+    unreadable = glance(data.paths, READ_WHOLE)
+    if unreadable and data.spec.on_unreadable == "fail":
+        raise unreadable_error(len(data.paths), unreadable)
+    left_out = f"; {len(unreadable)} cannot be read and are left out" if unreadable else ""
+    more = f"; read: every header, and {READ_WHOLE} images at most to their ends (a search reads all)" if len(data.paths) > READ_WHOLE else ""
+    return f"{len(data.prompts)} prompts; {data.reference_in_words()}{left_out}{more}"
 
 
 def _look_at_ledger(config: SearchConfig) -> str:

@@ -17,13 +17,14 @@ from dato.files import shown
 from launch.config import ConfigError, evaluation_keys
 from launch.environment import environment
 from launch.estimate import Workload, first_batch_s
-from launch.pool import start_pool
+from launch.pinned import noted, pin_evaluation
+from launch.pool import start_pool, warnings_of
 from launch.schema import EvaluationKeys
 from search.data.datasets import Data
 from search.evaluate.edit import Edit
 from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.measure import load_metrics
-from search.evaluate.pipelines import ModelError, ModelSpec, check_model, left_out, weights_digest
+from search.evaluate.pipelines import ModelError, ModelSpec, added_digests, check_model, left_out, weights_digest
 from search.evaluate.results import EVALUATION_SCHEMA, Result, compare_to_plain, fid_by_images
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.variants import Variant, strategy_variants, unique
@@ -91,6 +92,7 @@ def build_evaluation(command: str, raw: dict[str, Any]) -> Evaluation:
     shards = [batches[i : i + size] for i in range(0, len(batches), size)]
     identity = {
         "model": raw["model"], "weights": weights_digest(model), "data": raw["data"], "protocol": raw["protocol"],
+        **({"added": added} if (added := added_digests(model)) else {}),
         "evaluation": {k: raw["evaluation"][k] for k in ("images", "held_out", "metrics", "shard", "edit")}, "threads": spec.threads,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
@@ -127,8 +129,10 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
     store, count = ShardStore(evaluation.folder / "shards", time.strftime("%Y%m%dT%H%M%S")), len(evaluation.shards)
     say(f"evaluation {evaluation.name}  (folder {evaluation.folder})")
     errors: dict[str, str] = {}
+    warned: list[str] = []
     if any(missing(variants, count, store)) or (own and features is None):
-        pool = start_pool(evaluation, evaluation.spec, say)
+        pool = start_pool(evaluation, pin_evaluation(evaluation.folder, spec, say), say)
+        warned = warnings_of(evaluation, pool)
         try:
             drawn = say_how_long(evaluation, variants, store, pool, own)
             if drawn is not None and features is None:
@@ -152,6 +156,8 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
         curved = [v for v in variants if v.family in ("plain", "strategy") and v.digest in shards]
         about["fid_by_images"] = {v.name: fid_by_images(shards[v.digest], metrics.fid.reference) for v in curved}
     about |= {"environment": environment(), "config": evaluation.raw, "weights": weights_digest(spec.model), "measured_without": _left_out(spec.model)}
+    commits = noted(evaluation.folder)
+    about |= {k: v for k, v in {"pinned": commits, "warnings": warned}.items() if v}
     content = {"schema": EVALUATION_SCHEMA, "name": evaluation.name, **about, "results": [r.to_dict() for r in results]}
     evaluation.folder.mkdir(parents=True, exist_ok=True)
     (evaluation.folder / "evaluation.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch.config import CONF, ConfigError, choices, compose_config, explain, resolved
 from launch.overrides import prepare
-from launch.schema import SCHEMAS, explained, register
+from launch.schema import SCHEMAS, explained, groups_of, register
+from search.fields import later_defaults
 
 _FLAGS = {
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--version"), False),
@@ -121,6 +122,8 @@ def _value(flags: Sequence[str], *names: str) -> str | None:
 def described(name: str) -> list[tuple[str, str, str]]:
     """Every key of a primary configuration: its name, its default as one writes it, and its meaning."""
     values = compose_config(name, [])
+    for section, group in groups_of(SCHEMAS[name]).items():
+        values[section] = {**{k: list(v) if isinstance(v, tuple) else v for k, v in later_defaults(group).items()}, **values[section]}
     found = []
     for key, text in explained(SCHEMAS[name]).items():
         section, _, inner = key.rpartition(".")

@@ -9,11 +9,14 @@ from typing import Any
 import ray
 
 from launch.preflight import Configured, require
+from launch.schema import SearchKeys
+from search.evaluate.evaluator import is_processor
 from search.evaluate.shards import make_join
 from search.run.pools import EvaluatorFactory, InProcessPool
 from search.run.ray_cluster import connect
 from search.run.ray_pool import RayPool
 from search.run.settings import ClusterSettings
+from search.run.shared_gpu import shared_gpu_warning
 
 
 def start_pool(config: Configured, factory: EvaluatorFactory, say: Callable[[str], None]) -> RayPool | InProcessPool:
@@ -66,7 +69,19 @@ def start_workers(config: Configured, factory: EvaluatorFactory, workers: int, s
     kinds = sorted(set(pool.devices))
     if len(kinds) > 1 and cluster.latency_device is None:
         say(f"warning: the workers' devices differ ({'; '.join(kinds)}), so latencies do not compare; set cluster.latency_device to one of them")
+    for warning in warnings_of(config, pool):
+        say(f"warning: {warning}")
     return pool
+
+
+def warnings_of(config: Configured, pool: Any) -> list[str]:
+    """What whoever reads the figures of these workers should know; their record keeps it."""
+    keys = config.keys
+    if isinstance(keys, SearchKeys) and keys.latency_from:
+        return []
+    workers = [(node, not is_processor(device)) for node, device in getattr(pool, "places", [])]
+    said = shared_gpu_warning(keys.cluster.gpus, workers, keys.search.latency if isinstance(keys, SearchKeys) else None)
+    return [said] if said else []
 
 
 def worker_settings(cluster: ClusterSettings) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import ray
 
 from dato.files import user_path
 from launch.schema import EvaluationKeys, SearchKeys
+from search.evaluate.model_files import local_files
 from search.run.ray_cluster import own_packages
 
 PROBE_S = 20
@@ -113,13 +113,10 @@ def look_here(packages: Sequence[str], paths: Mapping[str, str], folder: str) ->
 
 
 def needed_paths(config: Configured) -> dict[str, str]:
-    """Local files and folders that every node must have, by configuration key. A hub id is none."""
+    """Local files and folders that every node must have, by configuration key. A hub id is none, unless the mirror holds it."""
     model, data = config.keys.model, config.keys.data
-    paths = {}
-    if model.path != "embedded":
-        folder = user_path(model.path)
-        if os.path.exists(folder) or folder.is_absolute() or model.path.startswith((".", "~")):
-            paths["model.path"] = str((folder / "model_index.json").absolute())
+    paths: dict[str, str] = {}
+    paths |= {key: str(path.absolute()) for key, path in local_files(model).items()}
     if data.kind == "prompts" and data.prompts not in ("captions", "imagenet"):
         paths["data.prompts"] = str(user_path(data.prompts or "").absolute())
     if data.kind == "folder":

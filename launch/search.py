@@ -17,7 +17,8 @@ from launch.deliver import deliver, draw_samples, make_tracker, write_samples
 from launch.environment import environment
 from launch.estimate import baselines_of, calibration_of, say_how_long
 from launch.hydra_app import run_with_hydra
-from launch.pool import connect_cluster, start_workers
+from launch.pinned import pin_search
+from launch.pool import connect_cluster, start_workers, warnings_of
 from launch.terminal import SearchView
 from search.data.datasets import Data
 from search.evaluate.measure import Metrics, load_metrics, measure
@@ -77,7 +78,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
     if not ledger.record.finished:
         spec = config.evaluator
         own = own_reference(config.folder, spec)
-        factory, known = PipelineMeasurer(spec), list[Metrics]() if own else [load_metrics(spec)]
+        loaded = pin_search(ledger, spec, view.say)
+        factory, known = PipelineMeasurer(loaded), list[Metrics]() if own else [load_metrics(spec)]
         if not ledger.record.notes.get("reference"):
             ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0].reference_images if known else None)})
         workers = connect_cluster(config)
@@ -93,6 +95,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             _note_model(pool, config.folder)
             if "measured_without" not in ledger.record.notes:
                 ledger.append("notes", notes={"measured_without": (read_model_info(config.folder) or {}).get("measured_without", [])})
+            if (said := warnings_of(config, pool)) and ledger.record.notes.get("warnings") != said:
+                ledger.append("notes", notes={"warnings": said})
             features = say_how_long(config, pool, view.say, ledger.record, own)
             if features is not None:
                 factory.own = features
@@ -112,7 +116,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             recorder, spec.protocol, loop, baselines_of(config), kept=ShardStore(config.folder / "kept"), calibration=calibration_of(config), before=before, after=after,
             say=view.say,
         )  # fmt: skip
-        start = partial(start_workers, config, spec, workers, view.say, partial(waiting_workers, config.plan))
+        start = partial(start_workers, config, loaded, workers, view.say, partial(waiting_workers, config.plan))
         try:
             pool = start()
             driver.prepare(pool)

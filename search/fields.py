@@ -39,9 +39,23 @@ class Limits:
     among: tuple[str, ...] = ()
 
 
-def limited(default: Any = dataclasses.MISSING, *, least: float | None = None, above: float | None = None, most: float = 10**9, among: Sequence[str] = ()) -> Any:
-    """A dataclass field with a default and `Limits`."""
-    return dataclasses.field(default=default, metadata={"limits": Limits(least, above, most, tuple(among))})
+def limited(
+    default: Any = dataclasses.MISSING, *, least: float | None = None, above: float | None = None, most: float = 10**9, among: Sequence[str] = (), later: bool = False
+) -> Any:
+    """A dataclass field with a default and `Limits`; `later`: it came when searches had been recorded without it, see `without_later`."""
+    return dataclasses.field(default=default, metadata={"limits": Limits(least, above, most, tuple(among)), "later": later})
+
+
+def later_defaults(settings: type) -> dict[str, Any]:
+    """The keys of a settings class that came later, with their defaults."""
+    return {f.name: {} if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(settings) if f.metadata.get("later")}
+
+
+def without_later(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section but for keys that came later and are at their defaults: what was recorded before they came stays the same section."""
+    later = later_defaults(settings)
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return {k: v for k, v in values.items() if k not in later or plain[k] != later[k]}
 
 
 @dataclass(frozen=True)

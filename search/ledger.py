@@ -17,7 +17,7 @@ from dato.files import FileError, decode, parse_json, read_bytes, refuse_target,
 from dato.strategy import Strategy
 from search.measurements import Measurement, is_count, is_number
 from search.old_names import by_current_names
-from search.records import SCHEMA, Candidate, SearchRecord, Winner
+from search.records import SCHEMA, Candidate, SearchRecord, Winner, check_notes
 
 MAX_BYTES = 1 << 32
 """Of a ledger: a candidate takes one or two kilobytes."""
@@ -245,10 +245,7 @@ def _check_row(record: SearchRecord, row: dict[str, Any]) -> None:
     if event == "costs" and not (isinstance(row["table"], dict) and isinstance(row["table"].get("device"), str)):
         raise ValueError(f"table is {shown(row['table'])}, no cost table of a device")
     if event == "notes":
-        notes = row["notes"]
-        without = notes.get("measured_without", []) if isinstance(notes, dict) else None
-        if not isinstance(without, list) or not all(isinstance(text, str) for text in without):
-            raise ValueError(f"notes is {shown(notes)}, no object with a list of texts in measured_without")
+        check_notes(row["notes"])
 
 
 def _apply(record: SearchRecord, row: dict[str, Any]) -> None:

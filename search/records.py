@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from dato.files import shown
 from dato.strategy import Strategy
 from search.measurements import Measurement
 
@@ -84,7 +85,8 @@ class SearchRecord:
         fresh_plain_ms: Of the unaccelerated pipeline in turn with those, by candidate number and images: median, fastest and slowest batch.
         winners: By alias, once they were checked on fresh images.
         finished: Whether the search came to its end.
-        notes: What the search says of itself: "reference", in words, and "measured_without", what of the pipeline was not loaded.
+        notes: What the search says of itself: "reference", in words, "measured_without", what of the pipeline was not loaded,
+            "pinned", the commits of what it loads from the hub, and "warnings", what whoever reads its figures should know.
     """
 
     search_id: str
@@ -177,6 +179,17 @@ class SearchRecord:
             if not found or m.fid < found[-1][1].fid:
                 found.append((candidate, m))
         return found
+
+
+def check_notes(notes: Any) -> None:
+    """Refuse what `SearchRecord.notes` cannot hold. Raises ValueError."""
+    for key in ("measured_without", "warnings"):
+        texts = notes.get(key, []) if isinstance(notes, dict) else None
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"notes is {shown(notes)}, no object with a list of texts in {key}")
+    pinned, kinds = notes.get("pinned", {}), {"revision": str, "components": dict, "lora": list}
+    if not isinstance(pinned, dict) or any(not isinstance(v, kinds.get(k, type(None))) for k, v in pinned.items()):
+        raise ValueError(f"pinned of its notes is {shown(pinned)}, no object of a model's revision, components and lora")
 
 
 def prediction_error(record: SearchRecord) -> float | None:

@@ -146,7 +146,7 @@ def stream_images(paths: Sequence[Path], size: int | None, batch: int, unreadabl
             image = read_image(path, size)
         except DataError as error:
             if unreadable is None:
-                raise _unreadable_error(paths, number, str(error)) from None
+                raise unreadable_error(len(paths), [str(error), *_messages(paths[number + 1 :])]) from None
             unreadable.append(str(error))
             continue
         if waiting and (waiting[0].shape != image.shape or len(waiting) == batch):
@@ -157,14 +157,37 @@ def stream_images(paths: Sequence[Path], size: int | None, batch: int, unreadabl
         yield torch.stack(waiting)
 
 
-def _unreadable_error(paths: Sequence[Path], first: int, message: str) -> DataError:
-    """One error for all of them, so that a data set is repaired in one go."""
-    found = [message]
-    for path in paths[first + 1 :]:
+def glance(paths: Sequence[Path], whole: int) -> list[str]:
+    """Messages about images that cannot be read, as far as a look tells: at each file's header, and at up to `whole` of them, evenly spread, to their ends.
+
+    An empty file, or a web page that is called .jpg, shows in its header; an image that was cut off does not.
+    """
+    every = max(1, -(-len(paths) // max(1, whole)))
+    return [message for number, path in enumerate(paths) for message in (_messages([path]) if number % every == 0 else _header_messages(path))]
+
+
+def _messages(paths: Iterable[Path]) -> list[str]:
+    found = []
+    for path in paths:
         try:
             read_image(path)
         except DataError as error:
             found.append(str(error))
+    return found
+
+
+def _header_messages(path: Path) -> list[str]:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return [f"{path} is no file"]
+        with Image.open(path, formats=FORMATS):
+            return []
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        return [f"{path} is not a readable image ({str(error) or type(error).__name__})"]
+
+
+def unreadable_error(total: int, found: Sequence[str]) -> DataError:
+    """One error for all images that cannot be read, so that a data set is repaired in one go."""
     rest = f", and {len(found) - 10} more" if len(found) > 10 else ""
     listed = "; ".join(found[:10])
-    return DataError(f"{len(found)} of {len(paths)} real images cannot be used: {listed}{rest}. Repair or remove them, or set data.on_unreadable=skip, which counts them")
+    return DataError(f"{len(found)} of {total} real images cannot be used: {listed}{rest}. Repair or remove them, or set data.on_unreadable=skip, which counts them")

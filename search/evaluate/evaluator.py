@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,6 +170,11 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} thread" + ("s" if torch.get_num_threads() > 1 else "")
+
+
+def is_processor(name: str) -> bool:
+    """Whether `device_name` says this of a processor."""
+    return re.search(r", \d+ threads?$", name) is not None
 
 
 def _processor() -> str:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,46 +11,22 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import is_invisible_watermark_available
 
-from dato.files import user_path
 from dato.scheduler import exchange_scheduler
-from search.fields import check, limited
+from search.evaluate.components import load_components, merge_lora
+from search.evaluate.load_arguments import check_arguments
+from search.evaluate.model_files import (
+    EMBEDDED,
+    added_digests,
+    check_model,
+    files_digest,
+    folder_of,
+    pipeline_config,
+    pipeline_folder,
+    pipeline_source,
+)
+from search.evaluate.model_spec import ModelError, ModelSpec
 
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "pipeline"
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded: the message says what was given, what is allowed and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """Which pipeline, in which precision, with which sampler."""
-
-    name: str
-    """Short name, for titles and registry."""
-    path: str
-    """"embedded", a local folder in diffusers' layout, or a hub id."""
-    dtype: str = limited("float32", among=("float32", "float16", "bfloat16"))
-    """Precision: float32, float16 or bfloat16."""
-    device: str = "auto"
-    """"auto" (a GPU where there is one), or a torch device."""
-    scheduler: str | None = None
-    """A diffusers scheduler class that replaces the model's own, such as DPMSolverMultistepScheduler."""
-    steps: int = limited(50, least=1, most=1000)
-    """Sampler steps."""
-    guidance: float = limited(7.5, least=0)
-    """Classifier-free guidance scale."""
-    height: int | None = limited(None, least=8, most=65536)
-    """Pixels; None for the model's own size."""
-    width: int | None = limited(None, least=8, most=65536)
-    """Pixels; None for the model's own size."""
-
-    def __post_init__(self) -> None:
-        check(self, "model", ModelError)
-        kind = getattr(diffusers, self.scheduler, None) if self.scheduler else None
-        if self.scheduler and not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-            raise ModelError(f"model.scheduler is {self.scheduler!r}; give a diffusers scheduler class, such as PNDMScheduler")
-
+__all__ = ["EMBEDDED", "ModelError", "ModelSpec", "added_digests", "check_model", "left_out", "load_pipeline", "resolve_device", "weights_digest"]
 
 def resolve_device(device: str) -> torch.device:
     """The torch device of a configured name. Raises `ModelError` where it is not there."""
@@ -66,17 +38,6 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"model.device is {device!r}, which this machine does not have ({str(error).splitlines()[0]}); use auto or cpu") from None
     return found
-
-
-def check_model(spec: ModelSpec) -> None:
-    """Refuse a local folder that is not a pipeline, before anything is started."""
-    path = EMBEDDED if spec.path == "embedded" else user_path(spec.path)
-    local = spec.path == "embedded" or os.path.exists(path) or path.is_absolute() or spec.path.startswith((".", "~"))
-    if local and not os.path.isfile(path / "model_index.json"):
-        what = "does not exist" if not os.path.exists(path) else "has no model_index.json"
-        raise ModelError(f"model.path is {spec.path!r}, which {what}; give 'embedded', a folder in diffusers' layout, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'")
-    if not local and spec.path.count("/") != 1:
-        raise ModelError(f"model.path is {spec.path!r}, neither a folder here nor a hub id (owner/name); give 'embedded' or one of these")
 
 
 _CHECKS = {"safety_checker": "safety checker", "watermarker": "invisible watermark"}
@@ -96,12 +57,13 @@ def load_pipeline(spec: ModelSpec, as_published: bool = False) -> Any:
     """
     check_model(spec)
     device = resolve_device(spec.device)
-    source = _source(spec)
     try:
-        without = {} if as_published else _without(source)
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=getattr(torch, spec.dtype), use_safetensors=True, **without)
+        pipe = _load(spec, as_published)
+    except ModelError:
+        raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise ModelError(f"cannot load model.path {spec.path!r}: {str(error).strip().splitlines()[0]}") from error
+    merge_lora(pipe, spec)
     if spec.scheduler:
         pipe.scheduler = exchange_scheduler(pipe.scheduler, spec.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -109,25 +71,32 @@ def load_pipeline(spec: ModelSpec, as_published: bool = False) -> Any:
     return pipe.to(device)
 
 
+def _load(spec: ModelSpec, as_published: bool) -> Any:
+    source = pipeline_source(spec)
+    config = pipeline_config(source)
+    kind = _pipeline_class(config)
+    check_arguments(spec.load, inspect.signature(kind).parameters, kind._get_signature_keys(kind)[0], kind.__name__)
+    without = {**({} if as_published else _without(config)), **{k: v for k, v in spec.load.items() if v is None}}
+    folder = pipeline_folder(source, spec.variant, {*(k for k, v in without.items() if v is None), *spec.components})
+    given = {**spec.load, **load_components(spec, config), **without}
+    return DiffusionPipeline.from_pretrained(str(folder), dtype=getattr(torch, spec.dtype), use_safetensors=True, variant=spec.variant, local_files_only=True, **given)
+
+
 def left_out(spec: ModelSpec) -> list[str]:
     """What `load_pipeline` leaves out of a model for measuring, in words. Raises `ModelError` where the model is not there."""
     try:
-        config = DiffusionPipeline.load_config(_source(spec))
+        config = pipeline_config(pipeline_source(spec))
         found = [_CHECKS["safety_checker"]] if (config.get("safety_checker") or [None])[0] else []
         takes_watermark = "add_watermarker" in inspect.signature(_pipeline_class(config)).parameters
+    except ModelError:
+        raise
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load model.path {spec.path!r}: {str(error).strip().splitlines()[0]}") from error
     return found + ([_CHECKS["watermarker"]] if takes_watermark and is_invisible_watermark_available() else [])
 
 
-def _source(spec: ModelSpec) -> str:
-    path = user_path(spec.path)
-    return str(EMBEDDED) if spec.path == "embedded" else str(path) if os.path.exists(path) else spec.path
-
-
-def _without(source: str) -> dict[str, Any]:
+def _without(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that load a pipeline without what `left_out` names."""
-    config = DiffusionPipeline.load_config(source)
     takes = inspect.signature(_pipeline_class(config)).parameters
     found: dict[str, Any] = {}
     if "safety_checker" in takes:
@@ -141,20 +110,13 @@ def _without(source: str) -> dict[str, Any]:
     return found
 
 
-def _pipeline_class(config: Mapping[str, Any]) -> type:
+def _pipeline_class(config: Mapping[str, Any]) -> Any:
     found = getattr(diffusers, str(config.get("_class_name")), None)
     return found if isinstance(found, type) else DiffusionPipeline
 
 
 def weights_digest(spec: ModelSpec) -> str | None:
     """SHA-256 of the UNet's weight files of a local model; None for a hub id, whose files are not here."""
-    folder = (EMBEDDED if spec.path == "embedded" else user_path(spec.path)) / "unet"
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return None
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            for chunk in iter(lambda: file.read(1 << 20), b""):
-                whole.update(chunk)
-    return whole.hexdigest()
+    folder = folder_of(spec, "unet")
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    return files_digest(files) if files else None

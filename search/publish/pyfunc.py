@@ -7,7 +7,8 @@ strategy beside it is plain JSON.
     images = model.predict({"prompt": ["a handwritten seven"]}, params={"seed": 1})
 
 ``model_config`` of ``load_model`` may hold ``path`` (the pipeline's folder or hub id, in place of the one in the
-strategy's provenance), ``device``, ``dtype`` and ``batch`` (images per call).
+strategy's provenance), ``components``, ``lora`` and ``mirror`` (likewise, see conf/README.md), ``device``, ``dtype`` and
+``batch`` (images per call).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from PIL import Image
 
 import dato
 from search.evaluate.generate import to_bytes
-from search.evaluate.pipelines import ModelError, ModelSpec, load_pipeline
+from search.evaluate.model_spec import LATER, ModelError, ModelSpec
+from search.evaluate.pipelines import load_pipeline
 
 
 class AcceleratedPipeline(PythonModel):
@@ -43,6 +45,9 @@ class AcceleratedPipeline(PythonModel):
             raise ModelError("this strategy does not say for which model it is; give one: load_model(uri, model_config={'path': <folder or hub id>})")
         own = sampler.get("unaccelerated") or sampler  # a strategy's own sampler is exchanged for the pipeline's by enabling it
         scheduler = (own.get("settings") or {}).get("class") or own.get("scheduler")
+        # A path of one's own has other revisions and files; what is put into the pipeline belongs to it wherever it lies.
+        elsewhere = ("revision", "variant", "mirror") if config.get("path") else ()
+        parts = {k: config.get(k, model.get(k)) for k in LATER if k not in elsewhere or k in config}
         height, width = notes["size"] if isinstance(notes.get("size"), list) else (None, None)
         self.spec = ModelSpec(
             name=str(model.get("name") or path),
@@ -54,6 +59,7 @@ class AcceleratedPipeline(PythonModel):
             guidance=float(sampler.get("guidance") or 7.5),
             height=height,
             width=width,
+            **{k: v for k, v in parts.items() if v is not None},
         )
         self.pipe = load_pipeline(self.spec, as_published=True)
         dato.enable(self.pipe, self.strategy)

@@ -12,7 +12,9 @@ from typing import Any
 
 from dato.files import FileError, read_json
 from dato.strategy import Strategy
-from search.evaluate.pipelines import ModelError, ModelSpec, weights_digest
+from search.evaluate.model_files import PINNED, added_digests
+from search.evaluate.model_spec import LATER, ModelError, ModelSpec
+from search.evaluate.pipelines import weights_digest
 from search.measurements import fid_difference, flat, speedup
 from search.optimize.winners import in_words, passed, tolerance_of
 from search.records import SearchRecord, Winner
@@ -73,7 +75,8 @@ def write_model_info(folder: Path, model_info: Mapping[str, Any]) -> None:
 
 def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Where a winner comes from, for which model, and what it gave."""
-    model, sampler = record.config["model"], (model_info or {}).get("scheduler", {})
+    config = as_pinned(record)
+    model, sampler = config["model"], (model_info or {}).get("scheduler", {})
     fresh, plain, tolerance = winner.fresh, winner.fresh_baseline, tolerance_of(record.config)
     difference, low, high = fid_difference(fresh, plain)
     faster, slowest, fastest = speedup(fresh, plain)
@@ -85,7 +88,8 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
             "name": model["name"],
             "path": model["path"],
             "dtype": model["dtype"],
-            "unet_sha256": _files_digest(model),
+            **{k: model[k] for k in LATER if k in model},
+            **_files_digests(model),
             **{k: v for k, v in (model_info or {}).items() if k != "scheduler"},
         },
         "sampler": _ran_with(winner.candidate.strategy, model, sampler),
@@ -113,9 +117,10 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
             "speedup_range": _ends(slowest, fastest) if slowest < fastest else None,  # of one batch, none
             "device": fresh.device,
             "batch": fresh.batch,
+            **({"warnings": warnings} if (warnings := record.notes.get("warnings")) else {}),
         },
         "environment": record.environment,
-        "reproduce": command(record.config),
+        "reproduce": command(config),
     }
 
 
@@ -161,11 +166,19 @@ def hydra_text(text: str, mark: str = "'") -> str:
     return mark + escaped + "\\" * ending + mark
 
 
-def _files_digest(model: Mapping[str, Any]) -> str | None:
+def as_pinned(record: SearchRecord) -> dict[str, Any]:
+    """A search's configuration with the commits of what it loaded from the hub, so that a re-run gets the same weights."""
+    return {**record.config, "model": {**record.config["model"], **{k: v for k, v in (record.notes.get("pinned") or {}).items() if k in PINNED}}}
+
+
+def _files_digests(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the weight files on this machine: None where the model's folder is on another, or its keys are of another version."""
     try:
-        return weights_digest(ModelSpec(**model))
-    except (ModelError, TypeError):
-        return None  # the model's folder is on another machine, or its keys are of another version
+        spec = ModelSpec(**model)
+        added = added_digests(spec)
+        return {"unet_sha256": weights_digest(spec), **({"added_sha256": added} if added else {})}
+    except (ModelError, TypeError, OSError):
+        return {"unet_sha256": None}
 
 
 def _ends(low: float, high: float) -> list[float] | None:

@@ -130,7 +130,7 @@ class OwnReference:
     @cached_property
     def _settings(self) -> str:
         """Digest of what makes other images, or other features of them."""
-        model = {k: v for k, v in asdict(self.spec.model).items() if k not in ("name", "device")}
+        model = {k: v for k, v in self.spec.model.to_dict().items() if k not in ("name", "device")}
         features = self.spec.protocol.features
         content = {
             "schema": "dato.own_reference/1", "model": model, "prompts": self.data.prompts, "count": self.count, "features": features,

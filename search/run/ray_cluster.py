@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from search.run import interrupt
+from search.run.hub_environment import hub_environment
 from search.run.leftovers import end_left_behind, noted
 
 CONNECT_S = 10
@@ -30,12 +31,19 @@ class ClusterError(RuntimeError):
 def connect(address: str | None, *, cpus: float = 1, code: str = "installed") -> None:
     """Join the cluster at `address`, or start Ray on this machine alone with `cpus` CPUs where it is None.
 
-    With `code` "upload", this process's packages are sent to every worker of the job.
+    With `code` "upload", this process's packages are sent to every worker of the job; to a running cluster, its settings of the hub
+    in any case (see `search.run.hub_environment`).
 
     Raises:
         ClusterError: Within seconds, where nothing answers there, its Ray or Python is another version, or Ray does not start.
     """
-    shipped = {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}} if code == "upload" else {}
+    sent: dict[str, Any] = {"py_modules": [str(_ROOT / name) for name in _PACKAGES]} if code == "upload" else {}
+    try:
+        if address is not None and (settings := hub_environment()):
+            sent["env_vars"] = settings
+    except ValueError as error:
+        raise ClusterError(str(error)) from None
+    shipped = {"runtime_env": sent} if sent else {}
     try:
         if address is None:
             _check_temporary_folder()

@@ -104,6 +104,11 @@ class RayPool:
         """The loaded workers' devices, one for each worker."""
         return [slot.device for slot in self._slots if slot.device]
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """The loaded workers' nodes and devices, one pair for each worker."""
+        return [(slot.node, slot.device) for slot in self._slots if slot.device]
+
     def _launch(self, slot: Slot) -> None:
         slot.actor, slot.device = self._remote.remote(*self._arguments), ""
         slot.starts += 1

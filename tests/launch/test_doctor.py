@@ -246,3 +246,20 @@ def test_more_than_there_is_is_refused(uneven: SimpleNamespace, tmp_path: Path, 
     said = capsys.readouterr().err
     assert "2 asked for with 1 CPUs and 1 GPUs each, room for 0" in said
     assert "lower cluster.cpus or cluster.gpus" in said
+
+
+def test_doctor_looks_at_a_large_folder_of_images_and_says_how_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.doctor.READ_WHOLE", 4)
+    (tmp_path / "p.txt").write_text("a cat")
+    (tmp_path / "images").mkdir()
+    for number in range(12):
+        Image.effect_noise((32, 32), 100).save(tmp_path / "images" / f"{number:02d}.png")
+    words = ("data=folder", f"data.prompts={tmp_path / 'p.txt'}", f"data.images={tmp_path / 'images'}", f"output={tmp_path}")
+    (data,) = [f for f in check_here(config(*words)) if f.what == "data"]
+    assert not data.fix
+    assert "read: every header, and 4 images at most to their ends (a search reads all)" in data.found
+    (tmp_path / "images" / "07.png").write_bytes(b"")
+    (data,) = [f for f in check_here(config(*words)) if f.what == "data"]
+    assert "07.png" in data.found + data.fix and data.fatal and data.fix
+    (data,) = [f for f in check_here(config(*words, "data.on_unreadable=skip")) if f.what == "data"]
+    assert "1 cannot be read and are left out" in data.found and not data.fix

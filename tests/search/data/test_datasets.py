@@ -13,7 +13,7 @@ from PIL import Image
 
 from search.data.datasets import FRESH_OFFSET, Data, DataError, DataSpec
 from search.data.imagenet import read_classes
-from search.data.images import read_image
+from search.data.images import glance, read_image
 from search.metrics.feature_net import extract
 from search.metrics.features import load_features
 from search.metrics.moments import Moments
@@ -419,3 +419,15 @@ def test_captions_that_are_none(tmp_path: Path, coco: dict[str, str], content: s
     Path(coco["captions"]).write_text(content)
     with pytest.raises(DataError, match="is no COCO caption file"):
         Data(spec("coco", **coco))
+
+
+def test_a_glance_reads_every_header_and_some_images_to_their_ends(tmp_path: Path) -> None:
+    for number in range(20):
+        Image.effect_noise((64, 64), 100).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "03.png").write_bytes(b"")
+    (tmp_path / "05.png").write_text("<html>not found</html>")
+    for cut in ("08.png", "11.png"):
+        (tmp_path / cut).write_bytes((tmp_path / cut).read_bytes()[:1000])
+    paths = sorted(tmp_path.iterdir())
+    assert [m.split()[0] for m in glance(paths, whole=5)] == [str(tmp_path / n) for n in ("03.png", "05.png", "08.png")], "of those cut off, the one that is read to its end"
+    assert [m.split()[0] for m in glance(paths, whole=20)] == [str(tmp_path / n) for n in ("03.png", "05.png", "08.png", "11.png")]

@@ -20,7 +20,7 @@ from launch.__main__ import main
 from search.data.datasets import Data, DataSpec
 from search.evaluate.evaluator import EvaluatorSpec, PipelineEvaluator
 from search.evaluate.generate import ImageError, generate, to_bytes
-from search.evaluate.pipelines import EMBEDDED, ModelSpec, _without, left_out, load_pipeline
+from search.evaluate.pipelines import EMBEDDED, ModelSpec, _without, left_out, load_pipeline, pipeline_config
 from search.evaluate.protocol import EvaluationProtocol
 
 DIGITS = Data(DataSpec(name="digits", kind="digits"))
@@ -114,7 +114,7 @@ def test_safety_checkers_are_left_out_for_measuring_and_only_there(checked: Path
 
 def test_watermarks_are_left_out_for_measuring(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    assert _without(str(tmp_path)) == {"add_watermarker": False}
+    assert _without(pipeline_config(tmp_path)) == {"add_watermarker": False}
 
 
 @pytest.fixture(scope="module")
