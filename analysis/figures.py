@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from analysis.palette import PLAIN, RIVAL, STRATEGY, WINNER, series
 from dato.strategy import Strategy
 from search.measurements import Measurement
 from search.records import UNACCELERATED, Candidate, SearchRecord
 
-# Okabe-Ito colours, which colour-blind people tell apart.
-BLUE, ORANGE, GREEN, GREY, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#9aa3ab", "#D55E00", "#56B4E9", "#CC79A7"
 _MARKERS = ("diamond", "square", "cross", "triangle-up", "x")
-_SEARCHES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 
 
 def front_figure(record: SearchRecord) -> go.Figure:
@@ -27,7 +25,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
     if fewer and fewer[0][1].images < images:
         # FIDs on other numbers of images do not compare with these: hidden until asked for.
         _add_candidates(figure, fewer, f"all candidates, on {fewer[0][1].images} of {images} images", baseline_ms, visible="legendonly")
-    _add_front(figure, record, "front", BLUE)
+    _add_front(figure, record, "front", (STRATEGY, "solid"))
     rivals = [(name, c, record.baseline(name, images)) for name, (c, m) in record.baselines.items() if m.ok]
     times = [m.latency_ms for m in [*(m for _, m in evaluated), *(m for _, _, m in rivals)]]
     for i, (name, candidate, m) in enumerate(rivals):
@@ -40,7 +38,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
             # To the side where there is room: a name at the edge would be cut off.
             textposition="top left" if m.latency_ms > (min(times) + max(times)) / 2 else "top right",
             showlegend=False,
-            marker={"symbol": _MARKERS[i % len(_MARKERS)], "size": 12, "color": RED if name == UNACCELERATED else ORANGE, "line": {"width": 1, "color": "white"}},
+            marker={"symbol": _MARKERS[i % len(_MARKERS)], "size": 12, "color": PLAIN if name == UNACCELERATED else RIVAL, "line": {"width": 1, "color": "white"}},
             error_y={"type": "data", "array": [m.fid_high - m.fid], "thickness": 1} if m.fid_high == m.fid_high else None,
             hovertext=[f"{name}<br>{hover(candidate.strategy, m, baseline_ms)}"],
             hovertemplate="%{hovertext}<extra></extra>",
@@ -59,7 +57,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
             # Below and left of a front is nothing; at the left edge a name would be cut off.
             textposition="bottom left" if m.latency_ms > min(times) + 0.3 * (max(times) - min(times)) else "top right",
             showlegend=False,
-            marker={"symbol": "star", "size": 16, "color": GREEN, "line": {"width": 1, "color": "white"}},
+            marker={"symbol": "star", "size": 16, "color": WINNER, "line": {"width": 1, "color": "white"}},
             hovertext=[hover(record.candidates[number].strategy, m, baseline_ms)],
             hovertemplate="%{hovertext}<extra></extra>",
         )
@@ -71,13 +69,13 @@ def front_figure(record: SearchRecord) -> go.Figure:
 def fronts_figure(records: Sequence[SearchRecord]) -> go.Figure:
     """The fronts of several searches, each with its own unaccelerated pipeline."""
     figure = go.Figure()
-    for record, colour in zip(records, _colours(len(records)), strict=True):
-        _add_front(figure, record, record.search_id, colour, markers=True)
+    for record, look in zip(records, series(len(records)), strict=True):
+        _add_front(figure, record, record.search_id, look, markers=True)
         if UNACCELERATED in record.baselines:
             m = record.plain(record.images)
             figure.add_scatter(
                 x=[m.latency_ms], y=[m.fid], mode="markers", name=f"unaccelerated, {record.search_id}", showlegend=False,
-                marker={"symbol": "diamond", "size": 12, "color": colour},
+                marker={"symbol": "diamond", "size": 12, "color": look[0]},
                 hovertemplate=f"unaccelerated<br>{record.search_id}<br>%{{x:.0f}} ms, FID %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
     style(figure, "latency, ms per image (lower is better)", "FID (lower is better)", 480)
@@ -88,12 +86,12 @@ def fronts_figure(records: Sequence[SearchRecord]) -> go.Figure:
 def hypervolume_figure(records: Sequence[SearchRecord]) -> go.Figure:
     """Hypervolume over evaluations: the share of the box up to twice the unaccelerated FID and its latency."""
     figure = go.Figure()
-    for record, colour in zip(records, _colours(len(records)), strict=True):
+    for record, (colour, dash) in zip(records, series(len(records)), strict=True):
         figure.add_scatter(
             x=evaluations(record),
             y=record.hypervolumes,
             mode="lines+markers",
-            line={"color": colour},
+            line={"color": colour, "dash": dash},
             name=record.search_id,
             showlegend=len(records) > 1,
             customdata=list(range(1, len(record.hypervolumes) + 1)),
@@ -152,7 +150,7 @@ def _add_candidates(figure: go.Figure, measured: Sequence[tuple[Candidate, Measu
     )
 
 
-def _add_front(figure: go.Figure, record: SearchRecord, name: str, colour: str, markers: bool = False) -> None:
+def _add_front(figure: go.Figure, record: SearchRecord, name: str, look: tuple[str, str], markers: bool = False) -> None:
     front = record.front()
     baseline_ms = record.plain(record.images).latency_ms if UNACCELERATED in record.baselines else None
     figure.add_scatter(
@@ -160,7 +158,7 @@ def _add_front(figure: go.Figure, record: SearchRecord, name: str, colour: str, 
         y=[m.fid for _, m in front],
         mode="lines+markers" if markers else "lines",
         name=name,
-        line={"color": colour, "width": 2, "shape": "hv"},
+        line={"color": look[0], "dash": look[1], "width": 2, "shape": "hv"},
         text=[hover(c.strategy, m, baseline_ms) for c, m in front],
         **({"hovertemplate": "%{text}<extra></extra>"} if markers else {"hoverinfo": "skip"}),
     )
@@ -176,7 +174,3 @@ def _add_log_switch(figure: go.Figure) -> None:
              "showactive": True, "font": {"size": 11}}
         ],
     )  # fmt: skip
-
-
-def _colours(count: int) -> list[str]:
-    return [_SEARCHES[i % len(_SEARCHES)] for i in range(count)]

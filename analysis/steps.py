@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 
-from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, in_short, style
+from analysis.figures import in_short, style
+from analysis.palette import GENES, INK, RATIOS, depth_colour
 from dato.call_plan import plan_calls
 from dato.strategy import FULL, Step, Strategy
 from search.records import SearchRecord
 
 _NAMES = {0: "replayed", FULL: "full"}
-_PALETTE = (GREY, ORANGE, GREEN, RED, PINK)
 _ROW = 22  # pixels, at most
 _MORE: tuple[tuple[str, Callable[[Step], bool], str], ...] = (
-    ("conditional half alone", lambda s: s.guidance == "cond", SKY), ("extrapolated", lambda s: s.order > 0, PINK)
+    ("conditional half alone", lambda s: s.guidance == "cond", GENES["guidance"]), ("extrapolated", lambda s: s.order > 0, GENES["order"])
 )  # fmt: skip
 """What a step may do besides its depth and ratio: name, whether it does, colour."""
 
@@ -28,7 +28,7 @@ _MORE: tuple[tuple[str, Callable[[Step], bool], str], ...] = (
 def depth_figure(record: SearchRecord) -> go.Figure:
     """The front's strategies, fastest first: the cache depth of every step, a cross where what is reused is extrapolated."""
     depths = _depths(_strategies(record))
-    scale = [(edge, _colour(d, i)) for i, d in enumerate(depths) for edge in (i / len(depths), (i + 1) / len(depths))]
+    scale = [(edge, depth_colour(d)) for i, d in enumerate(depths) for edge in (i / len(depths), (i + 1) / len(depths))]
     bar = {"tickvals": list(range(len(depths))), "ticktext": [_name(d) for d in depths]}
     figure = _heatmap(record, lambda s: depths.index(s.cache_depth), bar, colorscale=scale, cmin=-0.5, cmax=len(depths) - 0.5)
     strategies = _strategies(record)
@@ -42,7 +42,7 @@ def depth_figure(record: SearchRecord) -> go.Figure:
 
 def ratio_figure(record: SearchRecord) -> go.Figure:
     """The front's strategies, fastest first: the prune ratio of every step; blank where nothing runs that could be pruned."""
-    return _heatmap(record, lambda s: s.prune_ratio if s.cache_depth else None, {"tickformat": ".1f"}, colorscale="Purples", cmin=0, cmax=0.75)
+    return _heatmap(record, lambda s: s.prune_ratio if s.cache_depth else None, {"tickformat": ".1f"}, colorscale=RATIOS, cmin=0, cmax=0.75)
 
 
 def how_to_read(record: SearchRecord) -> str:
@@ -69,21 +69,21 @@ def statistics_figure(record: SearchRecord) -> go.Figure:
     def share(has: Callable[[Step], bool]) -> list[float]:
         return [statistics.mean(float(has(s[k])) for s in strategies) for k in range(grid)]
 
-    for i, depth in reversed(list(enumerate(_depths(given)))):
+    for depth in reversed(_depths(given)):
         figure.add_bar(
-            x=places, y=share(lambda s, depth=depth: s.cache_depth == depth), name=_name(depth), marker_color=_colour(depth, i), opacity=0.85,  # type: ignore[misc]
+            x=places, y=share(lambda s, depth=depth: s.cache_depth == depth), name=_name(depth), marker_color=depth_colour(depth), opacity=0.85,  # type: ignore[misc]
             hovertemplate=f"{where}: %{{y:.0%}} {_name(depth)}<extra></extra>",
         )  # fmt: skip
     for name, there, colour in _MORE:
         if any(shares := share(there)):
             figure.add_scatter(
-                x=places, y=shares, mode="lines+markers", name=name, line={"color": "white", "width": 2, "dash": "dot"}, marker={"size": 7, "color": colour, "line": {"width": 1, "color": "#222"}},
+                x=places, y=shares, mode="lines+markers", name=name, line={"color": "white", "width": 2, "dash": "dot"}, marker={"size": 7, "color": colour, "line": {"width": 1, "color": INK}},
                 hovertemplate=f"{where}: %{{y:.0%}} {name}<extra></extra>",
             )  # fmt: skip
     ratios = [[s[k].prune_ratio for s in strategies if s[k].cache_depth] for k in range(grid)]
     figure.add_scatter(
         x=places, y=[statistics.mean(r) if r else None for r in ratios], mode="lines+markers", name="mean prune ratio",
-        line={"color": "#222", "width": 2}, marker={"size": 5}, hovertemplate=f"{where}: mean prune ratio %{{y:.2f}}<extra></extra>",
+        line={"color": GENES["ratio"], "width": 2}, marker={"size": 5}, hovertemplate=f"{where}: mean prune ratio %{{y:.2f}}<extra></extra>",
     )  # fmt: skip
     style(figure, _x_title(given), "share of the front", 340)
     figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 60})
@@ -168,7 +168,3 @@ def _depths(strategies: Sequence[Strategy]) -> list[int]:
 
 def _name(depth: int) -> str:
     return _NAMES.get(depth, f"depth {depth}")
-
-
-def _colour(depth: int, index: int) -> str:
-    return BLUE if depth == FULL else _PALETTE[index % len(_PALETTE)]

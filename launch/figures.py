@@ -24,6 +24,9 @@ from search.evaluate.generate import generate
 from search.evaluate.pipelines import load_pipeline
 from search.evaluate.variants import Variant
 
+FAMILIES_RECORDED = ("plain", "deepcache", "strategy")
+"""Of what `figure_variants` records, for its colours: caching alone is what DeepCache does."""
+
 
 def run(overrides: Sequence[str]) -> int:
     """Run the pipeline in each way, recording, and write ``figures.html``, ``figure2.png`` and ``figures.json``."""
@@ -53,7 +56,7 @@ def _run(evaluation: Evaluation) -> int:
         if variant in recorded:
             found.append(recorder.dynamics)
             columns.append(calls)
-    series = [_series(d, found[0], calls) for d, calls in zip(found, columns, strict=True)]
+    series = [_series(d, family, found[0], calls) for d, family, calls in zip(found, FAMILIES_RECORDED, columns, strict=True)]
     sheet = grid([(v.name, evaluation.folder / "rows" / f"{v.digest}.png") for v in [*recorded, *shown]], scale=2 if model.path == "embedded" else 1)
     png = io.BytesIO()
     sheet.save(png, format="PNG")
@@ -82,11 +85,7 @@ def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant
         raise ConfigError(f"{given[0].name} prunes nothing, so that DaTo and cache only are the same; give one with prune ratios, such as deepcache-5@0.5")
     cache_only = replace(strategy, steps=tuple(replace(s, prune_ratio=0.0) for s in strategy), provenance={})
     name = given[0].name if given else "every 5, r=0.5"
-    recorded = [
-        Variant.unaccelerated(steps),
-        Variant.of(cache_only, "cache only"),
-        Variant.of(strategy, f"DaTo: {name}"),
-    ]
+    recorded = [Variant.unaccelerated(steps), Variant.of(cache_only, "cache only"), Variant.of(strategy, f"DaTo: {name}")]
     rivals = evaluation.keys.rivals
     ratio = (rivals.tomesd or (0.5,))[-1]
     shown = [
@@ -96,9 +95,10 @@ def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant
     return recorded, shown
 
 
-def _series(d: Dynamics, first: Dynamics, calls: dict[str, int]) -> Series:
+def _series(d: Dynamics, family: str, first: Dynamics, calls: dict[str, int]) -> Series:
     return Series(
         name=d.name,
+        family=family,
         edges=np.linspace(LOWEST, HIGHEST, BINS + 1),
         histogram=d.histogram.numpy(),
         means=d.means,
