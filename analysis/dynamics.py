@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -101,17 +101,27 @@ def _picture(values: np.ndarray, top: float, name: str) -> str:
     return f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 
 
-def write_page(path: Path, title: str, note: str, series: Sequence[Series], grid_png: bytes) -> Path:
-    """Write the page; nothing in it is loaded from a network, and a reader never sees half a file."""
+def write_page(path: Path, title: str, note: str, series: Sequence[Series], rows: Mapping[str, bytes]) -> Path:
+    """Write the page; nothing in it is loaded from a network, and a reader never sees half a file.
+
+    Args:
+        path: Where to.
+        title: Its heading.
+        note: What was measured on what, in words.
+        series: Of Figures 1 and 4, the first the one that the others are compared with.
+        rows: PNG files of Figure 2 by label, rows of images of the same prompts and seeds.
+
+    Returns:
+        The path.
+    """
     heads = ("", "median", "mean", f"distance to {series[0].name} (Wasserstein, powers of ten)")
-    rows = [(s.name, f"{10**s.median:.4g}", f"{float(np.mean(s.means)):.4g}", f"{s.distance:.3f}") for s in series]
+    numbers = [(s.name, f"{10**s.median:.4g}", f"{float(np.mean(s.means)):.4g}", f"{s.distance:.3f}") for s in series]
     images = range(min((len(m) for s in series for m in s.maps.values()), default=0))
     parts = [
         f"<h1>{escape(title)}</h1><p>{escape(note)}</p><h2>Figure 1: feature differences between adjacent calls</h2>",
         f'<div class="pair"><div>{page.figure_html(distribution_figure(series))}</div><div>{page.figure_html(means_figure(series))}</div></div>',
-        page.wide_table(heads, rows),
-        '<h2>Figure 2: images of the same prompts and seeds</h2><img class="whole" alt="a row for each method, a column for each prompt" '
-        f'src="data:image/png;base64,{base64.b64encode(grid_png).decode()}">',
+        page.wide_table(heads, numbers),
+        f"<h2>Figure 2: images of the same prompts and seeds</h2>{page.image_rows(rows)}",
         "<h2>Figure 4: where features change</h2><p>Brighter is more, black is none; one scale for each column, up to the largest difference in it.</p>",
         *(heat_maps(series, i) for i in images),
     ]

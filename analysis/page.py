@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,13 +23,13 @@ code,pre{font:13px/1.45 ui-monospace,monospace}pre{background:#f4f6f8;padding:10
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px}.card{border:1px solid #dde3e8;border-radius:8px;padding:12px 14px;min-width:0}
 .card b.big{font-size:26px;color:#00795a}.card .name{font-weight:600;text-transform:capitalize}.strategy{overflow-wrap:anywhere}
 .grid{display:grid;grid-template-columns:110px 1fr;gap:6px 12px;align-items:center}.grid img{width:100%;image-rendering:pixelated;border-radius:4px;display:block}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:12px}.pair>div{min-width:0}img.whole{max-width:100%}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:12px}.pair>div{min-width:0}
 .maps{display:grid;grid-template-columns:130px repeat(var(--columns),1fr);gap:4px;align-items:center;margin-bottom:20px;font-size:13px}.maps img{width:100%;image-rendering:pixelated;display:block}
 .banner{background:#fff4d6;border:1px solid #ecd28a;border-radius:6px;padding:8px 12px}summary{cursor:pointer;color:#00598a}
 button{font:12px system-ui;border:1px solid #c6ced5;background:#fff;border-radius:5px;padding:2px 8px;cursor:pointer}
 @media(min-width:601px){table.wide td:first-child{white-space:nowrap}}
 @media(max-width:600px){body{padding:10px}.grid{grid-template-columns:1fr}
-.maps{grid-template-columns:repeat(var(--columns),1fr);font-size:11px}.maps .row{grid-column:1/-1}.maps .corner{display:none}
+.pair{grid-template-columns:1fr}.maps{grid-template-columns:repeat(var(--columns),1fr);font-size:11px}.maps .row{grid-column:1/-1}.maps .corner{display:none}
 table.wide,.wide tbody,.wide tr,.wide td{display:block}.wide tr:first-child{display:none}.wide tr{padding:6px 0;border-top:1px solid #dde3e8}
 .wide td{border:0!important;padding:1px 0;text-align:left!important}.wide td:first-child{font-weight:600}.wide td[data-h]::before{content:attr(data-h) ": ";color:#5a6570}}
 """
@@ -81,6 +82,14 @@ def wide_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return f'<table class="wide">{head}{body}</table>'
+
+
+def image_rows(rows: Mapping[str, bytes]) -> str:
+    """PNG files of rows of images, each after its label."""
+    cells = "".join(
+        f'<div>{escape(label)}</div><img alt="images of {escape(label)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">' for label, png in rows.items()
+    )
+    return f'<div class="grid">{cells}</div>'
 
 
 def notes_section(title: str, values: Mapping[str, Any]) -> str:

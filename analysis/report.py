@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import time
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.figures import front_figure, hypervolume_figure, in_short
 from analysis.importance import importance_section
-from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
+from analysis.page import banner, figure_section, image_rows, notes_section, page, wide_table, write_page
 from analysis.rivals import rivals_section
 from analysis.similarity import similarity_section
 from analysis.steps import depth_figure, how_to_read, ratio_figure, statistics_figure
@@ -69,7 +69,8 @@ def _head(record: SearchRecord) -> str:
     measured = len(record.evaluated())
     images = " or ".join(str(n) for n in sorted({m.images for _, m in record.evaluated()} | {n for c in record.promotions.values() for n in c})) or "0"
     devices = ", ".join(sorted({m.device for _, m in record.evaluated() if m.device}))
-    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}; {escape(record.reference_note)}.{_latencies(record)}</p>{_without(record)}"
+    what = f"{measured} strateg{'y' if measured == 1 else 'ies'} measured, {images} images each{', on ' + escape(devices) if devices else ''}" if measured else "No strategy measured"
+    return f"<h1>{escape(record.search_id)}</h1><p>{what}; {escape(record.reference_note)}.{_latencies(record)}</p>{_without(record)}"
 
 
 def _without(record: SearchRecord) -> str:
@@ -86,14 +87,18 @@ def _latencies(record: SearchRecord) -> str:
 
 
 def _banner(record: SearchRecord) -> str:
-    measured = len(record.evaluated())
+    failed = sum(not m.ok for m in record.results.values())
     if not record.finished:
-        nothing = " Nothing can be drawn before the first measurement." if not measured and not record.baselines else ""
-        return banner(f"This search is not finished: {measured} strategies measured so far.{nothing} The same <code>dato search</code> command continues it.")
+        measured = f"{len(record.evaluated())} strategies measured" + (f", {failed} failed" if failed else "")
+        nothing = " Nothing can be drawn before the first measurement." if not record.evaluated() and not record.baselines else ""
+        return banner(
+            f"This search was not finished when this page was written, {time.strftime('%Y-%m-%d %H:%M')}: {measured} by then.{nothing} While it runs, it writes the page "
+            "<code>report.html</code> in its folder anew after its generations; if it was stopped, the same <code>dato search</code> command continues it, and <code>dato status</code> tells which."
+        )
     if not record.winners:
-        failed = sum(not m.ok for m in record.results.values())
         why = f"{failed} of {len(record.results)} candidates failed" if failed else "none was validated on fresh images"
-        return banner(f"This search ended without winners: {why}. There is nothing to export; see the failures below, then search with another seed or space.")
+        look = "see the failures below, then search" if failed else "search"
+        return banner(f"This search ended without winners: {why}. There is nothing to export; {look} with another seed or space.")
     return ""
 
 
@@ -157,11 +162,7 @@ def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
 
 
 def _samples(samples: Mapping[str, bytes]) -> str:
-    rows = "".join(
-        f'<div>{escape(label)}</div><img alt="images of {escape(label)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for label, png in samples.items()
-    )
-    return f'<h2>Samples</h2><p>Each column has the same prompt and seed.</p><div class="grid">{rows}</div>'
+    return f"<h2>Samples</h2><p>Each column has the same prompt and seed.</p>{image_rows(samples)}"
 
 
 def _failures(record: SearchRecord) -> str:

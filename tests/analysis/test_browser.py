@@ -93,7 +93,7 @@ def test_several_searches_in_one_report(browser: Any, make_search: Callable[...,
         opened.page.close()
 
 
-@pytest.mark.parametrize(("stop", "said"), [("empty", "Nothing can be drawn"), ("running", "16 strategies measured so far")])
+@pytest.mark.parametrize(("stop", "said"), [("empty", "Nothing can be drawn"), ("running", "16 strategies measured, 1 failed by then")])
 def test_unfinished_and_empty_searches(browser: Any, make_search: Callable[..., Path], tmp_path: Path, stop: str, said: str) -> None:
     population = 8 if stop == "empty" else 17
     path = write_report(read_ledger(make_search(tmp_path / "toy", stop, population=population, generations=2) / "ledger.jsonl"), tmp_path / "r.html")

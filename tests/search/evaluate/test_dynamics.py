@@ -106,7 +106,7 @@ def test_the_page_is_self_contained(pipe: Any, tmp_path: Any) -> None:
     assert maps.count("<img") == 3 * len(series[0].maps)
     first = Image.open(io.BytesIO(base64.b64decode(re.findall("base64,([^\"]+)", maps)[0])))
     assert first.size == next(iter(series[0].maps.values()))[0].shape[::-1], "a pixel for each value: what enlarges it keeps it square"
-    path = write_page(tmp_path / "a" / "figures.html", "Title", "note", series, b"\x89PNG")
+    path = write_page(tmp_path / "a" / "figures.html", "Title", "note", series, {"plain <x>": b"\x89PNG"})
     text = path.read_text()
     assert "cache &lt;only&gt;" in text
     assert "<script src" not in text and "https://cdn" not in text.split("</script>")[-1]
