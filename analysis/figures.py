@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -11,6 +12,8 @@ from dato.strategy import Strategy
 from search.measurements import Measurement
 from search.records import UNACCELERATED, Candidate, SearchRecord
 
+NAMED = "named"
+"""Marks a point whose name the page's scripts put where there is room."""
 _MARKERS = ("diamond", "square", "cross", "triangle-up", "x")
 
 
@@ -34,7 +37,9 @@ def front_figure(record: SearchRecord) -> go.Figure:
             y=[m.fid],
             mode="markers+text",
             name=name,
-            text=[name],
+            meta=NAMED,
+            customdata=[{"key": f"r{list(record.baselines).index(name)}", "name": _wrapped(name)}],
+            text=[_wrapped(name)],
             # To the side where there is room: a name at the edge would be cut off.
             textposition="top left" if m.latency_ms > (min(times) + max(times)) / 2 else "top right",
             showlegend=False,
@@ -43,17 +48,16 @@ def front_figure(record: SearchRecord) -> go.Figure:
             hovertext=[f"{name}<br>{hover(candidate.strategy, m, baseline_ms)}"],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    by_candidate: dict[int, list[str]] = {}
-    for alias, winner in record.winners.items():
-        by_candidate.setdefault(winner.candidate.number, []).append(alias)
-    for number, aliases in by_candidate.items():
+    for number, aliases in record.aliases.items():
         m = record.winners[aliases[0]].searched
         figure.add_scatter(
             x=[m.latency_ms],
             y=[m.fid],
             mode="markers+text",
             name=", ".join(aliases),
-            text=[", ".join(aliases)],
+            meta=NAMED,
+            customdata=[{"key": f"c{number}", "name": _wrapped(", ".join(aliases))}],
+            text=[_wrapped(", ".join(aliases))],
             # Below and left of a front is nothing; at the left edge a name would be cut off.
             textposition="bottom left" if m.latency_ms > min(times) + 0.3 * (max(times) - min(times)) else "top right",
             showlegend=False,
@@ -145,6 +149,7 @@ def _add_candidates(figure: go.Figure, measured: Sequence[tuple[Candidate, Measu
         name=name,
         marker={"color": [c.generation for c, _ in measured], "colorscale": "Blues", "cmin": -2, "size": 8, "line": {"width": 0.5, "color": "#456"}},
         text=[hover(c.strategy, m, baseline_ms) for c, m in measured],
+        customdata=[{"key": f"c{c.number}"} for c, _ in measured],
         hovertemplate="%{text}<extra></extra>",
         **look,
     )
@@ -162,6 +167,10 @@ def _add_front(figure: go.Figure, record: SearchRecord, name: str, look: tuple[s
         text=[hover(c.strategy, m, baseline_ms) for c, m in front],
         **({"hovertemplate": "%{text}<extra></extra>"} if markers else {"hoverinfo": "skip"}),
     )
+
+
+def _wrapped(name: str) -> str:
+    return "<br>".join(textwrap.wrap(name, 24))
 
 
 def _add_log_switch(figure: go.Figure) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from analysis.explorer import explorer_section
 from analysis.figures import front_figure, hypervolume_figure, in_short
 from analysis.importance import importance_section
 from analysis.page import banner, figure_section, image_rows, notes_section, page, wide_table, write_page
@@ -43,12 +44,13 @@ def front_page(record: SearchRecord) -> str:
 
 
 def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> list[str]:
-    """The report's sections as HTML."""
+    """The report's sections as HTML; arguments as of `write_report`."""
     parts = [_head(record), _banner(record)]
     if record.winners:
         parts += [_winners_table(record), _cards(record)]
     if record.evaluated() or record.baselines:
-        parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.")]
+        parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.", "front")]
+        parts.append(explorer_section(record, samples))
         parts += [_rivals(record), similarity_section(record)]
     if evaluation:
         parts.append(rivals_section(evaluation))
@@ -109,8 +111,9 @@ def _winners_table(record: SearchRecord) -> str:
     searched = record.baselines[UNACCELERATED][1].fid if UNACCELERATED in record.baselines else float("nan")
     steps = str((record.config.get("model") or {}).get("steps", ""))
     rows = [_winner_row("unaccelerated", 1.0, plain, "", "", searched, steps)]
-    for alias, w in record.winners.items():
-        rows.append(_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid, _steps(w.candidate.strategy)))
+    for aliases in record.aliases.values():
+        w = record.winners[aliases[0]]
+        rows.append(_winner_row(", ".join(aliases), w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid, _steps(w.candidate.strategy)))
     missing = "" if "fastest" in record.winners else f"<p><b>There is no fastest</b>: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline on the search's images and on fresh ones{f'; {near}' if (near := closest_in_words(record)) else ''}.</p>"
     note = f"<p>fastest is no worse than the unaccelerated pipeline by more than {tolerance:g} FID points, by the upper end of the difference's 95 % interval, on the search's images and on fresh ones. "
     note += "Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
@@ -142,11 +145,12 @@ def _interval(m: Measurement) -> str:
 
 
 def _cards(record: SearchRecord) -> str:
-    return '<h2>Use one</h2><div class="cards">' + "".join(_card(record, alias, w) for alias, w in record.winners.items()) + "</div>"
+    return '<h2>Use one</h2><div class="cards">' + "".join(_card(record, aliases, record.winners[aliases[0]]) for aliases in record.aliases.values()) + "</div>"
 
 
-def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
+def _card(record: SearchRecord, aliases: Sequence[str], winner: Winner) -> str:
     name = (record.config.get("registry") or {}).get("name")
+    alias = "fastest" if "fastest" in aliases else aliases[0]
     source = f"winners/{alias}.json"
     registered = bool(name) and (record.config.get("mlflow") or {}).get("enabled", True)
     # An alias stays where it was if a better strategy has it: the file is this one for certain.
@@ -156,7 +160,7 @@ def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
         f"    images = pipe(prompt, num_inference_steps={len(winner.candidate.strategy)}).images"
     )
     return (
-        f'<div class="card"><div class="name">{escape(alias)}</div><b class="big">{winner.speedup:.2f}x</b> FID difference {difference_in_words(winner.fresh, winner.fresh_baseline)}'
+        f'<div class="card"><div class="name">{escape(", ".join(aliases))}</div><b class="big">{winner.speedup:.2f}x</b> FID difference {difference_in_words(winner.fresh, winner.fresh_baseline)}'
         f'<div class="strategy">{escape(in_short(winner.candidate.strategy))}<br><code>{escape(str(winner.candidate.strategy))}</code></div><button class="copy">copy</button><pre>{escape(code)}</pre></div>'
     )
 

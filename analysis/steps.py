@@ -97,7 +97,7 @@ def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: d
     figure = go.Figure()
     for row, (strategy, m) in enumerate(zip(strategies, measured, strict=True)):
         label = f"{m.latency_ms:.0f} ms, FID {m.fid:.1f}; {in_short(strategy)}"
-        notes = [[_step(s), label, k + 1] for k, s in enumerate(strategy)]
+        notes = [[step_in_words(s), label, k + 1] for k, s in enumerate(strategy)]
         gap = 0.5 / height
         figure.add_heatmap(
             z=[[value(s) for s in strategy], [None if s.guidance == "cond" else value(s) for s in strategy]],  # a half of guidance each
@@ -141,8 +141,8 @@ def _labels(strategies: Sequence[Strategy]) -> list[str]:
     return [f"{' '.join(found)}, " if found else "" for found in parts]
 
 
-def _step(step: Step) -> str:
-    """A step in words."""
+def step_in_words(step: Step) -> str:
+    """What a step does."""
     ratio = f"prune ratio {step.prune_ratio:g}" if step.cache_depth else ""
     return ", ".join(filter(None, [_name(step.cache_depth), ratio, *(name for name, there, _ in _MORE if there(step))]))
 
@@ -158,8 +158,13 @@ def _relative(strategies: Sequence[Strategy]) -> bool:
 
 
 def _strategies(record: SearchRecord) -> list[Strategy]:
-    """Those of the front as they run: what has nothing to start from yet is computed in full."""
-    return [replace(c.strategy, steps=tuple(call.step for call in plan_calls(c.strategy, len(c.strategy)))) for c, _ in record.front()]
+    """Those of the front as they run."""
+    return [strategy_as_run(c.strategy) for c, _ in record.front()]
+
+
+def strategy_as_run(strategy: Strategy) -> Strategy:
+    """A strategy with what its steps really do: what has nothing to start from yet is computed in full."""
+    return replace(strategy, steps=tuple(call.step for call in plan_calls(strategy, len(strategy))))
 
 
 def _depths(strategies: Sequence[Strategy]) -> list[int]:
