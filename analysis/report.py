@@ -23,7 +23,9 @@ from search.optimize.winners import closest_in_words, in_words, tolerance_of
 from search.records import UNACCELERATED, SearchRecord, Winner, prediction_error
 
 
-def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None, *, quick: bool = False
+) -> Path:
     """Write the report of a search, finished or not.
 
     Args:
@@ -31,11 +33,17 @@ def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] 
         path: Where to; a reader never sees half a file.
         samples: PNG files by label, rows of images of the same prompts and seeds.
         evaluation: The record of a `dato evaluate` of strategies beside their rivals.
+        quick: Leave out what takes longest to find out, which genes matter: for a report beside a search that runs.
 
     Returns:
         The path.
     """
-    return write_page(path, page(record.search_id, report_parts(record, samples, evaluation)))
+    return write_page(path, page(record.search_id, report_parts(record, samples, evaluation, quick=quick)))
+
+
+def live_page(record: SearchRecord, samples: Mapping[str, bytes] | None = None) -> str:
+    """The quick report of a search that runs, which renews itself where it is served; where the search is over, the whole one."""
+    return page(record.search_id, report_parts(record, samples, quick=not record.finished), scripts=["live"])
 
 
 def front_page(record: SearchRecord) -> str:
@@ -43,7 +51,7 @@ def front_page(record: SearchRecord) -> str:
     return page(record.search_id, [figure_section(f"Front of {record.search_id}", front_figure(record), "Hover for a strategy's steps.")])
 
 
-def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> list[str]:
+def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None, *, quick: bool = False) -> list[str]:
     """The report's sections as HTML; arguments as of `write_report`."""
     parts = [_head(record), _banner(record)]
     if record.winners:
@@ -60,7 +68,9 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
         parts.append(figure_section("Cache depth by step", depth_figure(record), f"The strategies of the front, the fastest on top. {how_to_read(record)}"))
         parts.append(figure_section("Prune ratio by step", ratio_figure(record), "The same strategies; blank where nothing runs that could be pruned."))
         parts.append(figure_section("Where the front computes", statistics_figure(record), "Over all strategies of the front: how many compute fully, partly or not at all at each step, and how much they prune."))
-    if record.results:
+    if record.results and quick:
+        parts.append("<h2>What matters</h2><p>Which steps and genes matter is found out when the search is over; <code>dato report</code> finds it out at any time.</p>")
+    elif record.results:
         parts.append(importance_section(importance(record)))
     if record.hypervolumes:
         parts.append(figure_section("Progress", hypervolume_figure([record]), "After each generation, measured from twice the unaccelerated FID and its latency."))

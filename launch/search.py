@@ -17,6 +17,7 @@ from launch.deliver import deliver, draw_samples, make_tracker, write_samples
 from launch.environment import environment
 from launch.estimate import baselines_of, calibration_of, say_how_long
 from launch.hydra_app import run_with_hydra
+from launch.live_report import ReportKeeper
 from launch.pool import connect_cluster, start_workers
 from launch.terminal import SearchView
 from search.data.datasets import Data
@@ -102,8 +103,9 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         def measured(shards: Sequence[Shard]) -> Measurement:
             return measure(shards, known[0])
 
+        pages = ReportKeeper(config.ledger_path, config.folder / "report.html", view.say)
         recorder = Recorder(
-            ledger, config.plan, measured, watchers=[view, tracker] if tracker else [view], latencies=latencies,
+            ledger, config.plan, measured, watchers=[w for w in (view, tracker, pages) if w], latencies=latencies,
             retry_failed=config.keys.search.retry_failed,
         )  # fmt: skip
         tune = config.keys.search.engine == "tune"
@@ -133,6 +135,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
                 tracker.stopped()  # which writes what is still waiting
             raise
         finally:
+            pages.close()
             if pool:
                 pool.close()
             ray.shutdown()
