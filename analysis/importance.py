@@ -60,7 +60,7 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure:
                 hovertemplate="%{text}<extra></extra>", row=row, col=1,
             )  # fmt: skip
             drawn |= {kind} if genes else set()
-    style(figure, "", "", 130 + 190 * len(found) + (0 if len(kinds) < 3 else 40))  # names of more kinds take three rows on a phone
+    style(figure, "", "", 130 + 190 * len(found) + (0 if len(kinds) < 3 else 55))  # names of more kinds take three rows on a phone
     figure.update_yaxes(title_text="share", tickformat=".0%", automargin=True)
     where = "sampler step of the longest run" if "steps" in kinds else "sampler step, the first executed first"
     figure.update_xaxes(title_text=where, automargin=True, row=len(found), col=1)
@@ -68,7 +68,7 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure:
         every = max(1, round(last / 10))
         ticks = list(range(1, last + 1, every))
         figure.update_xaxes(tickvals=ticks, ticktext=[str(k) for k in ticks], range=[0, max(places.values()) + room])
-    figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70 if len(kinds) < 3 else 110}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
+    figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70 if len(kinds) < 3 else 125}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
     return figure
 
 

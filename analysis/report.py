@@ -58,8 +58,7 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
         parts += [_winners_table(record), _cards(record)]
     if record.evaluated() or record.baselines:
         parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.", "front")]
-        parts.append(explorer_section(record, samples))
-        parts += [_rivals(record), similarity_section(record)]
+        parts += [_rivals(record), explorer_section(record, samples), similarity_section(record)]
     if evaluation:
         parts.append(rivals_section(evaluation))
     if samples:

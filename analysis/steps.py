@@ -77,7 +77,7 @@ def statistics_figure(record: SearchRecord) -> go.Figure:
     for name, there, colour in _MORE:
         if any(shares := share(there)):
             figure.add_scatter(
-                x=places, y=shares, mode="lines+markers", name=name, line={"color": "white", "width": 2, "dash": "dot"}, marker={"size": 7, "color": colour, "line": {"width": 1, "color": INK}},
+                x=places, y=shares, mode="lines+markers", name=name, cliponaxis=False, line={"color": "white", "width": 2, "dash": "dot"}, marker={"size": 7, "color": colour, "line": {"width": 1, "color": INK}},
                 hovertemplate=f"{where}: %{{y:.0%}} {name}<extra></extra>",
             )  # fmt: skip
     ratios = [[s[k].prune_ratio for s in strategies if s[k].cache_depth] for k in range(grid)]
@@ -117,7 +117,8 @@ def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: d
         showgrid=False, zeroline=False, title=None, tickfont={"size": 10 if any(what) else 13},
     )  # fmt: skip
     ends = [_edges(s, strategies) for s in strategies[:1]]
-    figure.update_xaxes(showgrid=False, zeroline=False, **({"range": [ends[0][0], ends[0][-1]]} if ends else {}))
+    whole = {} if _relative(strategies) else {"tick0": 1, "dtick": max(1, len(strategies[0]) // 10) if strategies else 1}  # there is no step 1.5
+    figure.update_xaxes(showgrid=False, zeroline=False, **whole, **({"range": [ends[0][0], ends[0][-1]]} if ends else {}))
     # Above the map and not beside it, where it would take half of a phone's width.
     look = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left", "len": 0.8, "lenmode": "fraction", "thickness": 10, **bar}
     figure.update_layout(margin={"t": 50, "r": 20}, coloraxis={"colorbar": look, **colours})

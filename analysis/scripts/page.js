@@ -12,11 +12,16 @@ dato.parts.push(() => document.querySelectorAll("button.copy").forEach(button =>
   button.onclick = () => dato.copy(button, button.nextElementSibling.innerText, button.nextElementSibling);
 }));
 
+const wrapped = (name, width) => name.split(/<br>| /).reduce((lines, word) => {
+  const last = lines[lines.length - 1];
+  return last && last.length + word.length < width ? [...lines.slice(0, -1), `${last} ${word}`] : [...lines, word];
+}, []).join("<br>");
+
 // Names beside points: each at the first side where it meets no other name, no point and no edge; where there is none it is left to the hover text and the tables.
 dato.placeNames = figure => {
   const layout = figure._fullLayout, traces = figure.data.map((trace, index) => ({ trace, index })).filter(t => t.trace.meta === "named");
   if (!layout || !traces.length) return;
-  const { xaxis, yaxis } = layout, size = 12, pen = document.createElement("canvas").getContext("2d");
+  const { xaxis, yaxis } = layout, size = layout.font.size, pen = document.createElement("canvas").getContext("2d");
   pen.font = `${size}px system-ui, sans-serif`;
   const at = (x, y) => [xaxis.d2p(x), yaxis.d2p(y)];
   const taken = [];
@@ -30,20 +35,23 @@ dato.placeNames = figure => {
   const meets = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
   const positions = [], texts = [], indices = [];
   traces.forEach(({ trace, index }) => {
-    const lines = trace.customdata[0].name.split("<br>"), width = Math.max(...lines.map(l => pen.measureText(l).width)) + 4, height = lines.length * size * 1.3;
+    const name = trace.customdata[0].name;
     const [x, y] = at(trace.x[0], trace.y[0]), gap = 9, own = [x - 4, y - 4, x + 4, y + 4];
-    const box = ([dx, dy]) => {
+    const box = (text, [dx, dy]) => {
+      const lines = text.split("<br>"), width = Math.max(...lines.map(l => pen.measureText(l).width)) + 4, height = lines.length * size * 1.3;
       const left = dx > 0 ? x + gap : dx < 0 ? x - gap - width : x - width / 2, top = dy > 0 ? y + gap : dy < 0 ? y - gap - height : y - height / 2;
       return [left, top, left + width, top + height];
     };
-    const free = Object.entries(sides).find(([, side]) => {
-      const b = box(side);
+    // In a narrow figure there may be room for a name in more lines.
+    const ways = [name, wrapped(name, 12)].flatMap(text => Object.entries(sides).map(([side, shift]) => [side, shift, text]));
+    const free = ways.find(([, side, text]) => {
+      const b = box(text, side);
       return b[0] >= 0 && b[2] <= xaxis._length && b[1] >= -4 && b[3] <= yaxis._length && !taken.some(t => meets(b, t) && !(t.every((v, i) => Math.abs(v - own[i]) < 1)));
     });
     indices.push(index);
-    if (free) taken.push(box(free[1]));
+    if (free) taken.push(box(free[2], free[1]));
     positions.push(free ? free[0] : "top right");
-    texts.push([free ? trace.customdata[0].name : ""]);
+    texts.push([free ? free[2] : ""]);
   });
   Plotly.restyle(figure, { textposition: positions, text: texts }, indices);
 };
