@@ -177,7 +177,7 @@ def _add_log_switch(figure: go.Figure) -> None:
     buttons = [{"label": f"{kind} FID", "method": "relayout", "args": [{"yaxis.type": kind, "yaxis.autorange": True}]} for kind in ("linear", "log")]
     # The legend goes below, where long names of searches have room on a phone too.
     figure.update_layout(
-        legend={"y": -0.2, "yanchor": "top"},
+        legend={"y": -0.2, "yanchor": "top", "maxheight": 0.9},
         updatemenus=[
             {"type": "buttons", "direction": "right", "buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom",
              "showactive": True, "font": {"size": 11}}

@@ -69,7 +69,7 @@ def rivals_figure(results: Sequence[Mapping[str, Any]]) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         )
     style(figure, "speedup (higher is better)", "FID (lower is better)", 480)
-    figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top", "maxheight": 0.9})
     return figure
 
 

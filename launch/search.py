@@ -76,6 +76,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
     if tracker:
         tracker.begin(ledger.record)
     if not ledger.record.finished:
+        view.say(f"watch     from another shell: dato report folder={config.folder} watch=true")
         spec = config.evaluator
         own = own_reference(config.folder, spec)
         factory, known = PipelineMeasurer(spec), list[Metrics]() if own else [load_metrics(spec)]

@@ -56,12 +56,24 @@ dato.placeNames = figure => {
   Plotly.restyle(figure, { textposition: positions, text: texts }, indices);
 };
 
+// Where a figure is narrow, each name of its legend takes a row of its own below: it is higher then, so that as much is left for what is drawn.
+dato.makeRoom = figure => {
+  const legend = figure._fullLayout?.legend, names = figure.data.filter(t => t.showlegend !== false && t.name).length, rows = Math.max(0, names - 4);
+  if (!legend || legend.y > 0 || !rows) return;
+  figure.dataset.high ??= figure._fullLayout.height;
+  const height = +figure.dataset.high + (figure.clientWidth < 600 ? 20 * rows : 0);
+  if (height === figure._fullLayout.height) return;
+  figure.parentElement.style.height = `${height}px`; // which holds it
+  Plotly.relayout(figure, { height });
+};
+
 dato.parts.push(() => {
   document.querySelectorAll(".js-plotly-plot").forEach(figure => {
+    dato.makeRoom(figure);
     const place = () => requestAnimationFrame(() => dato.placeNames(figure));
     place();
     figure.on("plotly_relayout", place);
   });
 });
 let resized;
-addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => document.querySelectorAll(".js-plotly-plot").forEach(dato.placeNames), 300) });
+addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => document.querySelectorAll(".js-plotly-plot").forEach(figure => { dato.makeRoom(figure); dato.placeNames(figure) }), 300) });

@@ -14,7 +14,10 @@ import pytest
 from PIL import Image
 
 from analysis.compare import write_comparison
+from analysis.page import figure_section, page, write_page
 from analysis.report import write_report
+from analysis.rivals import rivals_figure
+from dato.sampler import SAMPLERS
 from launch import live_report
 from search.ledger import read_ledger
 
@@ -69,6 +72,20 @@ def test_the_report_opens_alone_and_fits(browser: Any, report: Path, keep: Calla
     share = "(()=>{const g=document.querySelectorAll('.js-plotly-plot')[1];return g._fullLayout._size.w/g.clientWidth})()"
     assert opened.page.evaluate(share) > 0.7
     keep(opened.page, f"report-{size}", full_page=True)
+    opened.page.close()
+
+
+def test_a_long_legend_covers_nothing_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    def result(name: str, family: str, speedup: float) -> dict[str, Any]:
+        value = {"value": 5.0, "low": 4.0, "high": 6.0}
+        return {"name": name, "family": family, "speedup": {"value": speedup, "low": 1, "high": 9}, "metrics": {"fid": value}, "differences": {"fid": value}, "latency": value}
+
+    found = [result(f"{sampler}-{n}", family, n) for sampler in SAMPLERS for family in ("fewer", "limited") for n in (3, 4)] + [result("mine", "strategy", 6)]
+    path = write_page(tmp_path / "r.html", page("rivals", [figure_section("Rivals", rivals_figure(found), ""), "<h2>after</h2>"]))
+    opened = Opened(browser, path, 390)
+    boxes = opened.page.evaluate("['.legend','.xtitle','.xy','h2:last-of-type'].map(s=>{const r=[...document.querySelectorAll(s)].pop().getBoundingClientRect();return [r.top,r.bottom]})")
+    legend, title, plot, after = boxes
+    assert plot[1] - plot[0] > 150 and title[1] <= legend[0] + 1 and legend[1] <= after[0] + 1, boxes
     opened.page.close()
 
 
