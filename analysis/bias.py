@@ -8,13 +8,14 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from analysis.page import figure_section, page, write_page
+from analysis.palette import series
 
 
 def bias_figure(curves: Mapping[str, Mapping[int, float]]) -> go.Figure:
     """A line for each way to run the pipeline, over the number of images."""
     figure = go.Figure()
-    for name, curve in curves.items():
-        figure.add_scatter(x=list(curve), y=list(curve.values()), name=name, mode="lines+markers")
+    for (name, curve), (colour, dash) in zip(curves.items(), series(len(curves)), strict=True):
+        figure.add_scatter(x=list(curve), y=list(curve.values()), name=name, mode="lines+markers", line={"color": colour, "dash": dash})
     figure.update_xaxes(type="log", title_text="images")
     figure.update_yaxes(title_text="FID (lower is better)")
     figure.update_layout(template="plotly_white", height=460, legend={"orientation": "h", "y": 1.15})

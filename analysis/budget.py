@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import plotly.graph_objects as go
 
 from analysis.figures import style
 from analysis.page import figure_section, page, write_page
-
-_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#E69F00", "#8c6d31", "#9aa3ab", "#5a6570", "#1d252c")
+from analysis.palette import series
 
 
 def budget_figure(result: Mapping[str, Any]) -> go.Figure:
@@ -20,11 +18,11 @@ def budget_figure(result: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure()
     most = result["budgets"][-1]
     shares = [b / most for b in result["budgets"]]
-    for (name, found), colour in zip(result["methods"].items(), cycle(_COLOURS), strict=False):
+    for (name, found), (colour, dash) in zip(result["methods"].items(), series(len(result["methods"])), strict=True):
         band = [*found["most"], *reversed(found["least"])]
         box = {"fill": "toself", "fillcolor": colour, "opacity": 0.5 / len(result["methods"]), "line": {"width": 0}}
         figure.add_scatter(x=[*shares, *reversed(shares)], y=band, hoverinfo="skip", showlegend=False, legendgroup=name, **box)
-        figure.add_scatter(x=shares, y=found["median"], mode="lines", name=name, legendgroup=name, line={"color": colour, "width": 2})
+        figure.add_scatter(x=shares, y=found["median"], mode="lines", name=name, legendgroup=name, line={"color": colour, "dash": dash, "width": 2})
     style(figure, "share of the budget of UNet MACs", "hypervolume (higher is better)", 520)
     # Below a hundredth of the budget there is little but the first candidates' luck.
     values = [v for found in result["methods"].values() for v, share in zip(found["median"], shares, strict=True) if share >= 0.01]

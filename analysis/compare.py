@@ -53,7 +53,7 @@ def _table(records: Sequence[SearchRecord]) -> str:
     rows = []
     for r in records:
         best, plain = best_speedup(r), r.plain(r.images) if UNACCELERATED in r.baselines else None
-        winners = ", ".join(f"{a} {w.speedup:.2f}x, FID {difference_in_words(w.fresh, w.fresh_baseline)}" for a, w in r.winners.items())
+        winners = "; ".join(f"{', '.join(a)} {w.speedup:.2f}x, FID {difference_in_words(w.fresh, w.fresh_baseline)}" for a in r.aliases.values() for w in (r.winners[a[0]],))
         rows.append(
             (
                 r.search_id,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from analysis.palette import PLAIN, RIVAL, STRATEGY, WINNER, series
 from dato.strategy import Strategy
 from search.measurements import Measurement
 from search.records import UNACCELERATED, Candidate, SearchRecord
 
-# Okabe-Ito colours, which colour-blind people tell apart.
-BLUE, ORANGE, GREEN, GREY, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#9aa3ab", "#D55E00", "#56B4E9", "#CC79A7"
+NAMED = "named"
+"""Marks a point whose name the page's scripts put where there is room."""
 _MARKERS = ("diamond", "square", "cross", "triangle-up", "x")
-_SEARCHES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 
 
 def front_figure(record: SearchRecord) -> go.Figure:
@@ -27,7 +28,7 @@ def front_figure(record: SearchRecord) -> go.Figure:
     if fewer and fewer[0][1].images < images:
         # FIDs on other numbers of images do not compare with these: hidden until asked for.
         _add_candidates(figure, fewer, f"all candidates, on {fewer[0][1].images} of {images} images", baseline_ms, visible="legendonly")
-    _add_front(figure, record, "front", BLUE)
+    _add_front(figure, record, "front", (STRATEGY, "solid"))
     rivals = [(name, c, record.baseline(name, images)) for name, (c, m) in record.baselines.items() if m.ok]
     times = [m.latency_ms for m in [*(m for _, m in evaluated), *(m for _, _, m in rivals)]]
     for i, (name, candidate, m) in enumerate(rivals):
@@ -36,30 +37,31 @@ def front_figure(record: SearchRecord) -> go.Figure:
             y=[m.fid],
             mode="markers+text",
             name=name,
-            text=[name],
+            meta=NAMED,
+            customdata=[{"key": f"r{list(record.baselines).index(name)}", "name": _wrapped(name)}],
+            text=[_wrapped(name)],
             # To the side where there is room: a name at the edge would be cut off.
             textposition="top left" if m.latency_ms > (min(times) + max(times)) / 2 else "top right",
             showlegend=False,
-            marker={"symbol": _MARKERS[i % len(_MARKERS)], "size": 12, "color": RED if name == UNACCELERATED else ORANGE, "line": {"width": 1, "color": "white"}},
+            marker={"symbol": _MARKERS[i % len(_MARKERS)], "size": 12, "color": PLAIN if name == UNACCELERATED else RIVAL, "line": {"width": 1, "color": "white"}},
             error_y={"type": "data", "array": [m.fid_high - m.fid], "thickness": 1} if m.fid_high == m.fid_high else None,
             hovertext=[f"{name}<br>{hover(candidate.strategy, m, baseline_ms)}"],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    by_candidate: dict[int, list[str]] = {}
-    for alias, winner in record.winners.items():
-        by_candidate.setdefault(winner.candidate.number, []).append(alias)
-    for number, aliases in by_candidate.items():
+    for number, aliases in record.aliases.items():
         m = record.winners[aliases[0]].searched
         figure.add_scatter(
             x=[m.latency_ms],
             y=[m.fid],
             mode="markers+text",
             name=", ".join(aliases),
-            text=[", ".join(aliases)],
+            meta=NAMED,
+            customdata=[{"key": f"c{number}", "name": _wrapped(", ".join(aliases))}],
+            text=[_wrapped(", ".join(aliases))],
             # Below and left of a front is nothing; at the left edge a name would be cut off.
             textposition="bottom left" if m.latency_ms > min(times) + 0.3 * (max(times) - min(times)) else "top right",
             showlegend=False,
-            marker={"symbol": "star", "size": 16, "color": GREEN, "line": {"width": 1, "color": "white"}},
+            marker={"symbol": "star", "size": 16, "color": WINNER, "line": {"width": 1, "color": "white"}},
             hovertext=[hover(record.candidates[number].strategy, m, baseline_ms)],
             hovertemplate="%{hovertext}<extra></extra>",
         )
@@ -71,13 +73,13 @@ def front_figure(record: SearchRecord) -> go.Figure:
 def fronts_figure(records: Sequence[SearchRecord]) -> go.Figure:
     """The fronts of several searches, each with its own unaccelerated pipeline."""
     figure = go.Figure()
-    for record, colour in zip(records, _colours(len(records)), strict=True):
-        _add_front(figure, record, record.search_id, colour, markers=True)
+    for record, look in zip(records, series(len(records)), strict=True):
+        _add_front(figure, record, record.search_id, look, markers=True)
         if UNACCELERATED in record.baselines:
             m = record.plain(record.images)
             figure.add_scatter(
                 x=[m.latency_ms], y=[m.fid], mode="markers", name=f"unaccelerated, {record.search_id}", showlegend=False,
-                marker={"symbol": "diamond", "size": 12, "color": colour},
+                marker={"symbol": "diamond", "size": 12, "color": look[0]},
                 hovertemplate=f"unaccelerated<br>{record.search_id}<br>%{{x:.0f}} ms, FID %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
     style(figure, "latency, ms per image (lower is better)", "FID (lower is better)", 480)
@@ -88,12 +90,12 @@ def fronts_figure(records: Sequence[SearchRecord]) -> go.Figure:
 def hypervolume_figure(records: Sequence[SearchRecord]) -> go.Figure:
     """Hypervolume over evaluations: the share of the box up to twice the unaccelerated FID and its latency."""
     figure = go.Figure()
-    for record, colour in zip(records, _colours(len(records)), strict=True):
+    for record, (colour, dash) in zip(records, series(len(records)), strict=True):
         figure.add_scatter(
             x=evaluations(record),
             y=record.hypervolumes,
             mode="lines+markers",
-            line={"color": colour},
+            line={"color": colour, "dash": dash},
             name=record.search_id,
             showlegend=len(records) > 1,
             customdata=list(range(1, len(record.hypervolumes) + 1)),
@@ -147,12 +149,13 @@ def _add_candidates(figure: go.Figure, measured: Sequence[tuple[Candidate, Measu
         name=name,
         marker={"color": [c.generation for c, _ in measured], "colorscale": "Blues", "cmin": -2, "size": 8, "line": {"width": 0.5, "color": "#456"}},
         text=[hover(c.strategy, m, baseline_ms) for c, m in measured],
+        customdata=[{"key": f"c{c.number}"} for c, _ in measured],
         hovertemplate="%{text}<extra></extra>",
         **look,
     )
 
 
-def _add_front(figure: go.Figure, record: SearchRecord, name: str, colour: str, markers: bool = False) -> None:
+def _add_front(figure: go.Figure, record: SearchRecord, name: str, look: tuple[str, str], markers: bool = False) -> None:
     front = record.front()
     baseline_ms = record.plain(record.images).latency_ms if UNACCELERATED in record.baselines else None
     figure.add_scatter(
@@ -160,23 +163,23 @@ def _add_front(figure: go.Figure, record: SearchRecord, name: str, colour: str, 
         y=[m.fid for _, m in front],
         mode="lines+markers" if markers else "lines",
         name=name,
-        line={"color": colour, "width": 2, "shape": "hv"},
+        line={"color": look[0], "dash": look[1], "width": 2, "shape": "hv"},
         text=[hover(c.strategy, m, baseline_ms) for c, m in front],
         **({"hovertemplate": "%{text}<extra></extra>"} if markers else {"hoverinfo": "skip"}),
     )
+
+
+def _wrapped(name: str) -> str:
+    return "<br>".join(textwrap.wrap(name, 24))
 
 
 def _add_log_switch(figure: go.Figure) -> None:
     buttons = [{"label": f"{kind} FID", "method": "relayout", "args": [{"yaxis.type": kind, "yaxis.autorange": True}]} for kind in ("linear", "log")]
     # The legend goes below, where long names of searches have room on a phone too.
     figure.update_layout(
-        legend={"y": -0.2, "yanchor": "top"},
+        legend={"y": -0.2, "yanchor": "top", "maxheight": 0.9},
         updatemenus=[
             {"type": "buttons", "direction": "right", "buttons": buttons, "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom",
              "showactive": True, "font": {"size": 11}}
         ],
     )  # fmt: skip
-
-
-def _colours(count: int) -> list[str]:
-    return [_SEARCHES[i % len(_SEARCHES)] for i in range(count)]

@@ -8,15 +8,15 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, style
+from analysis.figures import style
 from analysis.page import figure_section, wide_table
+from analysis.palette import GENES
 from search.optimize.importance import TARGETS, WHOLE, Gene, Importance
 
-_LOOKS = {
-    "depth": ("cache depth", BLUE), "ratio": ("prune ratio", ORANGE), "guidance": ("guidance", GREEN), "order": ("extrapolation", PINK),
-    "sampler": ("sampler", RED), "steps": ("number of steps", GREY),
+_NAMES = {
+    "depth": "cache depth", "ratio": "prune ratio", "guidance": "guidance", "order": "extrapolation", "sampler": "sampler", "steps": "number of steps",
 }  # fmt: skip
-"""Names and colours of the kinds of genes."""
+"""Of the kinds of genes."""
 _MOST = 10
 """Genes in the table of each objective."""
 
@@ -43,7 +43,7 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure:
     """For each objective, the share of every step, its genes one on the other, and right of them that of the genes of the whole run."""
     titles = [f"for {TARGETS[one.target]} (R2 {one.r2:.2f})" for one in found]
     last = max(g.last for one in found for g in one.genes)
-    kinds = [kind for kind in _LOOKS if any(g.kind == kind for one in found for g in one.genes)]
+    kinds = [kind for kind in _NAMES if any(g.kind == kind for one in found for g in one.genes)]
     room = max(1.0, last / 10)  # between the last step and the genes of the whole run
     places = {kind: last + room * (i + 1.5) for i, kind in enumerate(k for k in kinds if k in WHOLE)}
     figure = make_subplots(rows=len(found), cols=1, shared_xaxes=True, vertical_spacing=0.16, subplot_titles=titles)
@@ -51,7 +51,7 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure:
     for row, one in enumerate(found, 1):
         for kind in kinds:
             genes = [g for g in one.genes if g.kind == kind]
-            name, colour = _LOOKS[kind]
+            name, colour = _NAMES[kind], GENES[kind]
             figure.add_bar(
                 x=[places.get(kind, (g.first + g.last) / 2) for g in genes], y=[g.share for g in genes],
                 width=[0.85 * (room if kind in places else g.last - g.first + 1) for g in genes], name=name,
@@ -60,7 +60,7 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure:
                 hovertemplate="%{text}<extra></extra>", row=row, col=1,
             )  # fmt: skip
             drawn |= {kind} if genes else set()
-    style(figure, "", "", 130 + 190 * len(found) + (0 if len(kinds) < 3 else 40))  # names of more kinds take three rows on a phone
+    style(figure, "", "", 130 + 190 * len(found) + (0 if len(kinds) < 3 else 55))  # names of more kinds take three rows on a phone
     figure.update_yaxes(title_text="share", tickformat=".0%", automargin=True)
     where = "sampler step of the longest run" if "steps" in kinds else "sampler step, the first executed first"
     figure.update_xaxes(title_text=where, automargin=True, row=len(found), col=1)
@@ -68,12 +68,12 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure:
         every = max(1, round(last / 10))
         ticks = list(range(1, last + 1, every))
         figure.update_xaxes(tickvals=ticks, ticktext=[str(k) for k in ticks], range=[0, max(places.values()) + room])
-    figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70 if len(kinds) < 3 else 110}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
+    figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 70 if len(kinds) < 3 else 125}, legend={"y": 1.0, "yanchor": "top", "yref": "container"})
     return figure
 
 
 def _name(gene: Gene) -> str:
-    name, _ = _LOOKS[gene.kind]
+    name = _NAMES[gene.kind]
     if gene.kind in WHOLE:
         return name
     return f"{name} of step {gene.first}" if gene.first == gene.last else f"{name} of steps {gene.first} to {gene.last}"

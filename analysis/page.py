@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,37 +16,28 @@ from plotly.offline import get_plotlyjs
 
 from search.measurements import flat
 
-_STYLE = """
-*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;color:#1d252c;margin:0 auto;max-width:1080px;padding:16px}
-h1{font-size:24px;margin:8px 0;overflow-wrap:anywhere}h2{font-size:18px;margin:32px 0 8px;border-bottom:1px solid #dde3e8;padding-bottom:4px}
-table{border-collapse:collapse;font-size:14px}th,td{padding:5px 12px 5px 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
-th{color:#5a6570;font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:normal}tr+tr td,tr+tr th{border-top:1px solid #eef1f4}
-code,pre{font:13px/1.45 ui-monospace,monospace}pre{background:#f4f6f8;padding:10px 12px;border-radius:6px;margin:8px 0;white-space:pre-wrap;overflow-wrap:anywhere}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px}.card{border:1px solid #dde3e8;border-radius:8px;padding:12px 14px;min-width:0}
-.card b.big{font-size:26px;color:#00795a}.card .name{font-weight:600;text-transform:capitalize}.strategy{overflow-wrap:anywhere}
-.grid{display:grid;grid-template-columns:110px 1fr;gap:6px 12px;align-items:center}.grid img{width:100%;image-rendering:pixelated;border-radius:4px;display:block}
-.banner{background:#fff4d6;border:1px solid #ecd28a;border-radius:6px;padding:8px 12px}summary{cursor:pointer;color:#00598a}
-button{font:12px system-ui;border:1px solid #c6ced5;background:#fff;border-radius:5px;padding:2px 8px;cursor:pointer}
-@media(min-width:601px){table.wide td:first-child{white-space:nowrap}}
-@media(max-width:600px){body{padding:10px}.grid{grid-template-columns:1fr}
-table.wide,.wide tbody,.wide tr,.wide td{display:block}.wide tr:first-child{display:none}.wide tr{padding:6px 0;border-top:1px solid #dde3e8}
-.wide td{border:0!important;padding:1px 0;text-align:left!important}.wide td:first-child{font-weight:600}.wide td[data-h]::before{content:attr(data-h) ": ";color:#5a6570}}
-"""
-_SCRIPT = (
-    "document.querySelectorAll('button.copy').forEach(b=>b.onclick=()=>{const t=b.nextElementSibling.innerText;"
-    "const s=()=>{b.textContent='copied'};if(navigator.clipboard)navigator.clipboard.writeText(t).then(s);"
-    # A page opened from a file has no clipboard in some browsers: the text is selected instead.
-    "else{getSelection().selectAllChildren(b.nextElementSibling);b.textContent='selected'}})"
-)
+_SCRIPTS = Path(__file__).parent / "scripts"
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """The page with everything in it: nothing is loaded from anywhere."""
+@cache
+def _style() -> str:
+    return (_SCRIPTS / "page.css").read_text(encoding="utf-8")
+
+
+@cache
+def script(name: str) -> str:
+    """A script of `scripts/`, as it is put into a page."""
+    return (_SCRIPTS / f"{name}.js").read_text(encoding="utf-8")
+
+
+
+def page(title: str, parts: Sequence[str], scripts: Sequence[str] = ()) -> str:
+    """The page with everything in it, and further scripts by name: nothing is loaded from anywhere."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
+        f"<title>{escape(title)}</title><style>{_style()}</style><script>{get_plotlyjs()}</script></head><body><main>"
         + "\n".join(p for p in parts if p)
-        + f"<script>{_SCRIPT}</script></body></html>"
+        + f"</main><script>{''.join(map(script, ('page', 'explorer', 'parallel', *scripts)))}dato.start()</script></body></html>"
     )
 
 
@@ -55,10 +49,14 @@ def write_page(path: Path, html: str) -> Path:
     return path
 
 
-def figure_section(title: str, figure: go.Figure, note: str) -> str:
-    """A heading, a line of explanation and an interactive figure."""
-    body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
-    return f"<h2>{escape(title)}</h2><p>{escape(note)}</p>{body}"
+def figure_section(title: str, figure: go.Figure, note: str, name: str | None = None) -> str:
+    """A heading, a line of explanation and an interactive figure, which scripts find by its name."""
+    return f"<h2>{escape(title)}</h2><p>{escape(note)}</p>{figure_html(figure, name)}"
+
+
+def figure_html(figure: go.Figure, name: str | None = None) -> str:
+    """An interactive figure, as wide as what it stands in; scripts find it by its name."""
+    return str(figure.to_html(div_id=name, full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}))
 
 
 def banner(html: str) -> str:
@@ -74,6 +72,20 @@ def wide_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return f'<table class="wide">{head}{body}</table>'
+
+
+def data_script(name: str, data: Any) -> str:
+    """Data for the page's scripts, which find it by its name; no text in it can end it."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def image_rows(rows: Mapping[str, bytes]) -> str:
+    """PNG files of rows of images, each after its label."""
+    cells = "".join(
+        f'<div>{escape(label)}</div><img alt="images of {escape(label)}" src="data:image/png;base64,{base64.b64encode(png).decode()}" data-label="{escape(label)}">' for label, png in rows.items()
+    )
+    return f'<div class="grid">{cells}</div>'
 
 
 def notes_section(title: str, values: Mapping[str, Any]) -> str:

@@ -29,12 +29,13 @@ class Progress:
         generations: Generations in all.
         front: Candidates that none beats in both FID and latency.
         hypervolume: After the last complete generation, or None.
-        speedup: Best speedup at no worse FID than the unaccelerated pipeline's, or None where nothing reaches it yet.
+        speedup: Best speedup at no worse FID than the unaccelerated pipeline's, or None where nothing has reached it.
         failures: Candidates that could not be measured.
         device_hours: Hours that devices spent evaluating candidates.
         utilisation: Share of the workers' time spent evaluating, while the search ran, or None where it is not known.
         left_s: Seconds to the last candidate at the pace of the last ones, or None.
         finished: Whether the search came to its end.
+        running: Whether somebody is at work on it; None where that is not known.
     """
 
     done: int
@@ -49,20 +50,34 @@ class Progress:
     utilisation: float | None
     left_s: float | None
     finished: bool
+    running: bool | None = None
 
     def lines(self) -> list[str]:
-        """The same in words, a few to a line."""
-        best = f"{self.speedup:.2f}x at no worse FID" if self.speedup else "nothing yet at the unaccelerated FID"
-        time_left = "finished" if self.finished else "validating the winners" if self.done >= self.total else f"{duration(self.left_s)} left"
-        busy = "utilisation unknown" if self.utilisation is None else f"workers {self.utilisation:.0%} busy"
+        """The same in words, a few to a line; of what is over in the past."""
+        at_work = not self.finished and self.running is not False
+        busy = "utilisation unknown" if self.utilisation is None else f"workers {'' if at_work else 'were '}{self.utilisation:.0%} busy"
         return [
-            f"candidates {self.done}/{self.total}, generation {self.generation}/{self.generations}, failures {self.failures}, {time_left}",
-            f"front {self.front}, hypervolume {_text(self.hypervolume)}, best {best}",
+            f"candidates {self.done}/{self.total}, generation {self.generation}/{self.generations}, failures {self.failures}, {self._what_is_left()}",
+            f"front {self.front}, hypervolume {_text(self.hypervolume)}, {self._best()}",
             f"{busy}, {self.device_hours:.2f} device-hours",
         ]
 
+    def _best(self) -> str:
+        if self.speedup:
+            return f"best {self.speedup:.2f}x at no worse FID"
+        if self.finished or (self.total and self.done >= self.total):
+            return "no candidate could be measured" if self.failures >= self.done else "no candidate reached the unaccelerated FID"
+        return "no candidate at the unaccelerated FID yet" if self.done > self.failures else "no candidate measured yet"
 
-def progress(record: SearchRecord, clock: Sequence[float] = (), now: float | None = None, older: int = 0) -> Progress:
+    def _what_is_left(self) -> str:
+        if self.finished:
+            return "finished"
+        if self.total and self.done >= self.total:
+            return "stopped before the winners were validated" if self.running is False else "validating the winners"
+        return f"{duration(self.left_s)} {'of work ' if self.running is False else ''}left"
+
+
+def progress(record: SearchRecord, clock: Sequence[float] = (), now: float | None = None, older: int = 0, running: bool | None = None) -> Progress:
     """How a search stands.
 
     Args:
@@ -70,6 +85,7 @@ def progress(record: SearchRecord, clock: Sequence[float] = (), now: float | Non
         clock: Seconds since the epoch of its ledger's events, as `read_clock` gives them; empty where they are not known.
         now: Seconds since the epoch; None for the time of the last event.
         older: How many results are older than the clock, as those of an earlier run of the search are for its driver.
+        running: Whether somebody is at work on it; None where that is not known.
     """
     search, workers = record.config.get("search") or {}, _count((record.config.get("cluster") or {}).get("workers")) or 1
     generations = _count(search.get("generations"))
@@ -92,6 +108,7 @@ def progress(record: SearchRecord, clock: Sequence[float] = (), now: float | Non
         utilisation=None if utilisation is None else min(1.0, utilisation),
         left_s=None if record.finished or pace is None else pace * max(0, total - len(record.results)),
         finished=record.finished,
+        running=running,
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from analysis.explorer import explorer_section
 from analysis.figures import front_figure, hypervolume_figure, in_short
 from analysis.importance import importance_section
-from analysis.page import banner, figure_section, notes_section, page, wide_table, write_page
+from analysis.page import banner, figure_section, image_rows, notes_section, page, wide_table, write_page
 from analysis.rivals import rivals_section
 from analysis.similarity import similarity_section
 from analysis.steps import depth_figure, how_to_read, ratio_figure, statistics_figure
@@ -22,7 +23,9 @@ from search.optimize.winners import closest_in_words, in_words, tolerance_of
 from search.records import UNACCELERATED, SearchRecord, Winner, prediction_error
 
 
-def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    record: SearchRecord, path: Path, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None, *, quick: bool = False
+) -> Path:
     """Write the report of a search, finished or not.
 
     Args:
@@ -30,11 +33,17 @@ def write_report(record: SearchRecord, path: Path, samples: Mapping[str, bytes] 
         path: Where to; a reader never sees half a file.
         samples: PNG files by label, rows of images of the same prompts and seeds.
         evaluation: The record of a `dato evaluate` of strategies beside their rivals.
+        quick: Leave out what takes longest to find out, which genes matter: for a report beside a search that runs.
 
     Returns:
         The path.
     """
-    return write_page(path, page(record.search_id, report_parts(record, samples, evaluation)))
+    return write_page(path, page(record.search_id, report_parts(record, samples, evaluation, quick=quick)))
+
+
+def live_page(record: SearchRecord, samples: Mapping[str, bytes] | None = None) -> str:
+    """The quick report of a search that runs, which renews itself where it is served; where the search is over, the whole one."""
+    return page(record.search_id, report_parts(record, samples, quick=not record.finished), scripts=["live"])
 
 
 def front_page(record: SearchRecord) -> str:
@@ -42,14 +51,14 @@ def front_page(record: SearchRecord) -> str:
     return page(record.search_id, [figure_section(f"Front of {record.search_id}", front_figure(record), "Hover for a strategy's steps.")])
 
 
-def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None) -> list[str]:
-    """The report's sections as HTML."""
+def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = None, evaluation: Mapping[str, Any] | None = None, *, quick: bool = False) -> list[str]:
+    """The report's sections as HTML; arguments as of `write_report`."""
     parts = [_head(record), _banner(record)]
     if record.winners:
         parts += [_winners_table(record), _cards(record)]
     if record.evaluated() or record.baselines:
-        parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.")]
-        parts += [_rivals(record), similarity_section(record)]
+        parts += [figure_section("Front", front_figure(record), "Each point is a strategy; hover for its steps. The line is the front; rivals are named.", "front")]
+        parts += [_rivals(record), explorer_section(record, samples), similarity_section(record)]
     if evaluation:
         parts.append(rivals_section(evaluation))
     if samples:
@@ -58,7 +67,9 @@ def report_parts(record: SearchRecord, samples: Mapping[str, bytes] | None = Non
         parts.append(figure_section("Cache depth by step", depth_figure(record), f"The strategies of the front, the fastest on top. {how_to_read(record)}"))
         parts.append(figure_section("Prune ratio by step", ratio_figure(record), "The same strategies; blank where nothing runs that could be pruned."))
         parts.append(figure_section("Where the front computes", statistics_figure(record), "Over all strategies of the front: how many compute fully, partly or not at all at each step, and how much they prune."))
-    if record.results:
+    if record.results and quick:
+        parts.append("<h2>What matters</h2><p>Which steps and genes matter is found out when the search is over; <code>dato report</code> finds it out at any time.</p>")
+    elif record.results:
         parts.append(importance_section(importance(record)))
     if record.hypervolumes:
         parts.append(figure_section("Progress", hypervolume_figure([record]), "After each generation, measured from twice the unaccelerated FID and its latency."))
@@ -69,7 +80,8 @@ def _head(record: SearchRecord) -> str:
     measured = len(record.evaluated())
     images = " or ".join(str(n) for n in sorted({m.images for _, m in record.evaluated()} | {n for c in record.promotions.values() for n in c})) or "0"
     devices = ", ".join(sorted({m.device for _, m in record.evaluated() if m.device}))
-    return f"<h1>{escape(record.search_id)}</h1><p>{measured} strategies measured, {images} images each{', on ' + escape(devices) if devices else ''}; {escape(record.reference_note)}.{_latencies(record)}</p>{_without(record)}"
+    what = f"{measured} strateg{'y' if measured == 1 else 'ies'} measured, {images} images each{', on ' + escape(devices) if devices else ''}" if measured else "No strategy measured"
+    return f"<h1>{escape(record.search_id)}</h1><p>{what}; {escape(record.reference_note)}.{_latencies(record)}</p>{_without(record)}"
 
 
 def _without(record: SearchRecord) -> str:
@@ -86,14 +98,18 @@ def _latencies(record: SearchRecord) -> str:
 
 
 def _banner(record: SearchRecord) -> str:
-    measured = len(record.evaluated())
+    failed = sum(not m.ok for m in record.results.values())
     if not record.finished:
-        nothing = " Nothing can be drawn before the first measurement." if not measured and not record.baselines else ""
-        return banner(f"This search is not finished: {measured} strategies measured so far.{nothing} The same <code>dato search</code> command continues it.")
+        measured = f"{len(record.evaluated())} strategies measured" + (f", {failed} failed" if failed else "")
+        nothing = " Nothing can be drawn before the first measurement." if not record.evaluated() and not record.baselines else ""
+        return banner(
+            f"This search was not finished when this page was written, {time.strftime('%Y-%m-%d %H:%M')}: {measured} by then.{nothing} While it runs, it writes the page "
+            "<code>report.html</code> in its folder anew after its generations; if it was stopped, the same <code>dato search</code> command continues it, and <code>dato status</code> tells which."
+        )
     if not record.winners:
-        failed = sum(not m.ok for m in record.results.values())
         why = f"{failed} of {len(record.results)} candidates failed" if failed else "none was validated on fresh images"
-        return banner(f"This search ended without winners: {why}. There is nothing to export; see the failures below, then search with another seed or space.")
+        look = "see the failures below, then search" if failed else "search"
+        return banner(f"This search ended without winners: {why}. There is nothing to export; {look} with another seed or space.")
     return ""
 
 
@@ -104,8 +120,9 @@ def _winners_table(record: SearchRecord) -> str:
     searched = record.baselines[UNACCELERATED][1].fid if UNACCELERATED in record.baselines else float("nan")
     steps = str((record.config.get("model") or {}).get("steps", ""))
     rows = [_winner_row("unaccelerated", 1.0, plain, "", "", searched, steps)]
-    for alias, w in record.winners.items():
-        rows.append(_winner_row(alias, w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid, _steps(w.candidate.strategy)))
+    for aliases in record.aliases.values():
+        w = record.winners[aliases[0]]
+        rows.append(_winner_row(", ".join(aliases), w.speedup, w.fresh, difference_in_words(w.fresh, w.fresh_baseline), in_words(w, tolerance), w.searched.fid, _steps(w.candidate.strategy)))
     missing = "" if "fastest" in record.winners else f"<p><b>There is no fastest</b>: nothing was shown to be within {tolerance:g} FID points of the unaccelerated pipeline on the search's images and on fresh ones{f'; {near}' if (near := closest_in_words(record)) else ''}.</p>"
     note = f"<p>fastest is no worse than the unaccelerated pipeline by more than {tolerance:g} FID points, by the upper end of the difference's 95 % interval, on the search's images and on fresh ones. "
     note += "Winners are measured again on seeds that the search never saw, and prompts from elsewhere in the list; the gap to the FID in the search is the winner's curse.</p>"
@@ -137,11 +154,12 @@ def _interval(m: Measurement) -> str:
 
 
 def _cards(record: SearchRecord) -> str:
-    return '<h2>Use one</h2><div class="cards">' + "".join(_card(record, alias, w) for alias, w in record.winners.items()) + "</div>"
+    return '<h2>Use one</h2><div class="cards">' + "".join(_card(record, aliases, record.winners[aliases[0]]) for aliases in record.aliases.values()) + "</div>"
 
 
-def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
+def _card(record: SearchRecord, aliases: Sequence[str], winner: Winner) -> str:
     name = (record.config.get("registry") or {}).get("name")
+    alias = "fastest" if "fastest" in aliases else aliases[0]
     source = f"winners/{alias}.json"
     registered = bool(name) and (record.config.get("mlflow") or {}).get("enabled", True)
     # An alias stays where it was if a better strategy has it: the file is this one for certain.
@@ -151,17 +169,13 @@ def _card(record: SearchRecord, alias: str, winner: Winner) -> str:
         f"    images = pipe(prompt, num_inference_steps={len(winner.candidate.strategy)}).images"
     )
     return (
-        f'<div class="card"><div class="name">{escape(alias)}</div><b class="big">{winner.speedup:.2f}x</b> FID difference {difference_in_words(winner.fresh, winner.fresh_baseline)}'
+        f'<div class="card"><div class="name">{escape(", ".join(aliases))}</div><b class="big">{winner.speedup:.2f}x</b> FID difference {difference_in_words(winner.fresh, winner.fresh_baseline)}'
         f'<div class="strategy">{escape(in_short(winner.candidate.strategy))}<br><code>{escape(str(winner.candidate.strategy))}</code></div><button class="copy">copy</button><pre>{escape(code)}</pre></div>'
     )
 
 
 def _samples(samples: Mapping[str, bytes]) -> str:
-    rows = "".join(
-        f'<div>{escape(label)}</div><img alt="images of {escape(label)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for label, png in samples.items()
-    )
-    return f'<h2>Samples</h2><p>Each column has the same prompt and seed.</p><div class="grid">{rows}</div>'
+    return f"<h2>Samples</h2><p>Each column has the same prompt and seed.</p>{image_rows(samples)}"
 
 
 def _failures(record: SearchRecord) -> str:

@@ -8,15 +8,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, style
+from analysis.figures import style
 from analysis.page import figure_section, wide_table
+from analysis.palette import SAMPLERS, WAYS, sampler_colour
 from analysis.tables import comparison_table, number
 from search.records import FAMILIES
 
-_LOOKS = {
-    "strategy": (BLUE, "circle"), "plain": (RED, "diamond"), "deepcache": (ORANGE, "square"), "tomesd": (PINK, "cross"), "naive": (GREEN, "triangle-up")
-}  # fmt: skip
-_SAMPLERS = (GREY, SKY, "#000000", "#F0E442", "#8B5A2B")
+_MARKS = {"strategy": "circle", "plain": "diamond", "deepcache": "square", "tomesd": "cross", "naive": "triangle-up"}
 _KINDS = {"fewer": "x", "limited": "star"}
 """Families that have a line for each sampler, with its mark."""
 
@@ -45,13 +43,13 @@ def rivals_figure(results: Sequence[Mapping[str, Any]]) -> go.Figure:
     ways: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for r in results:
         ways.setdefault((r["family"], r["name"].rpartition("-")[0] if r["family"] in _KINDS else ""), []).append(r)
-    samplers = list(dict.fromkeys(sampler for _, sampler in ways if sampler))
+    others = list(dict.fromkeys(sampler for _, sampler in ways if sampler and sampler not in SAMPLERS))
     # The strategies last, so that they are drawn on top.
     for (way, sampler), found in sorted(ways.items(), key=lambda p: p[0][0] == "strategy"):
         if way in _KINDS:
-            name, colour, symbol = f"{sampler}, {FAMILIES[way]}", _SAMPLERS[samplers.index(sampler) % len(_SAMPLERS)], _KINDS[way]
+            name, colour, symbol = f"{sampler}, {FAMILIES[way]}", sampler_colour(sampler, others), _KINDS[way]
         else:
-            name, (colour, symbol) = FAMILIES[way], _LOOKS[way]
+            name, colour, symbol = FAMILIES[way], WAYS[way], _MARKS[way]
         found = sorted(found, key=lambda r: r["speedup"]["value"])
         figure.add_scatter(
             x=[r["speedup"]["value"] for r in found],
@@ -71,7 +69,7 @@ def rivals_figure(results: Sequence[Mapping[str, Any]]) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         )
     style(figure, "speedup (higher is better)", "FID (lower is better)", 480)
-    figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
+    figure.update_layout(legend={"y": -0.2, "yanchor": "top", "maxheight": 0.9})
     return figure
 
 

@@ -14,7 +14,7 @@ from search.records import UNACCELERATED, SearchRecord
 
 def similarity_section(record: SearchRecord) -> str:
     """A table of the winners on fresh images, then of the rivals on the search's own; "" where nothing was compared."""
-    measured = {f"{alias}, fresh images": w.fresh for alias, w in record.winners.items()}
+    measured = {f"{', '.join(aliases)}, fresh images": record.winners[aliases[0]].fresh for aliases in record.aliases.values()}
     measured |= {name: m for name, (_, m) in record.baselines.items() if m.ok and name != UNACCELERATED}
     found = {name: similarities(m) for name, m in measured.items()}
     metrics = list(dict.fromkeys(k for values in found.values() for k in values))

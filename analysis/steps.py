@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 
-from analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, in_short, style
+from analysis.figures import in_short, style
+from analysis.palette import GENES, INK, RATIOS, depth_colour
 from dato.call_plan import plan_calls
 from dato.strategy import FULL, Step, Strategy
 from search.records import SearchRecord
 
 _NAMES = {0: "replayed", FULL: "full"}
-_PALETTE = (GREY, ORANGE, GREEN, RED, PINK)
 _ROW = 22  # pixels, at most
 _MORE: tuple[tuple[str, Callable[[Step], bool], str], ...] = (
-    ("conditional half alone", lambda s: s.guidance == "cond", SKY), ("extrapolated", lambda s: s.order > 0, PINK)
+    ("conditional half alone", lambda s: s.guidance == "cond", GENES["guidance"]), ("extrapolated", lambda s: s.order > 0, GENES["order"])
 )  # fmt: skip
 """What a step may do besides its depth and ratio: name, whether it does, colour."""
 
@@ -28,7 +28,7 @@ _MORE: tuple[tuple[str, Callable[[Step], bool], str], ...] = (
 def depth_figure(record: SearchRecord) -> go.Figure:
     """The front's strategies, fastest first: the cache depth of every step, a cross where what is reused is extrapolated."""
     depths = _depths(_strategies(record))
-    scale = [(edge, _colour(d, i)) for i, d in enumerate(depths) for edge in (i / len(depths), (i + 1) / len(depths))]
+    scale = [(edge, depth_colour(d)) for i, d in enumerate(depths) for edge in (i / len(depths), (i + 1) / len(depths))]
     bar = {"tickvals": list(range(len(depths))), "ticktext": [_name(d) for d in depths]}
     figure = _heatmap(record, lambda s: depths.index(s.cache_depth), bar, colorscale=scale, cmin=-0.5, cmax=len(depths) - 0.5)
     strategies = _strategies(record)
@@ -42,7 +42,7 @@ def depth_figure(record: SearchRecord) -> go.Figure:
 
 def ratio_figure(record: SearchRecord) -> go.Figure:
     """The front's strategies, fastest first: the prune ratio of every step; blank where nothing runs that could be pruned."""
-    return _heatmap(record, lambda s: s.prune_ratio if s.cache_depth else None, {"tickformat": ".1f"}, colorscale="Purples", cmin=0, cmax=0.75)
+    return _heatmap(record, lambda s: s.prune_ratio if s.cache_depth else None, {"tickformat": ".1f"}, colorscale=RATIOS, cmin=0, cmax=0.75)
 
 
 def how_to_read(record: SearchRecord) -> str:
@@ -69,21 +69,21 @@ def statistics_figure(record: SearchRecord) -> go.Figure:
     def share(has: Callable[[Step], bool]) -> list[float]:
         return [statistics.mean(float(has(s[k])) for s in strategies) for k in range(grid)]
 
-    for i, depth in reversed(list(enumerate(_depths(given)))):
+    for depth in reversed(_depths(given)):
         figure.add_bar(
-            x=places, y=share(lambda s, depth=depth: s.cache_depth == depth), name=_name(depth), marker_color=_colour(depth, i), opacity=0.85,  # type: ignore[misc]
+            x=places, y=share(lambda s, depth=depth: s.cache_depth == depth), name=_name(depth), marker_color=depth_colour(depth), opacity=0.85,  # type: ignore[misc]
             hovertemplate=f"{where}: %{{y:.0%}} {_name(depth)}<extra></extra>",
         )  # fmt: skip
     for name, there, colour in _MORE:
         if any(shares := share(there)):
             figure.add_scatter(
-                x=places, y=shares, mode="lines+markers", name=name, line={"color": "white", "width": 2, "dash": "dot"}, marker={"size": 7, "color": colour, "line": {"width": 1, "color": "#222"}},
+                x=places, y=shares, mode="lines+markers", name=name, cliponaxis=False, line={"color": "white", "width": 2, "dash": "dot"}, marker={"size": 7, "color": colour, "line": {"width": 1, "color": INK}},
                 hovertemplate=f"{where}: %{{y:.0%}} {name}<extra></extra>",
             )  # fmt: skip
     ratios = [[s[k].prune_ratio for s in strategies if s[k].cache_depth] for k in range(grid)]
     figure.add_scatter(
         x=places, y=[statistics.mean(r) if r else None for r in ratios], mode="lines+markers", name="mean prune ratio",
-        line={"color": "#222", "width": 2}, marker={"size": 5}, hovertemplate=f"{where}: mean prune ratio %{{y:.2f}}<extra></extra>",
+        line={"color": GENES["ratio"], "width": 2}, marker={"size": 5}, hovertemplate=f"{where}: mean prune ratio %{{y:.2f}}<extra></extra>",
     )  # fmt: skip
     style(figure, _x_title(given), "share of the front", 340)
     figure.update_layout(barmode="stack", bargap=0.1, margin={"t": 60})
@@ -97,7 +97,7 @@ def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: d
     figure = go.Figure()
     for row, (strategy, m) in enumerate(zip(strategies, measured, strict=True)):
         label = f"{m.latency_ms:.0f} ms, FID {m.fid:.1f}; {in_short(strategy)}"
-        notes = [[_step(s), label, k + 1] for k, s in enumerate(strategy)]
+        notes = [[step_in_words(s), label, k + 1] for k, s in enumerate(strategy)]
         gap = 0.5 / height
         figure.add_heatmap(
             z=[[value(s) for s in strategy], [None if s.guidance == "cond" else value(s) for s in strategy]],  # a half of guidance each
@@ -117,7 +117,8 @@ def _heatmap(record: SearchRecord, value: Callable[[Step], float | None], bar: d
         showgrid=False, zeroline=False, title=None, tickfont={"size": 10 if any(what) else 13},
     )  # fmt: skip
     ends = [_edges(s, strategies) for s in strategies[:1]]
-    figure.update_xaxes(showgrid=False, zeroline=False, **({"range": [ends[0][0], ends[0][-1]]} if ends else {}))
+    whole = {} if _relative(strategies) else {"tick0": 1, "dtick": max(1, len(strategies[0]) // 10) if strategies else 1}  # there is no step 1.5
+    figure.update_xaxes(showgrid=False, zeroline=False, **whole, **({"range": [ends[0][0], ends[0][-1]]} if ends else {}))
     # Above the map and not beside it, where it would take half of a phone's width.
     look = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left", "len": 0.8, "lenmode": "fraction", "thickness": 10, **bar}
     figure.update_layout(margin={"t": 50, "r": 20}, coloraxis={"colorbar": look, **colours})
@@ -141,8 +142,8 @@ def _labels(strategies: Sequence[Strategy]) -> list[str]:
     return [f"{' '.join(found)}, " if found else "" for found in parts]
 
 
-def _step(step: Step) -> str:
-    """A step in words."""
+def step_in_words(step: Step) -> str:
+    """What a step does."""
     ratio = f"prune ratio {step.prune_ratio:g}" if step.cache_depth else ""
     return ", ".join(filter(None, [_name(step.cache_depth), ratio, *(name for name, there, _ in _MORE if there(step))]))
 
@@ -158,8 +159,13 @@ def _relative(strategies: Sequence[Strategy]) -> bool:
 
 
 def _strategies(record: SearchRecord) -> list[Strategy]:
-    """Those of the front as they run: what has nothing to start from yet is computed in full."""
-    return [replace(c.strategy, steps=tuple(call.step for call in plan_calls(c.strategy, len(c.strategy)))) for c, _ in record.front()]
+    """Those of the front as they run."""
+    return [strategy_as_run(c.strategy) for c, _ in record.front()]
+
+
+def strategy_as_run(strategy: Strategy) -> Strategy:
+    """A strategy with what its steps really do: what has nothing to start from yet is computed in full."""
+    return replace(strategy, steps=tuple(call.step for call in plan_calls(strategy, len(strategy))))
 
 
 def _depths(strategies: Sequence[Strategy]) -> list[int]:
@@ -168,7 +174,3 @@ def _depths(strategies: Sequence[Strategy]) -> list[int]:
 
 def _name(depth: int) -> str:
     return _NAMES.get(depth, f"depth {depth}")
-
-
-def _colour(depth: int, index: int) -> str:
-    return BLUE if depth == FULL else _PALETTE[index % len(_PALETTE)]

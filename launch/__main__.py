@@ -23,7 +23,7 @@ COMMANDS = {
     "transfer": "strategy=[...] targets=[...]: strategies on several models, as a matrix",
     "figures": "[strategy=...]: the paper's Figures 1, 2 and 4 as one HTML page",
     "status": "folder=<search folder>: how a running search stands, from another shell",
-    "report": "folder=<search folder>[,<another>...]: write the HTML report of searches, finished or not",
+    "report": "folder=<search folder>[,<another>...] [watch=true]: the HTML report of searches, finished or not; watch=true serves that of a running one",
     "export": "folder=<search folder> [to=folder|file|registry ...]: winners and their cards for another team",
     "import": "source=<file, card, https or models:/...> name=<name> [to=folder|file|registry]: a strategy handed over",
     "retarget": "folder=<search folder>: measure this device's cost table and choose winners anew from everything evaluated",

@@ -76,7 +76,7 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
     if (apart := prediction_error(record)) is not None:
         view.say(f"latency   of candidates is the cost table's, {apart:.1%} from their own times (median); winners are timed beside the unaccelerated pipeline")
     view.say(f"report    {report}")
-    view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
+    view.say("winners   none, so that there is nothing to export" if not strategies else f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
     for alias, why in stayed.items():

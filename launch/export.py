@@ -92,8 +92,9 @@ def _holds(path: Path, strategy: Strategy) -> bool:
 
 def _chosen(record: SearchRecord, strategies: dict[str, Strategy], alias: str | None) -> dict[str, Strategy]:
     if not strategies:
-        state = "has no winners" if record.finished else f"is not finished ({len(record.evaluated())} strategies measured)"
-        raise ArgumentError(f"search {record.search_id} {state}, so there is nothing validated to export; run the same dato search command to its end")
+        state = "ended without winners" if record.finished else f"is not finished ({len(record.evaluated())} strategies measured)"
+        what = "search with another seed or space" if record.finished else "run the same dato search command to its end"
+        raise ArgumentError(f"search {record.search_id} {state}, so there is nothing validated to export; {what}")
     if alias is None:
         return strategies
     if alias not in strategies:

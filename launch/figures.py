@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch
 
 from analysis.dynamics import Series, write_page
 from dato import baselines
-from dato.strategy import Strategy
+from dato.strategy import FULL, Strategy
 from launch.config import ConfigError
 from launch.evaluate import caption
 from launch.evaluation import Evaluation, build_evaluation, say
@@ -23,6 +22,9 @@ from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
 from search.evaluate.generate import generate
 from search.evaluate.pipelines import load_pipeline
 from search.evaluate.variants import Variant
+
+FAMILIES_RECORDED = ("plain", "deepcache", "strategy")
+"""Of what `figure_variants` records, for its colours: caching alone is what DeepCache does."""
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -53,15 +55,13 @@ def _run(evaluation: Evaluation) -> int:
         if variant in recorded:
             found.append(recorder.dynamics)
             columns.append(calls)
-    series = [_series(d, found[0], calls) for d, calls in zip(found, columns, strict=True)]
-    sheet = grid([(v.name, evaluation.folder / "rows" / f"{v.digest}.png") for v in [*recorded, *shown]], scale=2 if model.path == "embedded" else 1)
-    png = io.BytesIO()
-    sheet.save(png, format="PNG")
-    (evaluation.folder / "figure2.png").write_bytes(png.getvalue())
+    series = [_series(d, family, found[0], calls) for d, family, calls in zip(found, FAMILIES_RECORDED, columns, strict=True)]
+    rows = {v.name: evaluation.folder / "rows" / f"{v.digest}.png" for v in [*recorded, *shown]}
+    grid(list(rows.items()), scale=2 if model.path == "embedded" else 1).save(evaluation.folder / "figure2.png")
     numbers = {s.name: {"median": 10**s.median, "mean": float(np.mean(s.means)), "distance": s.distance, "means": list(s.means)} for s in series}
     (evaluation.folder / "figures.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     note = f"{found[0].images} images. {caption(replace(evaluation, spec=replace(evaluation.spec, protocol=protocol)))}"
-    say(str(write_page(evaluation.folder / "figures.html", f"Feature dynamics of {model.name}", note, series, png.getvalue())))
+    say(str(write_page(evaluation.folder / "figures.html", f"Feature dynamics of {model.name}", note, series, {name: path.read_bytes() for name, path in rows.items()})))
     return 0
 
 
@@ -82,23 +82,21 @@ def figure_variants(evaluation: Evaluation) -> tuple[list[Variant], list[Variant
         raise ConfigError(f"{given[0].name} prunes nothing, so that DaTo and cache only are the same; give one with prune ratios, such as deepcache-5@0.5")
     cache_only = replace(strategy, steps=tuple(replace(s, prune_ratio=0.0) for s in strategy), provenance={})
     name = given[0].name if given else "every 5, r=0.5"
-    recorded = [
-        Variant.unaccelerated(steps),
-        Variant.of(cache_only, "cache only"),
-        Variant.of(strategy, f"DaTo: {name}"),
-    ]
+    recorded = [Variant.unaccelerated(steps), Variant.of(cache_only, "cache only"), Variant.of(strategy, f"DaTo: {name}")]
     rivals = evaluation.keys.rivals
     ratio = (rivals.tomesd or (0.5,))[-1]
+    interval = max(1, round(len(strategy) / strategy.calls_by_depth.get(FULL, 1)))  # as many full calls as the strategy has
     shown = [
         Variant(name=b.name, baseline=b, family="tomesd")
-        for b in (baselines.tomesd(steps, ratio), baselines.deepcache_tomesd(steps, (rivals.deepcache or (5,))[-1], ratio))
+        for b in (baselines.tomesd(steps, ratio), baselines.deepcache_tomesd(steps, interval, ratio))
     ]
     return recorded, shown
 
 
-def _series(d: Dynamics, first: Dynamics, calls: dict[str, int]) -> Series:
+def _series(d: Dynamics, family: str, first: Dynamics, calls: dict[str, int]) -> Series:
     return Series(
         name=d.name,
+        family=family,
         edges=np.linspace(LOWEST, HIGHEST, BINS + 1),
         histogram=d.histogram.numpy(),
         means=d.means,

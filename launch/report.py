@@ -11,7 +11,8 @@ from analysis.compare import write_comparison
 from analysis.report import write_report
 from analysis.rivals import rivals_section
 from dato.files import FileError, read_bytes, read_json, shown, user_path
-from launch.arguments import ArgumentError, parse, read_search, search_folder, target_file
+from launch.arguments import ArgumentError, flag, parse, read_search, search_folder, target_file
+from launch.live_report import watch
 from search.evaluate.results import EVALUATION_SCHEMA
 from search.records import SearchRecord
 
@@ -21,11 +22,13 @@ TAKES = {
     "folder": "<search folder>, or several with commas between",
     "evaluation": "<folder of a dato evaluate of the search's strategies beside their rivals>",
     "target": "<file> (report.html in the folder, comparison.html for several)",
+    "watch": "true|false (false; true: serve the report of one running search to this machine, renewed until it ends)",
+    "port": "<number from 1024 to 65535 to serve on> (a free one)",
 }
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write the report; prints its path."""
+    """Write the report and print its path; or serve that of a running search, and write it when that ends."""
     given = parse("report", arguments, TAKES, required=["folder"])
     whole = os.path.exists(user_path(given["folder"]) / "ledger.jsonl")  # a folder whose name holds a comma
     names = [given["folder"]] if whole else [name for name in given["folder"].split(",") if name]
@@ -38,6 +41,12 @@ def run(arguments: Sequence[str]) -> int:
     target_file(target)
     if not os.path.isdir(target.parent):
         raise ArgumentError(f"target is {shown(str(target))}, which is no file in a folder that exists; give one, such as report.html")
+    if flag(given, "watch"):
+        if len(folders) != 1 or "evaluation" in given:
+            raise ArgumentError("watch=true is for one search, without an evaluation; give its folder alone")
+        return watch(folders[0], target, _port(given.get("port")), _samples)
+    if "port" in given:
+        raise ArgumentError("port is of watch=true; give both, or leave it out")
     records = [read_search(f) for f in folders]
     evaluation = _read_evaluation(given["evaluation"], records) if "evaluation" in given else None
     try:
@@ -49,6 +58,13 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise ArgumentError(f"cannot write {target} ({error.strerror}); give target=<file> in a folder that you may write") from None
     return 0
+
+
+def _port(given: str | None) -> int:
+    """The port to serve on; 0 for a free one."""
+    if given is not None and not (given.isascii() and given.isdigit() and 1024 <= int(given[:6]) <= 65535):
+        raise ArgumentError(f"port is {shown(given)}; give a number from 1024 to 65535, or leave it out for a free one")
+    return int(given or 0)
 
 
 def _samples(folder: Path) -> dict[str, bytes]:

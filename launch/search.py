@@ -17,6 +17,7 @@ from launch.deliver import deliver, draw_samples, make_tracker, write_samples
 from launch.environment import environment
 from launch.estimate import baselines_of, calibration_of, say_how_long
 from launch.hydra_app import run_with_hydra
+from launch.live_report import ReportKeeper
 from launch.pinned import pin_search
 from launch.pool import connect_cluster, start_workers, warnings_of
 from launch.terminal import SearchView
@@ -76,6 +77,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
     if tracker:
         tracker.begin(ledger.record)
     if not ledger.record.finished:
+        view.say(f"watch     from another shell: dato report folder={config.folder} watch=true")
         spec = config.evaluator
         own = own_reference(config.folder, spec)
         loaded = pin_search(ledger, spec, view.say)
@@ -106,8 +108,9 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         def measured(shards: Sequence[Shard]) -> Measurement:
             return measure(shards, known[0])
 
+        pages = ReportKeeper(config.ledger_path, config.folder / "report.html", view.say)
         recorder = Recorder(
-            ledger, config.plan, measured, watchers=[view, tracker] if tracker else [view], latencies=latencies,
+            ledger, config.plan, measured, watchers=[w for w in (view, tracker, pages) if w], latencies=latencies,
             retry_failed=config.keys.search.retry_failed,
         )  # fmt: skip
         tune = config.keys.search.engine == "tune"
@@ -137,6 +140,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
                 tracker.stopped()  # which writes what is still waiting
             raise
         finally:
+            pages.close()
             if pool:
                 pool.close()
             ray.shutdown()

@@ -33,11 +33,11 @@ def describe(path: Path) -> str:
     """A few lines about the search of a ledger."""
     running = in_use(path)
     record = read_search(path.parent)
-    found = progress(record, read_clock(path), time.time() if running else None)
+    found = progress(record, read_clock(path), time.time() if running else None, running=running)
     if record.finished:
-        state = "finished"
+        state = "finished" if record.winners else "finished, without winners"
     elif running is None:
-        state = "not finished (whether it runs cannot be seen on this system)"
+        state = "not finished (whether somebody is at work on it cannot be seen on this system)"
     else:
         state = "running" if running else "not running on this machine; the same dato search command continues it"
     return "\n".join([f"search {record.search_id}: {state}", *(f"  {line}" for line in [*found.lines(), record.reference_note])])

@@ -112,9 +112,10 @@ class SearchView:
             table.add_column(name, justify="left" if left else "right", no_wrap=whole)
         searched = record.baselines[UNACCELERATED][1]
         table.add_row("unaccelerated", "1.00x", f"{plain.latency_ms:.0f}", f"{plain.fid:.2f}", "", f"{searched.fid:.2f}", "")
-        for alias, w in record.winners.items():
+        for aliases in record.aliases.values():
+            w = record.winners[aliases[0]]
             less = difference_in_words(w.fresh, w.fresh_baseline)
-            table.add_row(alias, f"{w.speedup:.2f}x", f"{w.fresh.latency_ms:.0f}", f"{w.fresh.fid:.2f}", less, f"{w.searched.fid:.2f}", _named(w.candidate.strategy))
+            table.add_row("\n".join(aliases), f"{w.speedup:.2f}x", f"{w.fresh.latency_ms:.0f}", f"{w.fresh.fid:.2f}", less, f"{w.searched.fid:.2f}", _named(w.candidate.strategy))
             table.add_row("", "", "", "", in_words(w, tolerance) + f", {w.fresh.images} images", "", "", style="dim")
         Console(highlight=False, width=None if self.console.is_terminal else 140).print(table)
         self.say(record.reference_note)

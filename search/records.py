@@ -123,6 +123,14 @@ class SearchRecord:
         """Whether these are the unaccelerated pipeline's own images: then its own FID is the noise floor."""
         return (self.config.get("data") or {}).get("kind") == "prompts"
 
+    @property
+    def aliases(self) -> dict[int, list[str]]:
+        """What each winner won, by candidate number: one may win more than once."""
+        found: dict[int, list[str]] = {}
+        for alias, winner in self.winners.items():
+            found.setdefault(winner.candidate.number, []).append(alias)
+        return found
+
     def baseline(self, name: str, images: int) -> Measurement:
         """A baseline on so many images; on all of them where the search never measured it on fewer. `KeyError` where it is not measured."""
         return self.baselines_at.get(name, {}).get(images) or self.baselines[name][1]

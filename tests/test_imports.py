@@ -23,7 +23,7 @@ ONLY_IN = {
 ALLOWED = {
     "dato": {"dato"},
     "search": {"search", "dato"},
-    "analysis": {"analysis", "dato.strategy", "dato.call_plan", "search.measurements", "search.records", "search.ledger", "search.optimize.winners", "search.optimize.importance", "search.metrics.similarity"},  # what reads records, and strategies as they run
+    "analysis": {"analysis", "dato.strategy", "dato.call_plan", "search.measurements", "search.records", "search.ledger", "search.optimize.winners", "search.optimize.importance", "search.optimize.description", "search.metrics.similarity"},  # what reads records, and strategies as they run
     "launch": set(OURS),
 }
 

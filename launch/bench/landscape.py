@@ -17,10 +17,10 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from dato.strategy import FULL, Strategy
+from dato.strategy import Strategy
 from launch.config import ConfigError
 from search.ledger import read_ledger
-from search.optimize.surrogate import SAMPLER_PLACES, sampler_place
+from search.optimize.description import SAMPLER_PLACES, sampler_place, step_arrays
 from search.records import UNACCELERATED
 
 SCHEMA, OLDER = "dato.evaluations/2", "dato.evaluations/1"
@@ -53,13 +53,11 @@ def description(strategy: Strategy, grid: int) -> np.ndarray:
 
     Nothing that follows from several steps is in it: `search.optimize.surrogate` must find that out by itself.
     """
-    steps = strategy if len(strategy) == grid else strategy.resample(grid)
-    depth = np.array([s.cache_depth for s in steps])
-    kept = np.array([1 - s.prune_ratio for s in steps])
-    full, replay = depth == FULL, depth == 0
-    alone, order = [s.guidance == "cond" for s in steps], np.where(full, 0, [s.order for s in steps])
+    steps = step_arrays(strategy, grid)
+    full, replay, kept = steps.full, steps.replay, 1 - steps.ratio
+    order = np.where(full, 0, steps.order)
     whole = [np.log(len(strategy)), *np.eye(SAMPLER_PLACES)[sampler_place(strategy)]]
-    return np.concatenate([full, replay, np.where(full, kept, 0), np.where(full | replay, 0, kept), alone, order, whole]).astype(float)
+    return np.concatenate([full, replay, np.where(full, kept, 0), np.where(full | replay, 0, kept), steps.alone, order, whole]).astype(float)
 
 
 WHOLE = 1 + SAMPLER_PLACES

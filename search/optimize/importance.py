@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dato.strategy import FULL, Strategy
-from search.optimize.surrogate import SAMPLER_PLACES, sampler_place
+from search.optimize.description import SAMPLER_PLACES, sampler_place, step_arrays
 from search.records import SearchRecord
 
 LEAST = 20
@@ -142,12 +142,12 @@ def _importance(target: str, strategies: Sequence[Strategy], values: np.ndarray,
 def _columns(strategies: Sequence[Strategy]) -> dict[str, np.ndarray]:
     """The genes of strategies, each stretched to the length of the longest."""
     grid = max(map(len, strategies))
-    steps = [list(s if len(s) == grid else s.resample(grid)) for s in strategies]
+    steps = [step_arrays(s, grid) for s in strategies]
     return {
-        "depth": np.array([[s.cache_depth for s in one] for one in steps]),
-        "ratio": np.array([[s.prune_ratio for s in one] for one in steps]),
-        "guidance": np.array([[s.guidance == "cond" for s in one] for one in steps]),
-        "order": np.array([[s.order for s in one] for one in steps]),
+        "depth": np.array([one.depth for one in steps]),
+        "ratio": np.array([one.ratio for one in steps]),
+        "guidance": np.array([one.alone for one in steps]),
+        "order": np.array([one.order for one in steps]),
         "sampler": np.array([[sampler_place(s)] for s in strategies]),
         "steps": np.array([[len(s)] for s in strategies]),
     }

@@ -21,12 +21,11 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dato.sampler import SAMPLERS
 from dato.strategy import FULL, Strategy
+from search.optimize.description import SAMPLER_PLACES, sampler_place, step_arrays
 
 _BUMPS, _WIDTH, _FAR = 5, 0.18, 1e-12
 """Bumps over a run, and their width in runs; the least weight keeps a run of two steps, far from most bumps, from being divided by zero."""
-SAMPLER_PLACES = len(SAMPLERS) + 2
 _WHOLE, _STRESS = 1 + SAMPLER_PLACES, 2.0
 """How many features are of the whole run, the last ones, and their weight: there are few beside those of its parts."""
 _BAD = 4.0
@@ -44,13 +43,12 @@ def features(strategy: Strategy) -> np.ndarray:
     of the run. Then the extremes and mean squares of the first two ages, and of the whole run the logarithm of its number of steps
     and its sampler. So few numbers are learnt from a dozen results; what single steps do is not.
     """
-    depth = np.array([s.cache_depth for s in strategy])
-    kept = np.array([1 - s.prune_ratio if s.cache_depth else 1.0 for s in strategy])
-    alone = np.array([s.guidance == "cond" for s in strategy])
-    full, replay = depth == FULL, depth == 0
+    steps = step_arrays(strategy)
+    depth, alone, full, replay = steps.depth, steps.alone, steps.full, steps.replay
+    kept = np.where(replay, 1.0, 1 - steps.ratio)
     full[0], replay[0] = True, False  # the first call has nothing to reuse
     shallow = ~full & ~replay
-    order = np.where(full, 0, [s.order for s in strategy])
+    order = np.where(full, 0, steps.order)
     part = 20 / len(strategy)
     age, lag = part * _since(full), part * _since(~replay)
     unconditional = np.where(alone, 0, part * _since(~replay & ~alone))
@@ -65,12 +63,6 @@ def features(strategy: Strategy) -> np.ndarray:
     return np.concatenate([(rows @ bumps).ravel(), sums, [np.log(len(strategy))], _sampler(strategy)])
 
 
-def sampler_place(strategy: Strategy) -> int:
-    """The strategy's sampler as a number below `SAMPLER_PLACES`: those that have a name, any other, and the pipeline's own."""
-    known = list(SAMPLERS.values())
-    return SAMPLER_PLACES - 1 if strategy.sampler is None else known.index(strategy.sampler) if strategy.sampler in known else len(known)
-
-
 def _sampler(strategy: Strategy) -> np.ndarray:
     return np.eye(SAMPLER_PLACES)[sampler_place(strategy)]
 
@@ -83,9 +75,8 @@ def _since(happens: np.ndarray) -> np.ndarray:
 
 def work(strategy: Strategy, depths: Sequence[int]) -> np.ndarray:
     """(F,) what latency is linear in: halves computed at each depth, the sums of their kept tokens and of its squares, and calls by sampler."""
-    depth = np.array([s.cache_depth for s in strategy])
-    kept = np.array([1 - s.prune_ratio for s in strategy])
-    halves = np.array([0.5 if s.guidance == "cond" else 1.0 for s in strategy])
+    steps = step_arrays(strategy)
+    depth, kept, halves = steps.depth, 1 - steps.ratio, np.where(steps.alone, 0.5, 1.0)
     depth[0] = FULL
     found = [[halves[depth == d].sum(), (halves * kept)[depth == d].sum(), (halves * kept**2)[depth == d].sum()] for d in depths]
     return np.concatenate([np.ravel(found), len(strategy) * _sampler(strategy)])

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,27 @@ def test_results_of_before_the_clock_do_not_count_for_the_pace(record: SearchRec
 def test_an_empty_search_has_a_state() -> None:
     now = progress(SearchRecord(search_id="s", config={}))
     assert now.lines()[0].startswith("candidates 0/0")
-    assert "nothing yet at the unaccelerated FID" in now.lines()[1]
+    assert "no candidate measured yet" in now.lines()[1]
+
+
+def test_what_is_over_is_told_in_the_past(record: SearchRecord) -> None:
+    clock = [1000.0, 1010.0, 1020.0, 1040.0]
+    for m in record.results.values():
+        object.__setattr__(m, "fid", 60.0)
+
+    def said(**how: Any) -> str:
+        return " / ".join(progress(record, clock, **how).lines())
+
+    for running, words in {True: ("no candidate at the unaccelerated FID yet", "min left", "workers 50% busy"), False: ("FID yet", "of work left", "workers were 50% busy")}.items():
+        assert all(w in said(running=running) for w in words), said(running=running)
+    record.config["search"]["generations"] = 1
+    for running, left in {True: "validating the winners", None: "validating the winners", False: "stopped before the winners were validated"}.items():
+        assert left in said(running=running)
+        assert "no candidate reached the unaccelerated FID" in said(running=running)
+    record.finished = True
+    assert "finished" in said(running=False) and "yet" not in said(running=False)
+    record.results = {n: Measurement(error="no memory") for n in record.candidates}
+    assert "no candidate could be measured" in said(running=False)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(None, "unknown time"), (40, "40 s"), (150, "2 min"), (7500, "2 h 05 min")])

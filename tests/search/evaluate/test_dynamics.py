@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import dato
-from analysis.dynamics import Series, distribution_figure, heatmap_figure, write_page
+from analysis.dynamics import Series, distribution_figure, heat_maps, means_figure, write_page
 from dato.strategy import FULL, Step, Strategy
 from dato.unet.units import Layout, unit_output
 from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
@@ -89,14 +94,19 @@ def test_the_page_is_self_contained(pipe: Any, tmp_path: Any) -> None:
     found = [record(pipe, s, name) for s, name in ((None, "plain"), (Strategy.uniform(STEPS, 2), "cache <only>"))]
     series = [
         Series(
-            name=d.name, edges=np.linspace(LOWEST, HIGHEST, BINS + 1), histogram=d.histogram.numpy(), means=d.means,
+            name=d.name, family=family, edges=np.linspace(LOWEST, HIGHEST, BINS + 1), histogram=d.histogram.numpy(), means=d.means,
             maps={f"call {c}": m.numpy() for c, m in d.maps.items()}, median=d.median(), distance=d.distance(found[0]),
         )
-        for d in found
+        for d, family in zip(found, ("plain", "deepcache"), strict=True)
     ]
-    assert len(distribution_figure(series).data) == 4
-    assert len(heatmap_figure(series).data) == 4
-    path = write_page(tmp_path / "a" / "figures.html", "Title", "note", series, b"\x89PNG")
+    series.append(replace(series[1], name="DaTo", family="strategy"))
+    for figure in (distribution_figure(series), means_figure(series)):
+        assert len({trace.line.color for trace in figure.data}) == len({trace.line.dash for trace in figure.data}) == 3, "each its own"
+    maps = heat_maps(series)
+    assert maps.count("<img") == 3 * len(series[0].maps)
+    first = Image.open(io.BytesIO(base64.b64decode(re.findall("base64,([^\"]+)", maps)[0])))
+    assert first.size == next(iter(series[0].maps.values()))[0].shape[::-1], "a pixel for each value: what enlarges it keeps it square"
+    path = write_page(tmp_path / "a" / "figures.html", "Title", "note", series, {"plain <x>": b"\x89PNG"})
     text = path.read_text()
     assert "cache &lt;only&gt;" in text
     assert "<script src" not in text and "https://cdn" not in text.split("</script>")[-1]
