@@ -159,7 +159,7 @@ def _install(hook: StrategyHook) -> None:
 def _reinstall(hook: StrategyHook) -> None:
     """`_install` of a hook that was there before, on what the UNet holds by now."""
     hook.read_layers()
-    hook.reset_state(hook.model)
+    hook.forget(hook.model)
     _install(hook)
 
 

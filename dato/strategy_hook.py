@@ -54,7 +54,7 @@ class StrategyHook(ModelHook):
         """Set up what belongs to no copy: locks, what was compiled, runs."""
         self._lock = threading.RLock()  # one call at a time: what a call keeps is the model's, and threads may share it
         self._expected: set[int] = set()  # threads in a call of the model that has not come here yet
-        self.reset_state(model)
+        self.forget(model)
 
     @property
     def model(self) -> Any:
@@ -104,11 +104,20 @@ class StrategyHook(ModelHook):
     @property
     def report(self) -> RunReport:
         """Of the run that called the model last."""
-        return self.runs.last.report if self.runs.last is not None else RunReport(self.strategy, self.pruning, model=self.noun)
+        if self.runs.last is not None:
+            return self.runs.last.report
+        return self._reported or RunReport(self.strategy, self.pruning, model=self.noun)
+
+    def forget(self, model: nn.Module) -> None:
+        """Forget every run, and what was reported."""
+        self._reported: RunReport | None = None
+        self.runs = Runs(self.owner, model, self.strategy, self.options, self.refuse_run, self.noun)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
-        """Forget every run; diffusers calls this when asked to reset stateful hooks."""
-        self.runs = Runs(self.owner, module, self.strategy, self.options, self.refuse_run, self.noun)
+        """Forget every run but its report; diffusers calls this when asked to reset stateful hooks, as some pipelines do at the end of a run."""
+        reported = self.report
+        self.forget(module)
+        self._reported = reported
         return module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StrategyHook:

@@ -125,7 +125,7 @@ class UNetHook(StrategyHook):
         units = len(self.layers.layout)
         self.read_layers()
         if len(self.layers.layout) != units:
-            self.reset_state(self.model)
+            self.forget(self.model)
         self.layers.attach()
 
     def _computed(self, run: RunState, kept: Kept, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any], call: dict[str, Any]) -> torch.Tensor:
