@@ -111,11 +111,11 @@ def _at(probes: Mapping[int, Probe], place: int, form: TransformerBlockMetadata)
 
 
 class Probe(nn.Module):
-    """In a list of blocks: notes the tokens that come by, and hands them on as a block does.
+    """In a list of blocks: notes the image tokens that come by, and hands all on as a block does.
 
     Attributes:
         form: That of the blocks around it.
-        tokens: (B, T + N, C) text and image tokens, or (B, N, C) where the blocks have no text among theirs.
+        tokens: (B, N, C), with the text's first where blocks take both as one.
     """
 
     def __init__(self) -> None:
@@ -125,17 +125,16 @@ class Probe(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What it was given, in the form that a block returns."""
-        hidden, text = _given(self.form, args, kwargs)
-        self.tokens = hidden if text is None else torch.cat([text, hidden], dim=1)
-        return _returned(self.form, hidden, text)
+        self.tokens, text = _given(self.form, args, kwargs)
+        return _returned(self.form, self.tokens, text)
 
 
 class StandIn(nn.Module):
-    """In the place of blocks that are left out: adds their residual.
+    """In the place of blocks that are left out: adds their residual to the image tokens. Text goes no further than the last block.
 
     Args:
         form: Theirs.
-        residual: (B, T + N, C), or (B, N, C) where it is the image tokens' alone.
+        residual: (B, N, C).
     """
 
     def __init__(self, form: TransformerBlockMetadata, residual: torch.Tensor) -> None:
@@ -145,15 +144,7 @@ class StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The tokens as the blocks would have left them."""
         hidden, text = _given(self.form, args, kwargs)
-        residual = self.residual
-        if text is not None and residual.shape[1] != hidden.shape[1]:
-            text = text + residual[:, : text.shape[1]]
-        return _returned(self.form, hidden + residual[:, residual.shape[1] - hidden.shape[1] :], text)
-
-
-def residual_between(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """What blocks added to the tokens. A last block may give up the text tokens: then that of the image tokens, which come last."""
-    return after - before[:, before.shape[1] - after.shape[1] :]
+        return _returned(self.form, hidden + self.residual, text)
 
 
 def _given(form: TransformerBlockMetadata, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -18,7 +18,7 @@ from dato.runtime import RunState
 from dato.scheduler import SchedulerExchange
 from dato.strategy import FULL, Step, Strategy
 from dato.strategy_hook import StrategyHook
-from dato.transformer.blocks import Blocks, Probe, residual_between
+from dato.transformer.blocks import Blocks, Probe
 from dato.transformer.offload import send_back
 from dato.transformer.position import timestep_of
 from dato.transformer.refusals import BATCHED, refuse_call, refuse_compiled, refuse_pipeline
@@ -195,7 +195,7 @@ class TransformerHook(StrategyHook):
         if len(out):
             send_back(blocks.modules(), out)
         prediction = output[0] if isinstance(output, tuple) else output.sample
-        features = {d: residual_between(_seen(probes[r.start]), _seen(probes[r.stop])) for d, r in depths.items()}
+        features = {d: _seen(probes[r.stop]) - _seen(probes[r.start]) for d, r in depths.items()}
         kept.add(place, timestep, features, prediction, prediction, alone)
         run.report.conditional_alone += alone
         return prediction

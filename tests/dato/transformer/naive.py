@@ -38,8 +38,9 @@ class Half:
 class Naive:
     """A transformer's forward by steps, one for each sampler step."""
 
-    def __init__(self, pipe: Any, steps: Sequence[Step]) -> None:
-        self.pipe, self.steps, self.model = pipe, list(steps), pipe.transformer
+    def __init__(self, pipe: Any, steps: Sequence[Step], guided: bool) -> None:
+        self.steps, self.model = list(steps), pipe.transformer
+        self.batched = guided and type(self.model).__name__ in ("PixArtTransformer2DModel", "SD3Transformer2DModel")
         self.original = self.model.forward
         self.halves = {"cond": Half(), "uncond": Half()}
         self.times: list[float] = []
@@ -56,7 +57,7 @@ class Naive:
         if not second:
             self.times.append(t)
         step = self.steps[len(self.times) - 1]
-        if getattr(self.pipe, "do_classifier_free_guidance", False):  # a batch of both halves
+        if self.batched:  # a batch of both halves
             names = ("uncond", "cond") if step.guidance == "both" else ("cond",)
             found = {name: self._half(name, step, t, _rows(call, name == "cond", len(call["hidden_states"]))) for name in names}
             return (torch.cat([found.get("uncond", found["cond"]), found["cond"]]),)
@@ -118,11 +119,11 @@ def _rows(call: dict[str, Any], cond: bool, rows: int) -> dict[str, Any]:
     return {k: of(v) for k, v in call.items()}
 
 
-def naive(pipe: Any, steps: Sequence[Step], **settings: Any) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+def naive(pipe: Any, steps: Sequence[Step], guided: bool = True, **settings: Any) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """What a run gives, and of each call of a half its step and depth."""
-    reference = Naive(pipe, steps)
+    reference = Naive(pipe, steps, guided)
     try:
-        return run(pipe, **settings), reference.made
+        return run(pipe, guided=guided, **settings), reference.made
     finally:
         del pipe.transformer.forward
 

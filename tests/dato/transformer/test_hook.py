@@ -91,7 +91,7 @@ def test_dpm_solver_of_flow_matching_is_a_sampler_of_a_strategy() -> None:
 @pytest.mark.parametrize(
     ("family", "kind", "changes"),
     [
-        ("sd3", StableDiffusion3Img2ImgPipeline, {"image": torch.zeros(1, 4, 8, 8), "strength": 0.5}),
+        ("sd3", StableDiffusion3Img2ImgPipeline, {"image": torch.zeros(1, 16, 8, 8), "strength": 0.5}),
         ("sd3", StableDiffusion3InpaintPipeline, {"image": torch.zeros(1, 3, 16, 16), "mask_image": torch.ones(1, 1, 16, 16), "strength": 0.5}),
         ("flux", FluxImg2ImgPipeline, {"image": torch.zeros(1, 3, 16, 16), "strength": 0.5}),
         ("flux", FluxInpaintPipeline, {"image": torch.zeros(1, 3, 16, 16), "mask_image": torch.ones(1, 1, 16, 16), "strength": 0.5}),
@@ -102,10 +102,9 @@ def test_image_to_image_and_inpainting_follow_the_last_entries(family: str, kind
     parts = {k: v for k, v in other.components.items() if k not in ("image_encoder", "feature_extractor")}
     pipe = kind(**parts)
     pipe.set_progress_bar_config(disable=True)
-    plain = run(pipe, **changes) if kind is not None else None
-    pipe_run = {**changes}
+    plain = run(pipe, **changes)
     with dato.accelerate(pipe, Strategy((*[Step(1)] * 4, Step(2), Step(0)))):
-        run(pipe, **pipe_run)
+        run(pipe, **changes)
         report = dato.status(pipe)
     assert report is not None and report.finished
     assert set(report.calls_by_depth) <= {FULL, 0, 1, 2} and report.calls_by_depth[0] and report.calls_by_depth[FULL]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dato import FULL, Options, Step, Strategy, pruning, scoring
-from dato.unet.attention import prune_layer
 from dato.call_arguments import bind_call
+from dato.unet.attention import prune_layer
 from dato.unet.units import Layout, unit_output
 from tests.dato.conftest import run
 

@@ -8,8 +8,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 import dato
-from dato.call_arguments import bind_call
 from dato import FULL, Step, Strategy
+from dato.call_arguments import bind_call
 from dato.unet.shallow import run_shallow, share_of
 from dato.unet.split_resnet import cached_share, can_split, run_resnet
 from dato.unet.units import Layout

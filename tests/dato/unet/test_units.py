@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import dato
-from dato.call_arguments import bind_call
 from dato import Strategy
+from dato.call_arguments import bind_call
 from dato.unet.shallow import run_shallow
 from dato.unet.units import Layout, unit_output
 from tests.dato.conftest import STEPS
