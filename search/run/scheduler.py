@@ -3,8 +3,8 @@
 A job stays with its worker while others have jobs of their own; a worker that would idle takes a batch of the job with the
 most left. So 64 workers are busy with 20 candidates, and the end of a generation waits for one batch, not for a candidate.
 
-A job is only given up after it failed on workers that succeed with others (`search.run.health`). Where nobody else can show whether a
-worker is sound, it is checked with what is known to work, and judges after that.
+A job is only given up after it failed on workers that succeed with others (`search.run.health`), at once where it did not fit into the
+memory of one. Where nobody else can show whether a worker is sound, it is checked with what is known to work, and judges after that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from search.evaluate.memory import tells_of_memory
 from search.run.health import Health, poisons
 from search.run.jobs import Job, Piece
 
@@ -248,6 +249,8 @@ class Dispatcher:
         taken.failures += counts
         taken.unjudged += not counts and not lost
         hopeless = taken.failures >= self._tries and not taken.results
+        # The worker has tried it again already, with its memory emptied: the next one's is no larger.
+        hopeless = hopeless or (counts and worker is not None and tells_of_memory(error))
         # Nothing ever succeeded here, and nobody is left to ask: whoever gave the job is told so.
         baseless = piece.alone and self.health.good is None and taken.failures + taken.unjudged >= self._tries
         if piece.failures < self._tries and piece.losses + piece.unjudged < LOSSES and not hopeless and not baseless:
