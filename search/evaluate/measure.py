@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +20,7 @@ from search.metrics.features import load_features
 from search.metrics.intervals import Groups, Value
 from search.metrics.quality import Fid, Kid, inception_score, mean_score
 from search.metrics.reference import reference_features, reference_moments
-from search.metrics.similarity import is_similarity, load_similarity, mean_with_interval
+from search.metrics.similarity import PlainFeatures, is_similarity, load_similarity, mean_with_interval, with_distance
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +109,24 @@ def load_metrics(spec: EvaluatorSpec, own: torch.Tensor | None = None) -> Metric
 def measure(shards: Sequence[Shard], metrics: Metrics) -> Measurement:
     """One variant's measurement, without an interval of the KID."""
     return to_measurement(shards, metrics.of(shards, intervals=("fid",)))
+
+
+def measure_shards(
+    measure: Callable[[Sequence[Shard]], Measurement], plain: PlainFeatures | None, shards: Sequence[Shard], earlier: Sequence[Shard] = ()
+) -> Measurement:
+    """What a search wants to know of one variant's shards: its measurement, with its feature distance; with an error where its images are no good.
+
+    Args:
+        measure: Shards to their measurement; raises ValueError where their features are not finite.
+        plain: Of the unaccelerated images, for feature distances; None for none.
+        shards: Of the variant.
+        earlier: Its shards of other images, measured together with these.
+    """
+    whole = [*earlier, *shards]
+    try:
+        return with_distance(measure(whole), whole, plain)
+    except ValueError as error:
+        return Measurement(error=str(error), seconds=sum(s.seconds for s in whole))
 
 
 def to_measurement(shards: Sequence[Shard], values: Mapping[str, Value]) -> Measurement:

@@ -18,7 +18,7 @@ from typing import Any
 
 from search.evaluate.memory import tells_of_memory
 from search.run.health import Health, poisons
-from search.run.jobs import Job, Piece
+from search.run.jobs import Job, Piece, put_together
 
 LOSSES = 20
 """How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
@@ -200,7 +200,7 @@ class Dispatcher:
             del self._mine[closed.worker]
 
     def succeed(self, piece: Piece, result: Any) -> tuple[Job, Any] | None:
-        """Note a piece's result; the job with its result when that was its last piece."""
+        """Note a piece's result; the job when that was its last piece, with its result, or with those of all its pieces where it is to be measured."""
         self._checks -= piece.check
         if piece.job.task.proves:
             self.health.succeeded(piece.worker)
@@ -214,7 +214,16 @@ class Dispatcher:
             return None
         self._close(piece.job)
         ordered = [taken.results[i] for i in sorted(taken.results)]
-        return piece.job, ordered[0] if len(ordered) == 1 or self._join is None else self._join(ordered)
+        return piece.job, ordered if piece.job.measure else put_together(ordered, self._join)
+
+    def begin_again(self, job: Job) -> tuple[Job, None] | None:
+        """A job that was done, and whose results were lost before they were measured, is run again; the job with None where that happens too often."""
+        job.vanished += 1
+        if job.vanished >= LOSSES:
+            job.errors.append(f"its results were lost {job.vanished} times with the machines that had them")
+            return job, None
+        self._orphans.append(self._begin(job))
+        return None
 
     def fail(self, piece: Piece, error: str, *, lost: bool = False, worker: Hashable = None, seconds: float = 0.0) -> tuple[Job, None] | None:
         """Note that a piece failed; the job with None when its tries are used up.
