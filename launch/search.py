@@ -20,12 +20,10 @@ from launch.hydra_app import run_with_hydra
 from launch.pool import connect_cluster, start_workers
 from launch.terminal import SearchView
 from search.data.datasets import Data
-from search.evaluate.measure import Metrics, load_metrics, measure
+from search.evaluate.measure import check_metrics, load_metrics, measure
 from search.evaluate.pipelines import check_model
 from search.evaluate.shard_store import ShardStore
-from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger, set_aside
-from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.publish.strategies import MODEL_FILE, read_model_info, write_model_info
@@ -38,6 +36,7 @@ from search.run.measurer import PipelineMeasurer
 from search.run.own_reference import own_reference
 from search.run.pools import Pool
 from search.run.ray_pool import RayPool
+from search.run.real_images import RealImagesOnWorker
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
@@ -77,9 +76,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
     if not ledger.record.finished:
         spec = config.evaluator
         own = own_reference(config.folder, spec)
-        factory, known = PipelineMeasurer(spec), list[Metrics]() if own else [load_metrics(spec)]
-        if not ledger.record.notes.get("reference"):
-            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0].reference_images if known else None)})
+        check_metrics(spec)
+        factory = PipelineMeasurer(spec)
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -94,16 +92,16 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             if "measured_without" not in ledger.record.notes:
                 ledger.append("notes", notes={"measured_without": (read_model_info(config.folder) or {}).get("measured_without", [])})
             features = say_how_long(config, pool, view.say, ledger.record, own)
-            if features is not None:
-                factory.own = features
-                known.append(load_metrics(spec, features))
+            if own is None and spec.needs_features:
+                view.say("reference statistics of the real images")
+            factory.metrics = metrics = load_metrics(spec, features, RealImagesOnWorker(pool))
+            recorder.measure = partial(measure, metrics=metrics)
+            if not ledger.record.notes.get("reference"):
+                ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(None if own else metrics.reference_images)})
             view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
-        def measured(shards: Sequence[Shard]) -> Measurement:
-            return measure(shards, known[0])
-
         recorder = Recorder(
-            ledger, config.plan, measured, watchers=[view, tracker] if tracker else [view], latencies=latencies,
+            ledger, config.plan, None, watchers=[view, tracker] if tracker else [view], latencies=latencies,
             retry_failed=config.keys.search.retry_failed,
         )  # fmt: skip
         tune = config.keys.search.engine == "tune"

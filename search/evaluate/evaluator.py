@@ -25,7 +25,9 @@ from search.evaluate.shards import Shard
 from search.evaluate.variants import Variant
 from search.metrics.feature_net import QualityError, extract
 from search.metrics.features import load_features
+from search.metrics.moments import Moments
 from search.metrics.quality import load_scorer
+from search.metrics.reference import RealImagesHere
 from search.metrics.similarity import is_similarity, load_similarity
 
 FEATURE_METRICS = ("fid", "kid", "is")
@@ -117,6 +119,19 @@ class PipelineEvaluator:
     def costs(self, strategies: Sequence[Strategy], batches: Sequence[Sequence[int]], rounds: int = 3) -> dict[str, Any]:
         """This device's cost table, from so many runs of each calibration strategy on the first batch."""
         return measure_costs(self.pipe, self.spec.model, self.data, batches[0], strategies, self.device, rounds).to_dict()
+
+    def real_moments(self, variants: Sequence[Variant], batches: Sequence[Sequence[int]]) -> tuple[Moments, list[str]]:
+        """Of the real images: their features' moments, and which images cannot be read."""
+        return self._real_images().moments()
+
+    def real_features(self, variants: Sequence[Variant], batches: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[str]]:
+        """Of the real images: (N, num_features) features, and which images cannot be read."""
+        return self._real_images().features()
+
+    def _real_images(self) -> RealImagesHere:
+        if self.net is None:
+            raise QualityError("no metric is taken on features, so that there is no net to extract the real images' with")
+        return RealImagesHere(self.data, self.net)
 
     def model_info(self, variants: Sequence[Variant | Strategy], indices: Sequence[int]) -> dict[str, Any]:
         """What this pipeline is and what it ran without, for the provenance of what is measured on it."""

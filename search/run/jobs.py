@@ -22,6 +22,10 @@ class Task(Enum):
     """Draw images for people to look at."""
     COSTS = "costs"
     """Time the calls of a run."""
+    REAL_MOMENTS = "real_moments"
+    """Extract the features of the real images, and give their moments."""
+    REAL_FEATURES = "real_features"
+    """Extract the features of the real images."""
     MODEL_INFO = "model_info"
     """Tell what the pipeline is."""
 

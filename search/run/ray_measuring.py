@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
-import torch
 
 from search.run import interrupt
-from search.run.jobs import Measure, put_together
-
-SHARED = 8
-"""Of what results are measured with, so many of the last are kept for the next one, in the cluster and in each process."""
+from search.run.jobs import Job, Measure, Measured, put_together
+from search.run.measuring_process import SHARED
+from search.run.scheduler import Dispatcher
 
 
 class MeasuringError(RuntimeError):
@@ -62,9 +61,32 @@ class Measuring:
         self._waiting.append((tag, ray.cloudpickle.dumps((measure.function, tuple(beside))), shared, list(parts)))
         self._go_on()
 
-    def holds(self, wanted: Callable[[Any], bool]) -> bool:
-        """Whether a result is not measured yet whose tag is `wanted`."""
-        return any(wanted(tag) for tag, _ in self._running.values()) or any(wanted(tag) for tag, *_ in self._waiting)
+    def taken(self, job: Job, result: Any, dispatcher: Dispatcher) -> list[tuple[Job, Any]]:
+        """A dispatcher's job that is done; none yet where its result, references to its parts then, is to be measured first."""
+        if job.measure is None or result is None:
+            return [(job, result)]
+        self.begin((dispatcher, job, result), job.measure, result, job.beside)
+        return []
+
+    def handed_back(self, ref: Any, dispatcher: Dispatcher) -> list[tuple[Job, Any]]:
+        """A job whose result is measured; none where it is of an abandoned map, or is run again as its result was lost."""
+        (whose, job, parts), value, lost = self.finish(ref)
+        if whose is not dispatcher:
+            return []
+        if lost:
+            given_up = dispatcher.begin_again(job)
+            return [given_up] if given_up else []
+        return [(job, Measured(value, partial(self._fetched, parts)))]
+
+    def has_any_of(self, dispatcher: Dispatcher) -> bool:
+        """Whether a result of its jobs is not measured yet."""
+        return any(tag[0] is dispatcher for tag in (*(tag for tag, _ in self._running.values()), *(tag for tag, *_ in self._waiting)))
+
+    def _fetched(self, parts: list[Any]) -> Any:
+        try:
+            return put_together(ray.get(parts), self._join)
+        except ray.exceptions.ObjectLostError:
+            return None
 
     def finish(self, ref: Any) -> tuple[Any, Any, bool]:
         """The tag and the value of what ended; the last says whether the result itself was lost, with the machine that had it.
@@ -136,26 +158,8 @@ def _actor_class() -> type:
             arrange()
 
         def measure(self, function: bytes, shared: list[Any], parts: list[Any]) -> Any:
-            from search.run.ray_measuring import measure_here
+            from search.run.measuring_process import measure_here
 
             return measure_here(function, shared, parts)
 
     return Measurer
-
-
-_loaded: OrderedDict[str, Any] = OrderedDict()
-"""What this process measures with, by its reference."""
-
-
-def measure_here(function: bytes, shared: Sequence[Any], parts: Sequence[Any]) -> Any:
-    """In an actor: the value of the result that consists of `parts`, with what is loaded of `shared`."""
-    torch.set_num_threads(1)  # beside the workers of the node; and the same sums on every node
-    for ref in shared:
-        if ref.hex() not in _loaded:
-            _loaded[ref.hex()] = ray.get(ref)
-        _loaded.move_to_end(ref.hex())
-    join, *known = (_loaded[ref.hex()] for ref in shared)
-    while len(_loaded) > SHARED:
-        _loaded.popitem(last=False)
-    call, beside = ray.cloudpickle.loads(function)
-    return Measure(call, tuple(known))(put_together(ray.get(list(parts)), join), *beside)

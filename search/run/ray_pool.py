@@ -11,14 +11,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import ray
 
 from search.run import interrupt
 from search.run.health import Health
-from search.run.jobs import WORKER_DIED, Job, Measure, Measured, Piece, put_together
+from search.run.jobs import WORKER_DIED, Job, Measure, Piece
 from search.run.pools import EvaluatorFactory
 from search.run.ray_cluster import ClusterError, connect, in_one_line, node_is_gone, own_packages, worker_class
 from search.run.ray_measuring import Measuring
@@ -174,7 +173,7 @@ class RayPool:
             # Handed on after the next pieces have begun: the caller takes its time, and no worker waits for it.
             yield from finished
             finished = []
-            unmeasured = self._measuring.holds(lambda tag: tag[0] is dispatcher)
+            unmeasured = self._measuring.has_any_of(dispatcher)
             if dispatcher.done and not unmeasured:
                 return
             if self._running or unmeasured:
@@ -186,12 +185,12 @@ class RayPool:
                     self._restarted(ref)
                     continue
                 if ref not in self._running:
-                    finished += self._measured(ref, dispatcher)
+                    finished += self._measuring.handed_back(ref, dispatcher)
                     continue
                 mine = self._running[ref][0] is dispatcher
                 result = self._finish(ref, late)
                 if result and mine:  # else a batch of a job that has failed already, or of an abandoned map
-                    finished += self._handed_back(*result, dispatcher)
+                    finished += self._measuring.taken(*result, dispatcher)
             self._exchange()
 
     def _hand_out(self, dispatcher: Dispatcher, *, alone: bool) -> None:
@@ -246,29 +245,6 @@ class RayPool:
             return failed
         self._idle.append(slot)
         return dispatcher.succeed(piece, piece.result if piece.job.measure else result)
-
-    def _handed_back(self, job: Job, result: Any, dispatcher: Dispatcher) -> list[tuple[Job, Any]]:
-        """A job that is done; none yet where its result is to be measured first."""
-        if job.measure is None or result is None:
-            return [(job, result)]
-        self._measuring.begin((dispatcher, job, result), job.measure, result, job.beside)
-        return []
-
-    def _measured(self, ref: Any, dispatcher: Dispatcher) -> list[tuple[Job, Any]]:
-        """A job whose result is measured; none where it is of an abandoned map, or is run again as its result was lost."""
-        (whose, job, parts), value, lost = self._measuring.finish(ref)
-        if whose is not dispatcher:
-            return []
-        if lost:
-            given_up = dispatcher.begin_again(job)
-            return [given_up] if given_up else []
-        return [(job, Measured(value, partial(self._fetched, parts)))]
-
-    def _fetched(self, parts: list[Any]) -> Any:
-        try:
-            return put_together(ray.get(parts), self._join)
-        except ray.exceptions.ObjectLostError:
-            return None
 
     def measure(self, measure: Measure, given: Sequence[tuple[Any, ...]]) -> list[Any]:
         """As for `search.run.pools.Pool`, by processes of the cluster."""
