@@ -23,7 +23,7 @@ from launch.schema import EvaluationKeys
 from search.data.datasets import Data
 from search.evaluate.edit import Edit
 from search.evaluate.evaluator import EvaluatorSpec
-from search.evaluate.measure import load_metrics
+from search.evaluate.measure import check_metrics, load_metrics
 from search.evaluate.pipelines import ModelError, ModelSpec, added_digests, check_model, left_out, weights_digest
 from search.evaluate.results import EVALUATION_SCHEMA, Result, compare_to_plain, fid_by_images
 from search.evaluate.shard_store import ShardStore
@@ -33,6 +33,7 @@ from search.run.comparison import compare, kept, missing
 from search.run.jobs import Job, Task
 from search.run.own_reference import OwnReference, own_reference
 from search.run.pools import Pool
+from search.run.real_images import RealImagesOnWorker
 
 
 class EvaluationError(RuntimeError):
@@ -121,11 +122,10 @@ class Outcome:
 def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
     """Compute what is missing of the variants and compare them all; the same call continues where it was stopped."""
     variants, spec = unique(variants), evaluation.spec
-    own, features = own_reference(evaluation.folder, spec), None
-    if own is None and {"fid", "kid"} & set(spec.metrics):
-        say("reference statistics of the real images")
-    if own is None or (features := own.kept()) is not None:
-        metrics = load_metrics(spec, features)
+    check_metrics(spec)
+    own = own_reference(evaluation.folder, spec)
+    features = own.kept() if own else None
+    real = own is None and bool({"fid", "kid"} & set(spec.metrics))
     store, count = ShardStore(evaluation.folder / "shards", time.strftime("%Y%m%dT%H%M%S")), len(evaluation.shards)
     say(f"evaluation {evaluation.name}  (folder {evaluation.folder})")
     errors: dict[str, str] = {}
@@ -135,8 +135,9 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
         warned = warnings_of(evaluation, pool)
         try:
             drawn = say_how_long(evaluation, variants, store, pool, own)
-            if drawn is not None and features is None:
-                metrics = load_metrics(spec, drawn)
+            if real:
+                say("reference statistics of the real images")
+            metrics = load_metrics(spec, drawn if features is None else features, RealImagesOnWorker(pool))
             errors = compare(pool, variants, evaluation.shards, store, say)
             plain = next((v for v in variants if v.family == "plain"), None)
             if plain and plain.name in errors:
@@ -145,6 +146,8 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
         finally:
             pool.close()
             ray.shutdown()
+    else:
+        metrics = load_metrics(spec, features)
     say("computing metrics")
     shards = {v.digest: kept(store, v, count) for v in variants if v.name not in errors}
     results = compare_to_plain(variants, shards, metrics, errors)

@@ -22,12 +22,10 @@ from launch.pinned import pin_search
 from launch.pool import connect_cluster, start_workers, warnings_of
 from launch.terminal import SearchView
 from search.data.datasets import Data
-from search.evaluate.measure import Metrics, load_metrics, measure
+from search.evaluate.measure import check_metrics, load_metrics, measure
 from search.evaluate.pipelines import check_model
 from search.evaluate.shard_store import ShardStore
-from search.evaluate.shards import Shard
 from search.ledger import Ledger, read_ledger, set_aside
-from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
 from search.publish.strategies import MODEL_FILE, read_model_info, write_model_info
@@ -40,6 +38,7 @@ from search.run.measurer import PipelineMeasurer
 from search.run.own_reference import own_reference
 from search.run.pools import Pool
 from search.run.ray_pool import RayPool
+from search.run.real_images import RealImagesOnWorker
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 
@@ -80,10 +79,9 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         view.say(f"watch     from another shell: dato report folder={config.folder} watch=true")
         spec = config.evaluator
         own = own_reference(config.folder, spec)
+        check_metrics(spec)
         loaded = pin_search(ledger, spec, view.say)
-        factory, known = PipelineMeasurer(loaded), list[Metrics]() if own else [load_metrics(spec)]
-        if not ledger.record.notes.get("reference"):
-            ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(known[0].reference_images if known else None)})
+        factory = PipelineMeasurer(loaded)
         workers = connect_cluster(config)
         pool: RayPool | None = None
 
@@ -100,17 +98,17 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             if (said := warnings_of(config, pool)) and ledger.record.notes.get("warnings") != said:
                 ledger.append("notes", notes={"warnings": said})
             features = say_how_long(config, pool, view.say, ledger.record, own)
-            if features is not None:
-                factory.own = features
-                known.append(load_metrics(spec, features))
+            if own is None and spec.needs_features:
+                view.say("reference statistics of the real images")
+            factory.metrics = metrics = load_metrics(spec, features, RealImagesOnWorker(pool))
+            recorder.measure = partial(measure, metrics=metrics)
+            if not ledger.record.notes.get("reference"):
+                ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(None if own else metrics.reference_images)})
             view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
-
-        def measured(shards: Sequence[Shard]) -> Measurement:
-            return measure(shards, known[0])
 
         pages = ReportKeeper(config.ledger_path, config.folder / "report.html", view.say)
         recorder = Recorder(
-            ledger, config.plan, measured, watchers=[w for w in (view, tracker, pages) if w], latencies=latencies,
+            ledger, config.plan, None, watchers=[w for w in (view, tracker, pages) if w], latencies=latencies,
             retry_failed=config.keys.search.retry_failed,
         )  # fmt: skip
         tune = config.keys.search.engine == "tune"

@@ -20,6 +20,7 @@ import ray
 import torch
 from ray import tune
 
+from launch.bench.measured_search import driver_of_features
 from launch.bench.simulated_search import STEPS, driver_alone, search_toys
 from launch.bench.timing import parse, print_table, write_result
 from launch.config import ConfigError
@@ -34,7 +35,8 @@ from search.run.tune import NSGA2Search
 
 DEFAULTS = {
     "workers": "1,8,64", "seconds": "20,60,120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "8",
-    "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "shorter_s": "16,8,4,2", "memory_candidates": "10000", "output": "analysis/results",
+    "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "shorter_s": "16,8,4,2", "memory_candidates": "10000",
+    "measured_candidates": "1000", "features": "2048", "images": "500", "measured_workers": "2", "output": "analysis/results",
 }
 STORM = Weather(fail_s=3600.0, preempt_s=6 * 3600.0, away_s=600.0, reload_s=60.0, late=0.1, poison_s=6 * 3600.0, broken=0.01)
 
@@ -44,6 +46,9 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["driver=alone"]:
         print(json.dumps(driver_alone(int(arguments[1].split("=")[1]))))
         return 0
+    if arguments[:1] == ["driver=measured"]:
+        print(json.dumps(driver_of_features(**{name: int(value) for name, value in (a.split("=") for a in arguments[1:])})))
+        return 0
     given = parse(list(arguments), DEFAULTS, "scale")
     modes = [m for m in given["modes"].split(",") if m]
     unknown = set(modes) - {*MODES, "tune"}
@@ -52,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     workers, seconds = [int(w) for w in given["workers"].split(",") if w], [float(s) for s in given["seconds"].split(",")]
     if workers and len(seconds) not in (1, len(workers)):
         raise ConfigError(f"seconds is {given['seconds']}; give one number, or one for each of workers={given['workers']}")
-    result: dict[str, Any] = {"real": [], "simulated": [], "driver": None}
+    result: dict[str, Any] = {"real": [], "simulated": [], "driver": None, "measured": None}
 
     def write(geometry: str, *parts: str) -> Path:
         return write_result("scale", {**given, "geometry": geometry}, torch.device("cpu"), {p: result[p] for p in parts}, given["output"])
@@ -72,14 +77,25 @@ def run(arguments: Sequence[str]) -> int:
         headings = ["mode", "candidates", "utilisation", "hours", "done twice", "driver, ms each"]
         print_table(f"{given['simulated_workers']} simulated workers", headings, [_simulated_row(s) for s in result["simulated"]])
     if int(given["memory_candidates"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", "bench", "scale", "driver=alone", f"candidates={given['memory_candidates']}"], capture_output=True, text=True, check=True
-        )
-        result["driver"] = json.loads(done.stdout.splitlines()[-1])
+        result["driver"] = _in_a_process("driver=alone", f"candidates={given['memory_candidates']}")
         print(f"driver of {given['memory_candidates']} candidates: {result['driver']['peak_mib']:.0f} MiB at most, {result['driver']['growth_mib']:.0f} MiB of it since it began, {result['driver']['driver_ms_per_candidate']:.1f} ms a candidate")
     if result["simulated"] or result["driver"]:
         print(write("simulated", "simulated", "driver"))
+    if int(given["measured_candidates"]):
+        keys = {"candidates": "measured_candidates", "features": "features", "images": "images", "batches": "batches", "workers": "measured_workers"}
+        m = result["measured"] = _in_a_process("driver=measured", *(f"{name}={given[key]}" for name, key in keys.items()))
+        print(
+            f"driver of {m['candidates']} candidates with {m['images']} x {m['features']} features: {m['driver_cpu_ms_per_candidate']:.1f} CPU-ms a candidate, "
+            f"{m['driver_ms_per_candidate']:.1f} ms by the clock, of {m['seconds']:.0f} s in all"
+        )
+        print(write("measured", "measured"))
     return 0
+
+
+def _in_a_process(*arguments: str) -> Any:
+    """What this command prints of a driver that has a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "launch", "bench", "scale", *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _real_row(r: dict[str, Any]) -> list[str]:

@@ -85,7 +85,7 @@ def _kind(key: str, default: str) -> tuple[Kind | None, bool]:
     return Kind((float,) if number else (int,), False, limits), len(values) > 1
 
 
-_FROM_ZERO = ("seed", "first", "first_seed", "threads", "load", "noise", "schedules", "tune_workers", "simulated_candidates", "memory_candidates")
+_FROM_ZERO = ("seed", "first", "first_seed", "threads", "load", "noise", "schedules", "tune_workers", "simulated_candidates", "memory_candidates", "measured_candidates")
 """Keys of which 0 is a value, for none or for what there is."""
 
 

@@ -68,7 +68,7 @@ def make_transformer() -> SD3Transformer2DModel:
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if ".norm1" in name and ".linear." in name or name.startswith(("norm_out.linear", "proj_out")):
+            if (".norm1" in name and ".linear." in name) or name.startswith(("norm_out.linear", "proj_out")):
                 weight.zero_()
     return model
 

@@ -6,7 +6,8 @@ import platform
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,16 @@ from search.data.datasets import Data, DataSpec
 from search.evaluate.edit import Edit, Editor
 from search.evaluate.generate import Batch, generate
 from search.evaluate.latency import measure_costs
+from search.evaluate.memory import with_another_try
 from search.evaluate.pipelines import ModelSpec, left_out, load_pipeline
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shards import Shard
 from search.evaluate.variants import Variant
 from search.metrics.feature_net import QualityError, extract
 from search.metrics.features import load_features
+from search.metrics.moments import Moments
 from search.metrics.quality import load_scorer
+from search.metrics.reference import RealImagesHere
 from search.metrics.similarity import is_similarity, load_similarity
 
 FEATURE_METRICS = ("fid", "kid", "is")
@@ -93,12 +97,12 @@ class PipelineEvaluator:
             for variant, shard in sorted(zip(wanted, shards, strict=True), key=lambda pair: pair[0] is not plain):  # the others are compared with it
                 if shard.error:
                     continue
+                start = time.perf_counter()
                 try:
-                    images = self._measure(variant, indices, shard)
-                    if variant is plain:
-                        beside = images
-                    elif self.similarities:
-                        beside = self._compare(images, beside, indices, shard)
+                    attempt = partial(self._measure, variant, indices, beside, compare=variant is not plain)
+                    made, images, beside = with_another_try(attempt, self.pipe.device, self.device, len(indices))
+                    beside = images if variant is plain else beside
+                    shard.add(replace(made, seconds=time.perf_counter() - start))
                 except Exception as error:
                     shard.error = f"{type(error).__name__}: {error}"
                     if all(s.error for s in shards):
@@ -117,40 +121,44 @@ class PipelineEvaluator:
         """This device's cost table, from so many runs of each calibration strategy on the first batch."""
         return measure_costs(self.pipe, self.spec.model, self.data, batches[0], strategies, self.device, rounds).to_dict()
 
+    def real_moments(self, variants: Sequence[Variant], batches: Sequence[Sequence[int]]) -> tuple[Moments, list[str]]:
+        """Of the real images: their features' moments, and which images cannot be read."""
+        return self._real_images().moments()
+
+    def real_features(self, variants: Sequence[Variant], batches: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[str]]:
+        """Of the real images: (N, num_features) features, and which images cannot be read."""
+        return self._real_images().features()
+
+    def _real_images(self) -> RealImagesHere:
+        if self.net is None:
+            raise QualityError("no metric is taken on features, so that there is no net to extract the real images' with")
+        return RealImagesHere(self.data, self.net)
+
     def model_info(self, variants: Sequence[Variant | Strategy], indices: Sequence[int]) -> dict[str, Any]:
         """What this pipeline is and what it ran without, for the provenance of what is measured on it."""
         return {**describe(self.pipe), "measured_without": left_out(self.spec.model)}
 
-    def _measure(self, variant: Variant, indices: Sequence[int], shard: Shard) -> torch.Tensor:
-        """Add a batch to a shard; its (B, 3, H, W) uint8 images."""
-        start = time.perf_counter()
-        made, shard.calls_by_depth = self._make(variant, indices)
+    def _measure(self, variant: Variant, indices: Sequence[int], beside: torch.Tensor | None, compare: bool) -> tuple[Shard, torch.Tensor, torch.Tensor | None]:
+        """A batch's shard, its (B, 3, H, W) uint8 images, and the unaccelerated ones: given, generated where every variant is compared, or None."""
+        made, calls = self._make(variant, indices)
+        features, scores = torch.empty(0, 0), dict[str, list[float]]()
         if self.net is not None:
-            found = extract(self.net, [made.images])
-            if not torch.isfinite(found).all():
-                bad = [i for i, row in zip(indices, found, strict=True) if not torch.isfinite(row).all()]
+            features = extract(self.net, [made.images])
+            if not torch.isfinite(features).all():
+                bad = [i for i, row in zip(indices, features, strict=True) if not torch.isfinite(row).all()]
                 raise QualityError(f"features of images {bad} are not finite; look at these images, or use model.dtype=float32")
-            shard.features = torch.cat([shard.features, found])
         for name, scorer in self.scorers.items():
-            scores = scorer.score(made.images, [self.data.prompt(i) for i in indices])
-            shard.scores.setdefault(name, []).extend(scores.float().tolist())
-        shard.indices += indices
-        shard.batch_ms.append(made.seconds * 1000 / len(indices))
-        shard.parts_ms.append({k: v * 1000 / len(indices) for k, v in made.parts.items()})
-        shard.batch = max(shard.batch, len(indices))
-        shard.seconds += time.perf_counter() - start
-        return made.images
-
-    def _compare(self, images: torch.Tensor, beside: torch.Tensor | None, indices: Sequence[int], shard: Shard) -> torch.Tensor | None:
-        """Score images against the unaccelerated ones of the same batch, which are returned: given, generated where every variant is compared, or None."""
-        start = time.perf_counter()
-        if beside is None and self.spec.similarities:
-            beside = self._make(Variant.unaccelerated(self.spec.model.steps), indices)[0].images
-        if beside is not None:
-            for name, similarity in self.similarities.items():
-                shard.scores.setdefault(name, []).extend(similarity(images, beside).tolist())
-        shard.seconds += time.perf_counter() - start
-        return beside
+            scores[name] = scorer.score(made.images, [self.data.prompt(i) for i in indices]).float().tolist()
+        if compare and self.similarities:
+            if beside is None and self.spec.similarities:
+                beside = self._make(Variant.unaccelerated(self.spec.model.steps), indices)[0].images
+            if beside is not None:
+                scores |= {name: similarity(made.images, beside).tolist() for name, similarity in self.similarities.items()}
+        shard = Shard(
+            features, [made.seconds * 1000 / len(indices)], [{k: v * 1000 / len(indices) for k, v in made.parts.items()}], calls,
+            batch=len(indices), indices=list(indices), scores=scores,
+        )  # fmt: skip
+        return shard, made.images, beside
 
     def _make(self, variant: Variant, indices: Sequence[int]) -> tuple[Batch, dict[str, int]]:
         if self.editor:

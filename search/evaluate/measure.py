@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,8 +19,8 @@ from search.metrics.feature_net import FeatureNet, class_logits
 from search.metrics.features import load_features
 from search.metrics.intervals import Groups, Value
 from search.metrics.quality import Fid, Kid, inception_score, mean_score
-from search.metrics.reference import reference_features, reference_moments
-from search.metrics.similarity import is_similarity, load_similarity, mean_with_interval
+from search.metrics.reference import RealImages, reference_features, reference_moments
+from search.metrics.similarity import PlainFeatures, is_similarity, load_similarity, mean_with_interval, with_distance
 
 _log = logging.getLogger(__name__)
 
@@ -79,27 +79,39 @@ def _scores(shards: Sequence[Shard], name: str) -> torch.Tensor:
     return torch.tensor([v for s in shards for v in s.scores[name]])
 
 
-def load_metrics(spec: EvaluatorSpec, own: torch.Tensor | None = None) -> Metrics:
-    """The metrics of a specification with their references: real images, or `own` (N, num_features) features of the pipeline's own images."""
-    data, features, device = Data(spec.data), spec.protocol.features, resolve_device(spec.model.device)
+def check_metrics(spec: EvaluatorSpec) -> None:
+    """Read what metrics need of weight files here too, so that one that cannot be read is said before workers start. Raises `QualityError`."""
+    for name in filter(is_similarity, (*spec.metrics, *spec.protocol.similarity)):
+        load_similarity(name)
+
+
+def load_metrics(spec: EvaluatorSpec, own: torch.Tensor | None = None, source: RealImages | None = None) -> Metrics:
+    """The metrics of a specification with their references.
+
+    Args:
+        spec: Which metrics, and of which data.
+        own: (N, num_features) features of the pipeline's own images, where these are the reference.
+        source: Extracts the real images' features that the cache does not hold, where they are the reference; None for this process.
+    """
+    data, features = Data(spec.data), spec.protocol.features
+    # With a source elsewhere this process needs no device: a cluster's head may have none.
+    device = torch.device("cpu") if source else resolve_device(spec.model.device)
     found = Metrics(names=tuple(dict.fromkeys((*spec.metrics, *spec.protocol.similarity))), groups=Groups(turn=data.turn, most=spec.protocol.interval_groups))
-    for name in filter(is_similarity, found.names):
-        load_similarity(name)  # a weight file that cannot be read is said before workers start
     real, unreadable = own, list[str]()
     if "kid" in spec.metrics:
         if real is None:
-            real, unreadable = reference_features(data, features, device)
+            real, unreadable = reference_features(data, features, device, source=source)
         size = min(1000, spec.protocol.counts[0], len(real))
         found = replace(found, kid=Kid(real, subset_size=size), reference_images=len(real))
     if "fid" in spec.metrics:
         if real is None or (own is None and spec.data.statistics):
-            moments, unreadable = reference_moments(data, features, device)
+            moments, unreadable = reference_moments(data, features, device, source=source)
             fid = Fid(moments)
         else:
             fid = Fid(real)
         found = replace(found, fid=fid, reference_images=found.reference_images or fid.reference.count)
     if "is" in spec.metrics:
-        found = replace(found, net=load_features(features, device))
+        found = replace(found, net=load_features(features))  # for its last layer alone
     if unreadable:
         shown = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
         _log.warning("%d of %d real images cannot be read and are not in the reference: %s", len(unreadable), (found.reference_images or 0) + len(unreadable), shown)
@@ -109,6 +121,24 @@ def load_metrics(spec: EvaluatorSpec, own: torch.Tensor | None = None) -> Metric
 def measure(shards: Sequence[Shard], metrics: Metrics) -> Measurement:
     """One variant's measurement, without an interval of the KID."""
     return to_measurement(shards, metrics.of(shards, intervals=("fid",)))
+
+
+def measure_shards(
+    measure: Callable[[Sequence[Shard]], Measurement], plain: PlainFeatures | None, shards: Sequence[Shard], earlier: Sequence[Shard] = ()
+) -> Measurement:
+    """What a search wants to know of one variant's shards: its measurement, with its feature distance; with an error where its images are no good.
+
+    Args:
+        measure: Shards to their measurement; raises ValueError where their features are not finite.
+        plain: Of the unaccelerated images, for feature distances; None for none.
+        shards: Of the variant.
+        earlier: Its shards of other images, measured together with these.
+    """
+    whole = [*earlier, *shards]
+    try:
+        return with_distance(measure(whole), whole, plain)
+    except ValueError as error:
+        return Measurement(error=str(error), seconds=sum(s.seconds for s in whole))
 
 
 def to_measurement(shards: Sequence[Shard], values: Mapping[str, Value]) -> Measurement:

@@ -12,8 +12,9 @@ import torch
 from search.evaluate.measure import Metrics, to_measurement
 from search.evaluate.shards import Shard
 from search.evaluate.variants import Variant
+from search.metrics.frechet import frechet
 from search.metrics.intervals import Value
-from search.metrics.moments import Moments, frechet
+from search.metrics.moments import Moments
 from search.metrics.similarity import DISTANCE, PlainFeatures, feature_distance
 from search.records import FAMILIES
 
@@ -136,7 +137,7 @@ def fid_by_images(shards: Sequence[Shard], reference: Moments, least: int = 10) 
     """FID of the first n images for n doubling from `least` up to all of them: few images bias it upwards."""
     features = torch.cat([s.features for s in shards])
     counts = [least * 2**i for i in range(32) if least * 2**i < len(features)]
-    return {n: frechet(reference, Moments.of(features[:n])) for n in [*counts, len(features)]}
+    return {n: frechet(reference, features[:n]) for n in [*counts, len(features)]}
 
 
 def speedup(plain_ms: Sequence[float], ms: Sequence[float]) -> Value:

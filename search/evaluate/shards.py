@@ -38,6 +38,17 @@ class Shard:
     session: str = ""
     error: str | None = None
 
+    def add(self, batch: Shard) -> None:
+        """Take in the shard of one more batch of the same variant, computed here."""
+        self.features = torch.cat([self.features, batch.features]) if len(batch.features) else self.features
+        self.batch_ms += batch.batch_ms
+        self.parts_ms += batch.parts_ms
+        self.calls_by_depth, self.batch = batch.calls_by_depth, max(self.batch, batch.batch)
+        self.seconds += batch.seconds
+        self.indices += batch.indices
+        for name, values in batch.scores.items():
+            self.scores.setdefault(name, []).extend(values)
+
 
 def make_join(latency_device: str | None = None) -> Callable[[Sequence[Sequence[Shard]]], list[Shard]]:
     """A joiner of shards by batch, each a list with one shard for each variant.

@@ -1,4 +1,4 @@
-"""Mean and covariance of features as statistics that merge, and the Frechet distance of two of them, in float64.
+"""Mean and covariance of features as statistics that merge, in float64.
 
 Letters: N images, F features.
 """
@@ -140,17 +140,3 @@ def _merge_two(a: Moments, b: Moments) -> Moments:
     count, difference = a.count + b.count, b.mean - a.mean
     mean = a.mean + difference * (b.count / count)
     return Moments(count, mean, a.scatter + b.scatter + torch.outer(difference, difference) * (a.count * b.count / count))
-
-
-def frechet(reference: Moments, other: Moments) -> float:
-    """Squared Frechet distance of two Gaussians (Dowson and Landau 1982), with the square root taken symmetrically.
-
-    tr sqrt(A B) is the sum of the square roots of the eigenvalues of sqrt(A) B sqrt(A), which is symmetric; sqrt(A) of the
-    reference is computed once. torchmetrics takes the eigenvalues of A B itself, which is the same and slower.
-    """
-    if reference.mean.shape != other.mean.shape:
-        raise QualityError(f"the reference has {len(reference.mean)} features, the images {len(other.mean)}; use the net that made the reference")
-    inner = reference.root @ other.covariance @ reference.root
-    trace = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
-    means = (reference.mean - other.mean).square().sum()
-    return float(means + reference.covariance.trace() + other.covariance.trace() - 2 * trace)

@@ -1,4 +1,4 @@
-"""Statistics of the real images: computed once, streamed, and kept under a key of their content and preprocessing."""
+"""Statistics of the real images: computed once, streamed, where there is a GPU for it, and kept here under a key of their content and preprocessing."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from dato.files import read_json, user_path
 from search.data.datasets import Data
-from search.metrics.feature_net import extract
+from search.metrics.feature_net import FeatureNet, extract
 from search.metrics.features import load_features
 from search.metrics.moments import Moments
 
@@ -50,8 +51,41 @@ def weight_files(features: str) -> list[Path]:
     return [path] if path.is_file() else sorted(path.glob("*.safetensors")) if ":" in features and path.is_dir() else []
 
 
+class RealImages(Protocol):
+    """Extracts the features of real images somewhere; with each answer, which of them were left out because they cannot be read."""
+
+    def moments(self) -> tuple[Moments, list[str]]:
+        """Their moments."""
+        ...
+
+    def features(self) -> tuple[torch.Tensor, list[str]]:
+        """(N, num_features) float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class RealImagesHere:
+    """Extracted by a net in this process.
+
+    Attributes:
+        data: Whose real images.
+        net: Extracts, where it is.
+    """
+
+    data: Data
+    net: FeatureNet
+
+    def moments(self) -> tuple[Moments, list[str]]:
+        """Their moments, one batch in memory at a time."""
+        return Moments.stream(extract(self.net, [batch]) for batch in self.data.reference()), self.data.unreadable
+
+    def features(self) -> tuple[torch.Tensor, list[str]]:
+        """(N, num_features) float32."""
+        return extract(self.net, self.data.reference()), self.data.unreadable
+
+
 def reference_moments(
-    data: Data, features: str, device: torch.device | str = "cpu", cache: Path | None = None
+    data: Data, features: str, device: torch.device | str = "cpu", cache: Path | None = None, source: RealImages | None = None
 ) -> tuple[Moments, list[str]]:
     """Moments of the real images' features: from the data's own statistics file, from the cache, or computed now.
 
@@ -60,8 +94,9 @@ def reference_moments(
     Args:
         data: Whose real images.
         features: Name of the feature net, see `load_features`.
-        device: Where features are computed.
+        device: Where features are computed in this process.
         cache: Folder of the cache; None for `cache_folder`.
+        source: Computes what the cache does not hold; None for this process.
     """
     if data.spec.statistics:
         return Moments.load(data.spec.statistics), []
@@ -69,27 +104,28 @@ def reference_moments(
     notes = path.with_suffix(".json")
     if (kept := _kept(path, notes, Moments.load)) is not None:
         return kept
-    net = load_features(features, device)
-    found = Moments.stream(extract(net, [batch]) for batch in data.reference())
-    _keep(notes, data, features, found.count, lambda: found.save(path))
-    return found, data.unreadable
+    found, unreadable = (source or RealImagesHere(data, load_features(features, device))).moments()
+    _keep(notes, data, features, found.count, unreadable, lambda: found.save(path))
+    return found, unreadable
 
 
-def reference_features(data: Data, features: str, device: torch.device | str = "cpu", cache: Path | None = None) -> tuple[torch.Tensor, list[str]]:
+def reference_features(
+    data: Data, features: str, device: torch.device | str = "cpu", cache: Path | None = None, source: RealImages | None = None
+) -> tuple[torch.Tensor, list[str]]:
     """(N, num_features) features of the real images, from the cache or computed now, and the images left out; as `reference_moments`."""
     path = (cache or cache_folder()) / f"{data.spec.name}-{reference_key(data, features)}.features.npy"
     notes = path.with_suffix(".json")
     if (kept := _kept(path, notes, lambda p: torch.from_numpy(np.load(p, allow_pickle=False)))) is not None:
         return kept
-    found = extract(load_features(features, device), data.reference()).cpu()
+    found, unreadable = (source or RealImagesHere(data, load_features(features, device))).features()
 
     def save() -> None:
         torn = path.with_name(f".{path.name}.{os.getpid()}.npy")
         np.save(torn, found.numpy())
         torn.replace(path)
 
-    _keep(notes, data, features, len(found), save)
-    return found, data.unreadable
+    _keep(notes, data, features, len(found), unreadable, save)
+    return found, unreadable
 
 
 def _kept(path: Path, notes: Path, read: Callable[[Path], _T]) -> tuple[_T, list[str]] | None:
@@ -103,9 +139,9 @@ def _kept(path: Path, notes: Path, read: Callable[[Path], _T]) -> tuple[_T, list
         return None
 
 
-def _keep(notes: Path, data: Data, features: str, images: int, save: Callable[[], object]) -> None:
+def _keep(notes: Path, data: Data, features: str, images: int, unreadable: list[str], save: Callable[[], object]) -> None:
     """Write into the cache where that is possible; what cannot be kept is computed again the next time."""
-    about = {"features": features, "preprocessing": data.preprocessing, "images": images, "unreadable": data.unreadable}
+    about = {"features": features, "preprocessing": data.preprocessing, "images": images, "unreadable": unreadable}
     try:
         notes.parent.mkdir(parents=True, exist_ok=True)
         notes.write_text(json.dumps(about) + "\n", encoding="utf-8")

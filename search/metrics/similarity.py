@@ -6,7 +6,7 @@ only the features that the FID is taken on: no image is generated or read for it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -135,16 +135,18 @@ def mean_with_interval(values: torch.Tensor) -> Value:
     return Value(value=float(x.mean()), low=float(x.mean()) - spread, high=float(x.mean()) + spread)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlainFeatures:
-    """Features of the unaccelerated images, and how far apart they are.
+    """Features of the unaccelerated images, and how far apart they are. Sent to whoever measures: two tensors, whatever N is.
 
     Attributes:
-        rows: (F,) by image index.
+        indices: (N,) int64, of the images, ascending.
+        features: (N, F), in their order.
         scale: Mean Euclidean distance between two different ones of them: what 1.0 is in a feature distance.
     """
 
-    rows: Mapping[int, torch.Tensor]
+    indices: torch.Tensor
+    features: torch.Tensor
     scale: float
 
     @classmethod
@@ -152,10 +154,11 @@ class PlainFeatures:
         """From (N, F) features; None where they are of no, of one, or of all the same images, which have no distance."""
         if len(indices) != len(features) or len(features) < 2:
             return None
-        order = sorted(range(len(indices)), key=lambda k: indices[k])
-        x = features[order[:_SCALE_IMAGES]].double()
-        scale = float(torch.pdist(x).mean())
-        return cls({indices[k]: features[k] for k in order}, scale) if 0 < scale < float("inf") else None
+        of = torch.tensor(list(indices))
+        order = of.argsort()
+        x = features[order]
+        scale = float(torch.pdist(x[:_SCALE_IMAGES].double()).mean())
+        return cls(of[order], x, scale) if 0 < scale < float("inf") else None
 
     @classmethod
     def of_shards(cls, shards: Sequence[Any]) -> PlainFeatures | None:
@@ -166,11 +169,12 @@ class PlainFeatures:
 
     def distances(self, indices: Sequence[int], features: torch.Tensor) -> torch.Tensor:
         """(N,) distances of (N, F) features of the same images made in another way. Raises `QualityError` for images that are not among these."""
-        missing = [i for i in indices if i not in self.rows]
+        wanted = torch.tensor(list(indices), dtype=torch.int64)
+        places = torch.searchsorted(self.indices, wanted).clamp(max=len(self.indices) - 1)
+        missing = wanted[self.indices[places] != wanted].tolist()
         if missing or len(indices) != len(features):
             raise QualityError(f"a feature distance needs the unaccelerated images of the same indices; {len(missing)} of {len(indices)} are missing, such as {missing[:1]}")
-        plain = torch.stack([self.rows[i] for i in indices]).double()
-        return (features.double() - plain).norm(dim=1) / self.scale
+        return (features.double() - self.features[places].double()).norm(dim=1) / self.scale
 
 
 def knows_images(shard: Any) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dato.strategy import Strategy
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
 from search.measurements import Measurement
-from search.metrics.similarity import PlainFeatures, with_distance
+from search.metrics.similarity import PlainFeatures
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, Candidate
 from search.run.in_turn import run_in_turn
+from search.run.jobs import Measure
 from search.run.pools import Pool
 from search.run.recorder import Recorder
 
@@ -63,19 +65,24 @@ class Baselines:
             earlier = {name: [*parts, *shards.get(name, ())] for name, parts in earlier.items()}
             stages.append((last, earlier))
         if UNACCELERATED in missing:
-            self._keep_plain(earlier[UNACCELERATED])
+            self._keep_plain(pool, earlier[UNACCELERATED])
         else:
             self._recall_plain(pool)
-        for last, shards in stages:
-            for name in sorted(missing, key=lambda n: n != UNACCELERATED):  # the others are compared with it
+        names = sorted(missing, key=lambda n: n != UNACCELERATED)  # the others are compared with it
+        works = [(last, name) for last, _ in stages for name in names if name not in errors and last not in there.get(name, {})]
+        shards_of = dict(stages)
+        found = dict(zip(works, pool.measure(recorder.measuring, [(shards_of[last][name],) for last, name in works]), strict=True))
+        for last in shards_of:
+            for name in names:
                 if last in there.get(name, {}):
                     continue  # recorded before an interruption
-                if name in errors:
-                    measurement = Measurement(error=errors[name], images=last)
-                else:
-                    measurement = with_distance(recorder.measure(shards[name]), shards[name], recorder.plain_features)
-                    complete = recorder.with_latency if name == UNACCELERATED else recorder.complete
-                    measurement = complete(missing[name], measurement)
+                measurement = found.get((last, name)) or Measurement(error=errors[name])
+                if not measurement.ok:
+                    if name == UNACCELERATED:
+                        raise SearchFailed(f"the unaccelerated pipeline itself fails: {measurement.error}")
+                    measurement = replace(measurement, images=last)
+                complete = recorder.with_latency if name == UNACCELERATED else recorder.complete
+                measurement = complete(missing[name], measurement)
                 candidate = Candidate(number=-1, generation=-1, strategy=missing[name], origin=name)
                 recorder.baseline(candidate, measurement, is_last=last == self._protocol.images)
         if self._unrecorded:
@@ -96,9 +103,9 @@ class Baselines:
                 kept.put(names.index(name), last, parts)
         return {**there, **found}, errors
 
-    def _keep_plain(self, shards: Sequence[Shard]) -> None:
+    def _keep_plain(self, pool: Pool, shards: Sequence[Shard]) -> None:
         """What feature distances are taken from. Raises `SearchFailed` where they are limited and there can be none."""
-        self._recorder.plain_features = PlainFeatures.of_shards(shards)
+        (self._recorder.plain_features,) = pool.measure(Measure(PlainFeatures.of_shards), [(shards,)])
         if self._recorder.plain_features is None and self._recorder.plan.objectives.max_distance is not None:
             raise SearchFailed(
                 "search.max_distance limits the feature distance to the unaccelerated images, which cannot be computed: the evaluator tells of no images, or the "
@@ -121,4 +128,4 @@ class Baselines:
             if errors:
                 raise SearchFailed(f"the unaccelerated pipeline itself fails: {errors[UNACCELERATED]}")
             shards = found[UNACCELERATED]
-        self._keep_plain(shards)
+        self._keep_plain(pool, shards)

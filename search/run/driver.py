@@ -108,10 +108,10 @@ class Driver:
     def _evaluate(self, pool: Pool, candidates: Iterable[Candidate], *, retry: bool = False) -> Iterator[Candidate]:
         """Each candidate, as they finish, when its result on the least number of images is recorded: as another try's where `retry` says so."""
         recorder, batches = self._recorder, self._protocol.batches(last=self._protocol.counts[0])
-        for job, shards in pool.map(Job(c.number, [c.strategy], batches) for c in candidates):
+        for job, made in pool.map(Job(c.number, [c.strategy], batches, measure=recorder.measuring) for c in candidates):
             candidate = recorder.record.candidates[job.key]
-            measurement = recorder.measurement(candidate.strategy, job, [shards[0]] if shards else None)
-            if self._promotion and shards and measurement.ok:
-                self._promotion.keep(candidate, measurement, [shards[0]])
+            measurement = recorder.measurement(candidate.strategy, job, made.value if made else None)
+            if self._promotion and made and measurement.ok:
+                self._promotion.keep(candidate, measurement, made.fetch)
             (recorder.retried if retry else recorder.result)(candidate, measurement)
             yield candidate

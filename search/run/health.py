@@ -2,7 +2,8 @@
 
 A worker is proven while the last that it ran succeeded. What fails on a proven worker counts against the job; what fails on any
 other counts against nothing, and is tried again on a proven one. A worker that fails twice in a row waits: when another succeeds
-meanwhile it is broken, as it is at once after an error of its device that outlives the call. A broken worker is exchanged.
+meanwhile it is broken, as it is at once after an error of its device that outlives the call. A broken worker is exchanged. Running out of
+memory is the job's fault on a proven worker, which has tried it twice already (`search.evaluate.memory`), and hardly ever the worker's.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from search.evaluate.memory import tells_of_memory
+
 IN_A_ROW = 2
 """Failures in a row after which a worker gets nothing until it is known whether others succeed."""
+OUT_OF_MEMORY_IN_A_ROW = 8
+"""The same where the last one ran out of memory: that is said of what did not fit, unless it goes on for so long that memory leaks."""
 
 # A context that has seen one of these fails every later call: https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html,
-# "cudaErrorAssert: ... The process must be terminated and relaunched". Running out of memory is none of them: the next call may fit.
+# "cudaErrorAssert: ... The process must be terminated and relaunched".
 _DEVICE = re.compile(
     r"\b(CUDA|HIP) (driver |kernel |unknown )?error|device-side assert|\bcudaError|\bCudaError\b|\bAcceleratorError\b"
     r"|\bcublas|CUBLAS_STATUS|\bcudnn\b|CUDNN_STATUS|\bcusolver|\bcufft|illegal memory access|unspecified launch failure|uncorrectable (ECC|NVLink)",
     re.IGNORECASE,
 )
-_MEMORY = re.compile(r"out of memory|OutOfMemory|ALLOC_FAILED|MemoryAllocation", re.IGNORECASE)
 
 
 def poisons(error: str) -> bool:
-    """Whether after this error the worker's process cannot compute any more, whatever it is given."""
-    return bool(_DEVICE.search(error)) and not _MEMORY.search(error)
+    """Whether after this error the worker's process cannot compute any more, whatever it is given. Running out of memory is none: the next call may fit."""
+    return bool(_DEVICE.search(error)) and not tells_of_memory(error)
 
 
 @dataclass
@@ -106,7 +110,7 @@ class Health:
         elif not (known and counts):
             life.since = life.since if life.in_a_row else self._now
             life.in_a_row += 1
-            if life.in_a_row >= IN_A_ROW:
+            if life.in_a_row >= (OUT_OF_MEMORY_IN_A_ROW if tells_of_memory(error) else IN_A_ROW):
                 self._suspects.add(worker)
                 others = max((at for at, who in (self._last, self._before) if who != worker), default=-1)
                 if others > life.since:

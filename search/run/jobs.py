@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -22,6 +22,10 @@ class Task(Enum):
     """Draw images for people to look at."""
     COSTS = "costs"
     """Time the calls of a run."""
+    REAL_MOMENTS = "real_moments"
+    """Extract the features of the real images, and give their moments."""
+    REAL_FEATURES = "real_features"
+    """Extract the features of the real images."""
     MODEL_INFO = "model_info"
     """Tell what the pipeline is."""
 
@@ -41,6 +45,41 @@ class Task(Enum):
         return self is Task.EVALUATE
 
 
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """What a result is worth: a function that is called away from the driver, where results are or near them.
+
+    Attributes:
+        function: Called with `shared`, the result, and what its job has `beside`. The driver's own errors are what it raises.
+        shared: What is the same for many results, such as a reference: sent to each machine once, for as long as it is the same object.
+    """
+
+    function: Callable[..., Any]
+    shared: tuple[Any, ...] = ()
+
+    def __call__(self, result: Any, *beside: Any) -> Any:
+        """Its value, computed here."""
+        return self.function(*self.shared, result, *beside)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result that was measured away from the driver.
+
+    Attributes:
+        value: What its `Measure` gave.
+        fetch: Brings the result itself here, which costs as much as it is large; None where the machine that had it is gone.
+    """
+
+    value: Any
+    fetch: Callable[[], Any]
+
+
+def put_together(parts: Sequence[Any], join: Callable[[Sequence[Any]], Any] | None) -> Any:
+    """A job's result from those of its pieces, in their order."""
+    return parts[0] if len(parts) == 1 or join is None else join(parts)
+
+
 @dataclass
 class Job:
     """Strategies to run on batches of images.
@@ -50,20 +89,26 @@ class Job:
         strategies: What to run, as the evaluator takes it: strategies, or the variants of a comparison.
         batches: Image indices by batch.
         task: What is asked of the evaluator.
+        measure: What is wanted of the result; None for the result itself. With it, a `Measured` is handed back.
+        beside: What `measure` is given beside the result.
         tries: How often its unluckiest batch was started, machines that vanished not counted; never more than it may fail.
         errors: What each failed try said.
         blamed: What those said that count against it: on workers that succeed with other jobs.
         failed_s: Seconds that its failed tries took of their workers.
+        vanished: How often its results were lost, with the machines that had them, before they were measured.
     """
 
     key: Any
     strategies: Sequence[Any]
     batches: Sequence[Any]
     task: Task = Task.EVALUATE
+    measure: Measure | None = None
+    beside: tuple[Any, ...] = ()
     tries: int = 0
     errors: list[str] = field(default_factory=list)
     blamed: list[str] = field(default_factory=list)
     failed_s: float = 0.0
+    vanished: int = 0
 
     @property
     def reason(self) -> str:
@@ -87,6 +132,7 @@ class Piece:
         unjudged: How often it failed where that counts against nothing.
         losses: How often its machine vanished.
         avoid: The workers that it failed on.
+        result: Where its result is, where that is not brought here.
     """
 
     job: Job
@@ -98,6 +144,7 @@ class Piece:
     unjudged: int = 0
     losses: int = 0
     avoid: set[Hashable] = field(default_factory=set)
+    result: Any = None
     alone: bool = False
     """Whether it was given to a worker of which nothing is known, as there was no other."""
 

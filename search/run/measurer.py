@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from dato.strategy import Strategy
 from search.evaluate.evaluator import EvaluatorSpec
-from search.evaluate.measure import load_metrics, measure
+from search.evaluate.measure import Metrics, load_metrics, measure
 from search.measurements import Measurement
 from search.metrics.similarity import PlainFeatures, with_distance
 
@@ -32,17 +30,17 @@ class PipelineMeasurer:
 
     Attributes:
         spec: The evaluator's.
-        own: Features of the pipeline's own images, once they are drawn, where these are the reference.
+        metrics: With their reference, made once for all trials; None to make them where this is built.
         plain: Of the unaccelerated images, for feature distances; None for none.
     """
 
     spec: EvaluatorSpec
-    own: torch.Tensor | None = None
+    metrics: Metrics | None = None
     plain: PlainFeatures | None = None
 
     def build(self) -> PipelineMeasurer:
         """Load everything once."""
-        self._evaluator, self._metrics = self.spec.build(), load_metrics(self.spec, self.own)
+        self._evaluator, self._metrics = self.spec.build(), self.metrics or load_metrics(self.spec)
         return self
 
     def measure(self, strategy: Strategy) -> Measurement:

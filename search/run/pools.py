@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from search.run import interrupt
-from search.run.jobs import Job
+from search.run.jobs import Job, Measure, Measured
 
 
 class Evaluator(Protocol):
@@ -36,7 +37,11 @@ class Pool(Protocol):
         ...
 
     def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
-        """Each job with its result as it finishes; jobs are taken one at a time, when there is a worker for them."""
+        """Each job with its result, or a `Measured` where it is to be measured, as it finishes; jobs are taken one at a time, when there is a worker for them."""
+        ...
+
+    def measure(self, measure: Measure, given: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What `measure` makes of each result, and what is beside it, in their order: away from the driver, as for a job's."""
         ...
 
     def close(self) -> None:
@@ -68,7 +73,15 @@ class InProcessPool:
                 job.failed_s += time.monotonic() - began
                 yield job, None
             else:
-                yield job, result
+                yield job, Measured(job.measure(result, *job.beside), partial(_itself, result)) if job.measure else result
+
+    def measure(self, measure: Measure, given: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Here: there is nowhere else."""
+        return [measure(*one) for one in given]
 
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def _itself(result: Any) -> Any:
+    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shard_store import ShardStore
@@ -30,8 +30,14 @@ class Promotion:
         self._promising: list[tuple[Candidate, Measurement]] = []
         """Those of which shards are kept."""
 
-    def keep(self, candidate: Candidate, measurement: Measurement, shards: Sequence[Shard]) -> None:
-        """Keep a candidate's shards where it is promising, and delete those of the candidates that are not any more."""
+    def keep(self, candidate: Candidate, measurement: Measurement, fetch: Callable[[], Sequence[Shard] | None]) -> None:
+        """Keep a candidate's shards where it is promising, and delete those of the candidates that are not any more.
+
+        Args:
+            candidate: Whose.
+            measurement: What it gave.
+            fetch: Brings its shards here: only where they are kept. Those that are lost are made again where they are needed.
+        """
         known = self._promising or self.promising(measurement.images, self._recorder.plan.promote_ranks)
         # Either all of them are within the limits, or none is yet. One that is not promising any more never is again.
         before, now = bool(known) and not self._recorder.violation(known[0][1]), not self._recorder.violation(measurement)
@@ -39,7 +45,7 @@ class Promotion:
             known = first_ranks([*(known if before == now else ()), (candidate, measurement)], self._recorder.plan.promote_ranks)
         self._promising = known
         chosen = [c for c, _ in known]
-        if candidate in chosen:
+        if candidate in chosen and (shards := fetch()):
             self._kept.put(candidate.number, measurement.images, shards)
         self._kept.keep_only(chosen)
 
@@ -64,12 +70,14 @@ class Promotion:
                 ranks += 1
 
     def _measure(self, due: Sequence[Candidate], low: int, high: int, pool: Pool) -> None:
-        earlier = {c.number: self._kept.get(c.number, low) for c in due}
-        jobs = [Job(c.number, [c.strategy], self._protocol.batches(first=low if earlier[c.number] else 0, last=high)) for c in due]
-        for job, shards in pool.map(jobs):
-            candidate = self._recorder.record.candidates[job.key]
-            whole = [*(earlier[job.key] or []), shards[0]] if shards else None
-            measurement = self._recorder.measurement(candidate.strategy, job, whole)
-            if whole and measurement.ok:
-                self._kept.put(candidate.number, high, whole)
-            self._recorder.promotion(candidate, high, measurement)
+        recorder, earlier = self._recorder, {c.number: self._kept.get(c.number, low) or [] for c in due}
+        for job, made in pool.map(self._job(c, low if earlier[c.number] else 0, high, earlier[c.number]) for c in due):
+            candidate = recorder.record.candidates[job.key]
+            measurement = recorder.measurement(candidate.strategy, job, made.value if made else None)
+            if made and measurement.ok and (shards := made.fetch()):
+                self._kept.put(candidate.number, high, [*earlier[job.key], *shards])
+            recorder.promotion(candidate, high, measurement)
+
+    def _job(self, candidate: Candidate, first: int, last: int, earlier: Sequence[Shard]) -> Job:
+        batches = self._protocol.batches(first=first, last=last)
+        return Job(candidate.number, [candidate.strategy], batches, measure=self._recorder.measuring, beside=(earlier,))

@@ -198,6 +198,9 @@ def worker_class() -> type:
         def do(self, method: str, strategies: Any, batches: Any) -> Any:
             return getattr(self.evaluator, method)(strategies, batches)
 
+        def do_and_keep(self, method: str, strategies: Any, batches: Any) -> tuple[None, Any]:
+            return None, self.do(method, strategies, batches)  # two objects: the second stays here until somebody asks for it
+
     return Worker
 
 

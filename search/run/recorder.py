@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from dato.strategy import Strategy
 from search.evaluate.latency import CostTable
-from search.evaluate.measure import paired
+from search.evaluate.measure import measure_shards, paired
 from search.evaluate.shards import Shard
 from search.ledger import Ledger, LedgerError
 from search.measurements import Measurement
-from search.metrics.similarity import PlainFeatures, with_distance
+from search.metrics.similarity import PlainFeatures
 from search.optimize.pareto import hypervolume
 from search.optimize.winners import reference_point
 from search.records import UNACCELERATED, Candidate, SearchRecord, Watcher
-from search.run.jobs import Job
+from search.run.jobs import Job, Measure
 from search.run.settings import SearchPlan
 
 
@@ -25,7 +25,8 @@ class Recorder:
     Args:
         ledger: Open for writing.
         plan: What the search is after.
-        measure: Shards of one strategy to its measurement; raises ValueError where the images are no good.
+        measure: Shards of one strategy to its measurement; raises ValueError where the images are no good. Called where results are,
+            so that it is picklable; None until it is known, and set before anything is measured.
         watchers: Told of everything.
         latencies: Recorded latencies in ms by strategy digest and images, used in place of measured ones: repeats a search exactly.
         retry_failed: Measure once more what is recorded as failed: candidates, their promotions, baselines.
@@ -35,7 +36,7 @@ class Recorder:
         self,
         ledger: Ledger,
         plan: SearchPlan,
-        measure: Callable[[Sequence[Shard]], Measurement],
+        measure: Callable[[Sequence[Shard]], Measurement] | None,
         *,
         watchers: Sequence[Watcher] = (),
         latencies: Mapping[tuple[str, int], float] | None = None,
@@ -90,15 +91,22 @@ class Recorder:
         known = number in self.record.results if images is None else images in self.record.promotions.get(number, {})
         return not known or (number, images) in self._again
 
-    def measurement(self, strategy: Strategy, job: Job, shards: Sequence[Shard] | None) -> Measurement:
-        """What a strategy's job gave; with an error where it failed, or where the images are no good."""
-        if shards is None:
+    @property
+    def measuring(self) -> Measure:
+        """What is asked of a strategy's shards: `measure_shards`, with what this search knows."""
+        return self.measuring_against(self.plain_features)
+
+    def measuring_against(self, plain: PlainFeatures | None) -> Measure:
+        """The same, with feature distances to other unaccelerated images, or with none."""
+        if self.measure is None:
+            raise RuntimeError("the recorder has no measure yet: set it before anything is measured")
+        return Measure(measure_shards, (self.measure, plain))
+
+    def measurement(self, strategy: Strategy, job: Job, measured: Measurement | None) -> Measurement:
+        """What a strategy's job gave, complete; with an error where it failed."""
+        if measured is None:
             return Measurement(error=job.reason, seconds=job.failed_s)
-        try:
-            measurement = self.measure(shards)
-        except ValueError as error:  # NaN features: the candidate is infeasible
-            return Measurement(error=str(error), seconds=sum(s.seconds for s in shards))
-        return self.complete(strategy, with_distance(measurement, shards, self.plain_features))
+        return self.complete(strategy, measured)
 
     def complete(self, strategy: Strategy, measurement: Measurement) -> Measurement:
         """A measurement with its latency (`with_latency`) and the interval of its difference to the unaccelerated pipeline on the same images."""

@@ -3,8 +3,8 @@
 A job stays with its worker while others have jobs of their own; a worker that would idle takes a batch of the job with the
 most left. So 64 workers are busy with 20 candidates, and the end of a generation waits for one batch, not for a candidate.
 
-A job is only given up after it failed on workers that succeed with others (`search.run.health`). Where nobody else can show whether a
-worker is sound, it is checked with what is known to work, and judges after that.
+A job is only given up after it failed on workers that succeed with others (`search.run.health`), at once where it did not fit into the
+memory of one. Where nobody else can show whether a worker is sound, it is checked with what is known to work, and judges after that.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from search.evaluate.memory import tells_of_memory
 from search.run.health import Health, poisons
-from search.run.jobs import Job, Piece
+from search.run.jobs import Job, Piece, put_together
 
 LOSSES = 20
 """How often a job may lose a worker to a vanished machine before it is given up: such losses are not its fault."""
@@ -199,7 +200,7 @@ class Dispatcher:
             del self._mine[closed.worker]
 
     def succeed(self, piece: Piece, result: Any) -> tuple[Job, Any] | None:
-        """Note a piece's result; the job with its result when that was its last piece."""
+        """Note a piece's result; the job when that was its last piece, with its result, or with those of all its pieces where it is to be measured."""
         self._checks -= piece.check
         if piece.job.task.proves:
             self.health.succeeded(piece.worker)
@@ -213,7 +214,16 @@ class Dispatcher:
             return None
         self._close(piece.job)
         ordered = [taken.results[i] for i in sorted(taken.results)]
-        return piece.job, ordered[0] if len(ordered) == 1 or self._join is None else self._join(ordered)
+        return piece.job, ordered if piece.job.measure else put_together(ordered, self._join)
+
+    def begin_again(self, job: Job) -> tuple[Job, None] | None:
+        """A job that was done, and whose results were lost before they were measured, is run again; the job with None where that happens too often."""
+        job.vanished += 1
+        if job.vanished >= LOSSES:
+            job.errors.append(f"its results were lost {job.vanished} times with the machines that had them")
+            return job, None
+        self._orphans.append(self._begin(job))
+        return None
 
     def fail(self, piece: Piece, error: str, *, lost: bool = False, worker: Hashable = None, seconds: float = 0.0) -> tuple[Job, None] | None:
         """Note that a piece failed; the job with None when its tries are used up.
@@ -248,6 +258,8 @@ class Dispatcher:
         taken.failures += counts
         taken.unjudged += not counts and not lost
         hopeless = taken.failures >= self._tries and not taken.results
+        # The worker has tried it again already, with its memory emptied: the next one's is no larger.
+        hopeless = hopeless or (counts and worker is not None and tells_of_memory(error))
         # Nothing ever succeeded here, and nobody is left to ask: whoever gave the job is told so.
         baseless = piece.alone and self.health.good is None and taken.failures + taken.unjudged >= self._tries
         if piece.failures < self._tries and piece.losses + piece.unjudged < LOSSES and not hopeless and not baseless:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from search.evaluate.measure import paired
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.shards import Shard
 from search.measurements import Measurement
-from search.metrics.similarity import PlainFeatures, with_distance
+from search.metrics.similarity import PlainFeatures
 from search.optimize.winners import SearchFailed, choose_winners, compare_to_tolerance, in_order_of_speed
 from search.records import UNACCELERATED, Candidate, Winner
 from search.run.in_turn import run_in_turn
+from search.run.jobs import Measure
 from search.run.pools import Pool
 from search.run.recorder import Recorder
 
@@ -40,7 +41,7 @@ class Validation:
     """
 
     def __init__(self, recorder: Recorder, protocol: EvaluationProtocol, pool: Pool, say: Callable[[str], None] = lambda _line: None) -> None:
-        self._ledger, self._plan, self._measure, self._record = recorder.ledger, recorder.plan, recorder.measure, recorder.record
+        self._ledger, self._plan, self._recorder, self._record = recorder.ledger, recorder.plan, recorder, recorder.record
         self._protocol, self._pool, self._say = protocol, pool, say
         self._made: dict[int, _Made] = {}
         """What this process has of each candidate: more images are added to it."""
@@ -100,30 +101,30 @@ class Validation:
         shards, errors = run_in_turn(self._pool, named, self._protocol.batches(fresh=True, first=begin, last=images))
         if UNACCELERATED in errors:
             raise SearchFailed(f"the unaccelerated pipeline itself fails on fresh images: {errors[UNACCELERATED]}; run the same command again")
-        beside: Measurement | None = None
-        features: PlainFeatures | None = None
+        made: dict[int, _Made] = {}
         for number in due:
             if str(number) in errors:
                 self._ledger.fresh(number, images, Measurement(error=errors[str(number)], images=images))
                 continue
             before = self._made[number] if begin else _Made(0, [], [])
-            made = _Made(images, [*before.own, *shards[str(number)]], [*before.plain, *shards[UNACCELERATED]])
-            self._made[number] = made
-            if beside is None:
-                beside, features = self._measure_plain(made.plain), PlainFeatures.of_shards(made.plain)
-            if images not in self._record.fresh.get(-1, {}):
-                self._ledger.fresh(-1, images, beside)
-            try:
-                m = paired(with_distance(self._measure(made.own), made.own, features), self._fresh(-1, images))
-            except ValueError as problem:  # features that are not finite
-                m = Measurement(error=str(problem), images=images)
-            self._ledger.fresh(number, images, m, (beside.latency_ms, beside.latency_low_ms, beside.latency_high_ms))
+            made[number] = _Made(images, [*before.own, *shards[str(number)]], [*before.plain, *shards[UNACCELERATED]])
+        self._made |= made
+        if made:
+            self._judge(made, images)
 
-    def _measure_plain(self, shards: Sequence[Shard]) -> Measurement:
-        try:
-            return self._measure(shards)
-        except ValueError as problem:
-            raise SearchFailed(f"the unaccelerated pipeline itself fails on fresh images: {problem}") from None
+    def _judge(self, made: Mapping[int, _Made], images: int) -> None:
+        """Measure candidates, and the unaccelerated pipeline that ran in turn with them, and write down both."""
+        plain = next(iter(made.values())).plain
+        (features,) = self._pool.measure(Measure(PlainFeatures.of_shards), [(plain,)])
+        (beside,) = self._pool.measure(self._recorder.measuring_against(None), [(plain,)])
+        if not beside.ok:
+            raise SearchFailed(f"the unaccelerated pipeline itself fails on fresh images: {beside.error}")
+        if images not in self._record.fresh.get(-1, {}):
+            self._ledger.fresh(-1, images, beside)
+        found = self._pool.measure(self._recorder.measuring_against(features), [(m.own,) for m in made.values()])
+        for number, measured in zip(made, found, strict=True):
+            m = paired(measured, self._fresh(-1, images)) if measured.ok else Measurement(error=measured.error, images=images)
+            self._ledger.fresh(number, images, m, (beside.latency_ms, beside.latency_low_ms, beside.latency_high_ms))
 
     def _write(self, alias: str, candidate: Candidate) -> None:
         images = max(n for n, m in self._record.fresh[candidate.number].items() if m.ok)

@@ -59,7 +59,8 @@ def test_pipeline_and_memory(tmp_path: Path) -> None:
 def test_scale(tmp_path: Path) -> None:
     real = ["workers=2", "seconds=1", "mean_s=0.1", "population=4", "batches=2"]
     simulated = ["simulated_workers=20", "simulated_candidates=200", "shorter_s=0.05", "memory_candidates=40"]
-    assert main(["bench", "scale", *real, *simulated, f"output={tmp_path}"]) == 0
+    measured = ["measured_candidates=40", "features=16", "images=20"]
+    assert main(["bench", "scale", *real, *simulated, *measured, f"output={tmp_path}"]) == 0
     (sleeping,), (simulated_file,) = tmp_path.glob("scale_sleeping*.json"), tmp_path.glob("scale_simulated*.json")
     result = {**json.loads(sleeping.read_text()), **json.loads(simulated_file.read_text())}
     assert [r["mode"] for r in result["real"]] == ["generational", "sharded", "steady", "steady-sharded", "tune"]
@@ -70,6 +71,9 @@ def test_scale(tmp_path: Path) -> None:
     # Twenty workers of candidates of 0.05 s would need a driver that takes 2.5 ms for each.
     assert runs["steady-sharded", "calm", 0.05]["utilisation"] < runs["steady-sharded", "calm", 36]["utilisation"]
     assert all((s["lost_pieces"] > 0) <= (s["weather"] == "storm") for s in result["simulated"])
+    found = json.loads(next(tmp_path.glob("scale_measured*.json")).read_text())["measured"]
+    assert (found["candidates"], found["failed"], found["images"], found["features"], found["groups"]) == (40, 0, 20, 16, [10])
+    assert 0 < found["driver_cpu_ms_per_candidate"] < 1000 * found["seconds"] / 40
     assert result["driver"]["peak_mib"] > result["driver"]["growth_mib"] >= 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -279,3 +280,12 @@ def test_a_limit_on_a_distance_that_cannot_be_is_refused(tmp_path: Path) -> None
     assert Objectives(max_distance=0.5).violation(Measurement(fid=1.0, feature_distance=0.75), Measurement()) == pytest.approx(0.5)
     with pytest.raises(ValueError, match=r"search\.max_distance is 0"):
         Objectives(max_distance=0)
+
+
+def test_unaccelerated_features_are_sent_whole_and_once() -> None:
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    plain = PlainFeatures.of(range(40), x)
+    assert plain is not None
+    sent = pickle.dumps(plain)
+    assert len(sent) < 2 * x.numel() * x.element_size()
+    torch.testing.assert_close(pickle.loads(sent).distances([7, 3], x[:2]), plain.distances([7, 3], x[:2]))

@@ -24,19 +24,23 @@ import ray
 from ray.cluster_utils import Cluster
 
 from dato.strategy import Strategy
+from search.evaluate.measure import measure_shards
 from search.evaluate.protocol import EvaluationProtocol
+from search.evaluate.shards import make_join
 from search.ledger import Ledger, read_ledger
 from search.measurements import Measurement
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
 from search.records import UNACCELERATED, Candidate, SearchRecord
 from search.run.driver import Driver
+from search.run.jobs import Job, Measure
 from search.run.loops import GenerationalLoop
 from search.run.pools import InProcessPool
 from search.run.ray_pool import RayPool, WorkerError
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.simulate import toy_measurement
+from tests.search.run.test_ray_measuring import MEASURE, Drawn
 
 pytestmark = pytest.mark.slow
 TOTAL = 24
@@ -160,6 +164,27 @@ def test_a_node_is_killed_and_another_joins_late(cluster: Cluster, tmp_path: Pat
     where = [node for _, node, _, _ in evaluations(tmp_path)]
     assert joined[0] in where
     assert doomed.node_id in where
+
+
+def test_a_result_that_goes_with_its_node_before_it_is_measured_is_made_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    doomed = cluster.add_node(num_cpus=1)
+    pool = RayPool(Drawn(), address=cluster.address, workers=1, join=make_join(), load_timeout_s=60)
+    begin, lost = pool._measuring.begin, list[Any]()
+
+    def losing(tag: Any, measure: Measure, parts: Sequence[Any], beside: Sequence[Any]) -> None:
+        if not lost:
+            lost.extend(parts)
+            cluster.remove_node(doomed, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+        begin(tag, measure, parts, beside)
+
+    monkeypatch.setattr(pool._measuring, "begin", losing)
+    big = [list(range(i, i + 1500)) for i in (0, 1500)]  # of 144 kB each: small results are kept by the driver itself
+    ((job, made),) = pool.map([Job("lost", [Strategy.full(2)], big, measure=Measure(measure_shards, (MEASURE, None)))])
+    assert len(lost) == 2
+    assert job.vanished == 1
+    assert made.value.images == 3000
+    assert made.value.fid == MEASURE(Drawn().run([Strategy.full(2)], big)).fid
 
 
 def test_a_search_begins_with_fewer_workers_and_takes_in_late_ones(cluster: Cluster, tmp_path: Path, calm: object) -> None:

@@ -85,7 +85,7 @@ def test_what_is_promising_is_the_same_result_by_result_as_all_at_once(tmp_path:
         # Few values, so that there are ties.
         m = Measurement(fid=chance.randint(9, 14), images=8, latency_ms=chance.randint(1, 8)) if chance.random() < 0.9 else Measurement(error="unwell")
         if m.ok:
-            promotion.keep(candidate, m, [Shard(torch.zeros(8, 1))])
+            promotion.keep(candidate, m, lambda: [Shard(torch.zeros(8, 1))])
         recorder.result(candidate, m)
         promising = {c.number for c, _ in promotion.promising(8, ranks)}
         assert {n for n in recorder.record.candidates if kept.get(n, 8)} == promising

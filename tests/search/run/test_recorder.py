@@ -85,18 +85,20 @@ def test_a_job_that_failed_and_images_that_are_no_good_are_measurements_with_an_
         raise ValueError("features are not finite")
 
     job = Job(0, [FAST], [[0]], errors=["out of memory"], failed_s=3.0)
-    failed, bad = recorder(ledger).measurement(FAST, job, None), recorder(ledger, spoilt).measurement(FAST, job, [SHARD, SHARD])
+    mine = recorder(ledger, spoilt)
+    failed, bad = mine.measurement(FAST, job, None), mine.measurement(FAST, job, mine.measuring([SHARD], [SHARD]))
     assert (failed.error, failed.seconds, bad.error, bad.seconds) == ("out of memory", 3.0, "features are not finite", 4.0)
     assert recorder(ledger).values(failed) == (None, 0.0)
 
 
 def test_latencies_are_measured_recorded_or_predicted(ledger: Ledger) -> None:
     job = Job(0, [FAST], [[0]])
-    assert recorder(ledger).measurement(FAST, job, [SHARD]).latency_ms == 5.0
+    measured = recorder(ledger).measuring([SHARD])
+    assert recorder(ledger).measurement(FAST, job, measured).latency_ms == 5.0
     recorded = recorder(ledger, latencies={(FAST.digest, 4): 7.0})
-    assert recorded.measurement(FAST, job, [SHARD]).latency_ms == 7.0
+    assert recorded.measurement(FAST, job, measured).latency_ms == 7.0
     with pytest.raises(LedgerError, match=f"no latency is recorded for strategy {OTHER.digest} on 4 images"):
-        recorded.measurement(OTHER, job, [SHARD])
+        recorded.measurement(OTHER, job, measured)
 
 
 def test_intervals_are_of_the_difference_to_the_unaccelerated_pipeline(ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dato.strategy import Strategy
-from search.run.health import Health
+from search.run.health import OUT_OF_MEMORY_IN_A_ROW, Health
 from search.run.jobs import Job, Piece, Task
 from search.run.scheduler import LOSSES, Dispatcher
 
@@ -326,6 +326,51 @@ def test_an_error_that_passes_does_not(error: str) -> None:
     dispatcher.fail(piece, error, worker="a")
     assert dispatcher.health.take_broken() == []
     assert piece.job.blamed == [error]
+
+
+FULL = "OutOfMemoryError: out of memory on NVIDIA H200 (cuda:0), twice, the second time with everything else freed"
+
+
+def test_what_does_not_fit_into_a_proven_workers_memory_is_given_up_at_once_and_the_worker_goes_on() -> None:
+    dispatcher = Dispatcher(jobs(8, batches=1), tries=3, health=sound("a", "b"))
+    for number in range(4):
+        piece, beside = dispatcher.assign("a"), dispatcher.assign("b")
+        assert piece
+        assert beside
+        if number == 0:  # proven: judged at once
+            assert dispatcher.fail(piece, FULL, worker="a") == (piece.job, None)
+            assert piece.job.reason == FULL
+            assert piece.job.tries == 1
+        else:  # since then nobody knows whether it is the worker's memory: it is tried where others succeed
+            assert dispatcher.fail(piece, FULL, worker="a") is None
+            assert piece.job.blamed == []
+        dispatcher.succeed(beside, "fine")
+        assert dispatcher.health.take_broken() == []
+        assert not dispatcher.health.suspect("a")
+        if number:
+            again = dispatcher.assign("b")
+            assert again is piece
+            dispatcher.succeed(again, "fine")
+
+
+def test_a_worker_whose_memory_leaks_is_exchanged_after_all() -> None:
+    dispatcher = Dispatcher(jobs(40, batches=1), tries=3, health=sound("a", "b"))
+    failures = 0
+    while not dispatcher.health.take_broken() and failures < 30:
+        piece = dispatcher.assign("a")
+        assert piece
+        dispatcher.fail(piece, FULL, worker="a")
+        failures += 1
+        if (other := dispatcher.assign("b")) is not None:
+            dispatcher.succeed(other, "fine")
+    assert failures == OUT_OF_MEMORY_IN_A_ROW
+
+
+def test_a_process_that_was_killed_for_memory_is_no_verdict_of_a_worker() -> None:
+    dispatcher = Dispatcher(jobs(1, batches=1), tries=3, health=sound("a", "b"))
+    piece = dispatcher.assign("a")
+    assert piece
+    assert dispatcher.fail(piece, "the worker died: OutOfMemoryError: the node was running low on memory") is None
 
 
 def test_a_candidate_that_poisons_one_worker_after_the_other_is_given_up() -> None:
