@@ -13,11 +13,12 @@ from pathlib import Path
 import ray
 
 from launch.config import ConfigError, SearchConfig, build
-from launch.deliver import deliver, draw_samples, make_tracker, write_samples
+from launch.deliver import deliver, make_tracker
 from launch.environment import environment
 from launch.estimate import baselines_of, calibration_of, say_how_long
 from launch.hydra_app import run_with_hydra
 from launch.pool import connect_cluster, start_workers
+from launch.samples import draw_samples, write_samples
 from launch.terminal import SearchView
 from search.data.datasets import Data
 from search.evaluate.measure import Metrics, load_metrics, measure
@@ -86,7 +87,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         def after(pool: Pool, record: SearchRecord) -> None:
             view.stop()
             view.say("drawing samples")
-            write_samples(config, record, draw_samples(pool, record, spec.model.steps))
+            write_samples(config.folder, record, draw_samples(pool, record, spec.model.steps))
 
         def before(pool: Pool) -> None:
             _check_devices(config, ledger.record, pool)

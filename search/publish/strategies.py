@@ -7,15 +7,16 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dato.files import FileError, read_json
 from dato.strategy import Strategy
 from search.evaluate.pipelines import ModelError, ModelSpec, weights_digest
-from search.measurements import fid_difference, flat, speedup
+from search.measurements import Measurement, fid_difference, flat, speedup
 from search.optimize.winners import in_words, passed, tolerance_of
-from search.records import SearchRecord, Winner
+from search.records import Candidate, SearchRecord, Winner
 
 MODEL_FILE = "model.json"
 
@@ -72,15 +73,28 @@ def write_model_info(folder: Path, model_info: Mapping[str, Any]) -> None:
 
 
 def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Where a winner comes from, for which model, and what it gave."""
+    """Where a winner comes from, for which model, and what it gave on fresh images."""
+    tolerance = tolerance_of(record.config)
+    judged = {"in_search": winner.searched.fid, "fresh": True, "in_words": in_words(winner, tolerance)}
+    said = {"alias": winner.alias, "validated": passed(winner, tolerance)}
+    return _provenance(record, winner.candidate, winner.fresh, winner.fresh_baseline, model_info, said, judged)
+
+
+def candidate_strategy(record: SearchRecord, candidate: Candidate, m: Measurement, model_info: Mapping[str, Any] | None = None) -> Strategy:
+    """A candidate that need not have won, with its provenance: what it gave as `m` on the images of the search, which chose it."""
+    judged = {"in_search": m.fid, "fresh": False, "in_words": None}
+    return candidate.strategy.with_provenance(**_provenance(record, candidate, m, record.plain(m.images), model_info, {"validated": False}, judged))
+
+
+def _provenance(
+    record: SearchRecord, candidate: Candidate, m: Measurement, plain: Measurement, model_info: Mapping[str, Any] | None, said: Mapping[str, Any], judged: Mapping[str, Any]
+) -> dict[str, Any]:
     model, sampler = record.config["model"], (model_info or {}).get("scheduler", {})
-    fresh, plain, tolerance = winner.fresh, winner.fresh_baseline, tolerance_of(record.config)
-    difference, low, high = fid_difference(fresh, plain)
-    faster, slowest, fastest = speedup(fresh, plain)
+    difference, low, high = fid_difference(m, plain)
+    faster, slowest, fastest = speedup(m, plain)
     return {
         "search_id": record.search_id,
-        "alias": winner.alias,
-        "validated": passed(winner, tolerance),
+        **said,
         "model": {
             "name": model["name"],
             "path": model["path"],
@@ -88,31 +102,31 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
             "unet_sha256": _files_digest(model),
             **{k: v for k, v in (model_info or {}).items() if k != "scheduler"},
         },
-        "sampler": _ran_with(winner.candidate.strategy, model, sampler),
+        "sampler": _ran_with(candidate.strategy, model, sampler),
         "size": [model["height"], model["width"]] if model["height"] and model["width"] else "the model's own",
         "quality": {
             "metric": f"FID, {record.config['protocol']['features']} features",
-            "value": fresh.fid,
-            "interval": _ends(fresh.fid_low, fresh.fid_high),
+            "value": m.fid,
+            "interval": _ends(m.fid_low, m.fid_high),
             "baseline": plain.fid,
             "baseline_interval": _ends(plain.fid_low, plain.fid_high),
             "difference": difference,
             "difference_interval": _ends(low, high),
-            "in_search": winner.searched.fid,
-            "images": fresh.images,
-            "fresh": True,
-            "tolerance": tolerance,
-            "in_words": in_words(winner, tolerance),
+            "in_search": judged["in_search"],
+            "images": m.images,
+            "fresh": judged["fresh"],
+            "tolerance": tolerance_of(record.config),
+            "in_words": judged["in_words"],
             "reference": record.reference,
         },
         "latency": {
-            "value": fresh.latency_ms,
+            "value": m.latency_ms,
             "baseline": plain.latency_ms,
             "unit": "ms per image",
             "speedup": faster,
             "speedup_range": _ends(slowest, fastest) if slowest < fastest else None,  # of one batch, none
-            "device": fresh.device,
-            "batch": fresh.batch,
+            "device": m.device,
+            "batch": m.batch,
         },
         "environment": record.environment,
         "reproduce": command(record.config),
@@ -163,9 +177,15 @@ def hydra_text(text: str, mark: str = "'") -> str:
 
 def _files_digest(model: Mapping[str, Any]) -> str | None:
     try:
-        return weights_digest(ModelSpec(**model))
+        return _digest(ModelSpec(**model))
     except (ModelError, TypeError):
         return None  # the model's folder is on another machine, or its keys are of another version
+
+
+@cache
+def _digest(spec: ModelSpec) -> str | None:
+    """Read once, and not for each strategy: weights are gigabytes."""
+    return weights_digest(spec)
 
 
 def _ends(low: float, high: float) -> list[float] | None:
