@@ -23,15 +23,15 @@ from search.publish.strategies import candidate_strategy, read_model_info, winne
 from search.records import Candidate, SearchRecord, prediction_error
 
 
-def make_tracker(config: SearchConfig) -> Any:
-    """The tracker that a configuration asks for, or None."""
+def make_tracker(config: SearchConfig, folder: Path) -> Any:
+    """The tracker that a configuration asks for, of the search in a folder, or None."""
     settings = config.keys.mlflow
     if not settings.enabled:
         return None
     from search.publish.mlflow_runs import Tracker  # MLflow takes seconds to import
 
     return Tracker(
-        experiment=settings.experiment, uri=settings.uri, children=settings.children, front_page=front_page, candidate_files=partial(candidate_files, config.folder),
+        experiment=settings.experiment, uri=settings.uri, children=settings.children, front_page=front_page, candidate_files=partial(candidate_files, folder),
         data=partial(Data, config.evaluator.data), flush_s=settings.flush_s,
     )  # fmt: skip
 
@@ -84,6 +84,8 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
     view.say(f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
+        if tracker.run_id and not tracker.trouble:
+            view.say(f"          then {_mlflow_address()}/{tracker.page}")
     for alias, why in stayed.items():
         view.say(f"          models:/{name}@{alias} stays where it was: {why}. The new one is version {versions[alias]}; registry.replace=true moves the alias")
     if not strategies:
@@ -101,7 +103,16 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
 def _mlflow_command() -> str:
     import mlflow
 
-    return f"{_script('mlflow')} ui --backend-store-uri {without_credentials(mlflow.get_tracking_uri())}"
+    address = without_credentials(mlflow.get_tracking_uri())
+    return address if address.startswith("http") else f"{_script('mlflow')} ui --backend-store-uri {address}"
+
+
+def _mlflow_address() -> str:
+    """Where MLflow's pages are: of a server its own address, of a database that which its own server would have."""
+    import mlflow
+
+    address = without_credentials(mlflow.get_tracking_uri()).rstrip("/")
+    return address if address.startswith("http") else "http://127.0.0.1:5000"
 
 
 def _script(name: str) -> str:

@@ -72,7 +72,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         view.say("this search is finished; set seed=1 or any other key for another one, or fresh_start=true for the same again")
         if config.keys.search.retry_failed and any(not m.ok for m in ledger.record.results.values()):
             view.say("note: search.retry_failed does nothing here: winners are validated, and what failed is tried again in a search that is not finished only")
-    tracker = make_tracker(config)
+    tracker = make_tracker(config, config.folder)
     if tracker:
         tracker.begin(ledger.record)
     if not ledger.record.finished:

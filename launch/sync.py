@@ -39,7 +39,7 @@ def _sync(folder: Path, uri: str | None, record: SearchRecord) -> int:
         where = settings.get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db of this folder"
         print(f"search {record.search_id} began with mlflow.enabled=false; what MLflow does not have of it is written to {without_credentials(str(where))}")
     config = build({**record.config, "mlflow": settings})
-    tracker = make_tracker(config)
+    tracker = make_tracker(config, folder)
     assert tracker is not None  # enabled above
     fix = "check that the server runs and may be written to (mlflow.uri of the search, or MLFLOW_TRACKING_URI), then run dato sync again"
     try:
@@ -61,7 +61,8 @@ def _sync(folder: Path, uri: str | None, record: SearchRecord) -> int:
     state = "finished" if record.finished else f"{len(record.results)} results so far"
     print(f"MLflow holds search {record.search_id}: {state}, {len(record.hypervolumes)} generations, run {tracker.run_id}")
     if versions:
-        print(f"winners   models:/{name}, versions {', '.join(f'{v} ({alias})' for alias, v in versions.items())}")
+        named = {v: ", ".join(a for a, of in versions.items() if of == v) for v in versions.values()}
+        print(f"winners   models:/{name}, versions {', '.join(f'{v} ({aliases})' for v, aliases in named.items())}")
     for alias, why in stayed.items():
         print(f"          models:/{name}@{alias} stays where it was: {why}")
     return 0

@@ -80,8 +80,10 @@ class CandidateRuns:
             self._client.log_batch(self._logged[str(candidate.number)], metrics=[*as_metrics(named, 0), *as_metrics({**values, "with/images": float(images)}, images)])
             self._promoted.add((candidate.number, images, m.ok))
 
-    def describe(self, number: int, tags: Mapping[str, str], files: Mapping[str, bytes], inputs: Sequence[DatasetInput] = ()) -> None:
-        """Give a candidate's run tags, files by name and data sets: of the front and of winners alone, so that thousands browse fast."""
+    def describe(
+        self, number: int, tags: Mapping[str, str], files: Mapping[str, bytes], inputs: Sequence[DatasetInput] = (), metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Give a candidate's run tags, files by name, data sets and metrics: of the front and of winners alone, so that thousands browse fast."""
         run_id = self._logged[str(number)]
         if files:
             with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +92,7 @@ class CandidateRuns:
                 self._client.log_artifacts(run_id, folder)
         if inputs:
             self._client.log_inputs(run_id, list(inputs))
-        self.tag(number, tags)
+        self._client.log_batch(run_id, metrics=as_metrics(metrics or {}, 0), tags=[RunTag(k, v) for k, v in tags.items()])
 
     def tag(self, number: int, tags: Mapping[str, str]) -> None:
         """Give a candidate's run tags."""

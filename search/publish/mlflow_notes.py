@@ -7,7 +7,7 @@ goes through `code`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -17,12 +17,14 @@ from search.measurements import Measurement, difference_in_words
 from search.optimize.importance import TARGETS, Importance
 from search.optimize.winners import aliases_of, closest_in_words, in_words, tolerance_of
 from search.publish.curves import latest
-from search.records import UNACCELERATED, Candidate, SearchRecord, Winner
+from search.records import UNACCELERATED, Candidate, SearchRecord
 
 LONGEST = 5000
 """Characters that every version of MLflow takes."""
 NOTE = "mlflow.note.content"
 """The tag that MLflow's page shows as a run's description."""
+WORKFLOW = "workflowType=machine_learning"
+"""Has MLflow's page, which begins with a menu for traces and prompts, show that for runs and models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,22 @@ class Pages:
 
     def run(self, run_id: str, artifact: str = "") -> str:
         """Address of a run's page, or of a file of it."""
-        return f"#/experiments/{self.experiment}/runs/{run_id}" + (f"/artifacts/{quote(artifact)}" if artifact else "")
+        return run_page(self.experiment, run_id, artifact)
 
     def version(self, alias: str) -> str | None:
         """Link to the version of an alias, or None where there is none."""
         found = self.versions.get(alias)
         return f"[version {found}](#/models/{quote(self.model or '', safe='')}/versions/{found})" if found else None
+
+
+def run_page(experiment: str, run_id: str, artifact: str = "") -> str:
+    """Address of a run's page within MLflow, or of a file of it."""
+    return f"#/experiments/{experiment}/runs/{run_id}{f'/artifacts/{quote(artifact)}' if artifact else ''}?{WORKFLOW}"
+
+
+def experiment_page(experiment: str) -> str:
+    """Address of an experiment's runs within MLflow."""
+    return f"#/experiments/{experiment}/runs?{WORKFLOW}"
 
 
 def code(text: object) -> str:
@@ -68,7 +80,7 @@ def code(text: object) -> str:
 
 def search_note(record: SearchRecord, pages: Pages, importances: Sequence[Importance] = ()) -> str:
     """Of the parent run: what was searched, what won, how to go on, and where the report is."""
-    parts = [_what_was_searched(record), *_winners(record, pages), *_go_on(record)]
+    parts = [*_winners(record, pages), _what_was_searched(record), *_go_on(record)]
     files = ", ".join(f"[{what}]({pages.run(pages.parent, path)})" for what, path in pages.artifacts.items())
     parts.append(f"See {files}." if files else "")
     matters = [f"{TARGETS[one.target]} {one.r2:.2f}" for one in importances if one.genes]
@@ -79,14 +91,15 @@ def search_note(record: SearchRecord, pages: Pages, importances: Sequence[Import
 def candidate_note(record: SearchRecord, candidate: Candidate, pages: Pages) -> str:
     """Of the run of a candidate on the front, or that won: what it does, its figures, and the lines that use it."""
     aliases = aliases_of(record).get(candidate.number, [])
-    title = f"**{', '.join(aliases) or 'On the front'}** of [search {code(record.search_id)}]({pages.run(pages.parent)}), candidate {candidate.number}"
-    parts = [title, what_it_does(candidate.strategy)]
-    if aliases:
-        winner = record.winners[aliases[0]]
-        parts += [_figures(winner.fresh, winner.fresh_baseline, "fresh images, which chose nothing"), _in_words(record, winner)]
-    m = latest(record, candidate.number)
+    title = f"**{', '.join(aliases) or 'On the front'}** of [search {code(record.search_id)}]({pages.run(pages.parent)})"
+    won, m = record.winners[aliases[0]] if aliases else None, latest(record, candidate.number)
+    parts = [f"{title}: {_headline(won.fresh, won.fresh_baseline)}." if won else title, what_it_does(candidate.strategy)]
+    if won:
+        parts += [_figures(won.fresh, won.fresh_baseline, "fresh images, which chose nothing"), f"It is {in_words(won, tolerance_of(record.config))}."]
     if m.ok and UNACCELERATED in record.baselines:
-        parts.append(_figures(m, record.plain(m.images), "images of the search"))
+        plain = record.plain(m.images)
+        parts[0] += "" if won else f": {_headline(m, plain)}."
+        parts.append(_figures(m, plain, "images of the search"))
     models = {link: [a for a in aliases if pages.version(a) == link] for alias in aliases if (link := pages.version(alias))}
     parts += [f"Registered as {code(pages.model)}, {link} ({', '.join(names)})." for link, names in models.items()]
     registered = next((a for a in aliases if a in pages.versions), None)
@@ -107,14 +120,15 @@ def version_note(strategy: Strategy, name: str, aliases: Sequence[str], experime
     """Of a model version: what the strategy does, its figures, the run it comes from, and the lines that use it."""
     notes = strategy.provenance
     quality, latency = _part(notes, "quality"), _part(notes, "latency")
-    source = f"[its run](#/experiments/{experiment}/runs/{run_id})"
+    source = f"[its run]({run_page(experiment, run_id)})"
     model = _part(notes, "model")
-    parts = [f"**{', '.join(aliases)}**" + (f" for {code(model.get('name') or model.get('path'))}" if model else "") + f"; from {source}", what_it_does(strategy)]
+    title = f"**{', '.join(aliases)}**" + (f" for {code(model.get('name') or model.get('path'))}" if model else "") + f"; from {source}"
+    parts = [title, what_it_does(replace(strategy, provenance={}))]  # without its source, which is a text of others
     if quality and latency:
         interval, speeds = quality.get("difference_interval"), latency.get("speedup_range")
         rows = [
-            ("ms per image", latency.get("value"), latency.get("baseline"), f"{_number(latency.get('speedup'))}x faster{_ends(speeds)}"),
-            ("FID, lower is better", quality.get("value"), quality.get("baseline"), f"{_number(quality.get('difference'), '+')}{_ends(interval)}"),
+            ("ms per image", latency.get("value"), latency.get("baseline"), f"{_number(latency.get('speedup'))}x faster{_ends(speeds, 'batches ')}"),
+            ("FID, lower is better", quality.get("value"), quality.get("baseline"), f"{_number(quality.get('difference'), '+')}{_ends(interval, '95 % ')}"),
         ]
         where = "fresh images" if quality.get("fresh") else "images of the search"
         said = f"; {quality['in_words']}" if quality.get("in_words") else ""
@@ -170,7 +184,8 @@ def _winners(record: SearchRecord, pages: Pages) -> list[str]:
     where = f"On {' or '.join(map(str, images))} fresh images, which chose nothing."
     near = closest_in_words(record) if "fastest" not in record.winners else None
     missing = f"There is no `fastest`: nothing was shown to be within {tolerance_of(record.config):g} FID points" + (f"; {near}." if near else ".")
-    return [_table(heads, rows), where, *([missing] if "fastest" not in record.winners else [])]
+    won = record.winners.get("fastest")
+    return [f"**fastest: {_headline(won.fresh, won.fresh_baseline)}**" if won else missing, _table(heads, rows), where]
 
 
 def _go_on(record: SearchRecord) -> list[str]:
@@ -180,8 +195,8 @@ def _go_on(record: SearchRecord) -> list[str]:
     return [] if record.finished else ["The same `dato search` command continues it; `dato status folder=<its folder>` says how it stands."]
 
 
-def _in_words(record: SearchRecord, winner: Winner) -> str:
-    return f"It is {in_words(winner, tolerance_of(record.config))}."
+def _headline(m: Measurement, plain: Measurement) -> str:
+    return f"{plain.latency_ms / m.latency_ms:.2f}x faster, FID {difference_in_words(m, plain)}"
 
 
 def _figures(m: Measurement, plain: Measurement, where: str) -> str:
@@ -215,6 +230,6 @@ def _number(value: Any, sign: str = "") -> str:
     return f"{value:{sign}.2f}" if isinstance(value, int | float) else "not measured"
 
 
-def _ends(ends: Any) -> str:
+def _ends(ends: Any, what: str) -> str:
     whole = isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends)
-    return f" ({ends[0]:.2f} .. {ends[1]:.2f})" if whole else ""
+    return f" ({what}{ends[0]:.2f} .. {ends[1]:.2f})" if whole else ""

@@ -25,9 +25,9 @@ from search.publish.background import Background
 from search.publish.candidate_runs import PARENT, CandidateRuns, as_metrics
 from search.publish.curves import curves, final_metrics
 from search.publish.datasets import dataset_inputs
-from search.publish.mlflow_notes import NOTE, Pages, candidate_note, search_note
+from search.publish.mlflow_notes import NOTE, Pages, candidate_note, experiment_page, search_note
 from search.publish.mlflow_queries import all_runs, experiment_id
-from search.publish.mlflow_values import front_table, made_with
+from search.publish.mlflow_values import front_table, made_with, similarity_metrics
 from search.publish.snapshot import as_of, snapshot
 from search.publish.system_metrics import SystemMetrics, wanted
 from search.records import Candidate, SearchRecord
@@ -132,6 +132,11 @@ class Tracker:
             self._work()
         except Exception as error:  # MLflow's own, its server's, or whatever its database driver raises
             raise TrackingError(f"MLflow does not take the log ({without_credentials(str(error))})") from None
+
+    @property
+    def page(self) -> str:
+        """Where MLflow shows the search's experiment, within its pages."""
+        return experiment_page(self._experiment_id)
 
     def _use(self, record: SearchRecord) -> None:
         if self.uri:
@@ -251,17 +256,19 @@ class Tracker:
         self._client.set_terminated(self.run_id, "FINISHED")
 
     def _describe_front(self, record: SearchRecord) -> None:
-        front, winners = {c.number: c for c, _ in record.front()}, {w.candidate.number: w.candidate for w in record.winners.values()}
-        chosen = {**front, **winners}
+        front, winners = {c.number: c for c, _ in record.front()}, {w.candidate.number: w for w in record.winners.values()}
+        chosen = {**front, **{n: w.candidate for n, w in winners.items()}}
         for candidate in chosen.values():
             self._candidates.log(record, candidate)
         aliases = aliases_of(record)
         for number, candidate in chosen.items():
-            tags = {"dato.front": "true"} if number in front else {}
+            tags, metrics = {"dato.front": "true"} if number in front else {}, dict[str, float]()
             if number in winners:
                 tags["dato.winner"] = ", ".join(aliases[number])
+                # What is compared between versions, such as the speedup, comes with their models (`search.publish.registry`).
+                metrics = {f"fresh/{k}": v for k, v in similarity_metrics(winners[number].fresh).items()}
             tags[NOTE] = candidate_note(record, candidate, self._pages())
-            self._candidates.describe(number, tags, self._files(record, candidate) if self._files else {}, self._inputs)
+            self._candidates.describe(number, tags, self._files(record, candidate) if self._files else {}, self._inputs, metrics)
 
     def registered(self, record: SearchRecord, name: str, versions: Mapping[str, str], artifacts: Sequence[Path] = ()) -> None:
         """Say in the descriptions of a finished search and its winners which versions of model `name` they became. Raises `TrackingError`.

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def _together(strategies: Mapping[str, Strategy]) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for alias, strategy in strategies.items():
         notes = {k: v for k, v in strategy.provenance.items() if k != "alias"}
-        found.setdefault(strategy.with_provenance(**notes).to_json(), []).append(alias)
+        found.setdefault(replace_fields(strategy, provenance=notes).to_json(), []).append(alias)
     return list(found.values())
 
 

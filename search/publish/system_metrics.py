@@ -28,7 +28,7 @@ _KEPT = 8640
 
 def wanted() -> bool:
     """Whether there are to be any: MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false turns them off."""
-    return MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get() is not False
+    return not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set() or bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
 
 
 class SystemMetrics:
