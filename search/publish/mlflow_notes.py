@@ -80,7 +80,7 @@ def code(text: object) -> str:
 
 def search_note(record: SearchRecord, pages: Pages, importances: Sequence[Importance] = ()) -> str:
     """Of the parent run: what was searched, what won, how to go on, and where the report is."""
-    parts = [*_winners(record, pages), _what_was_searched(record), *_go_on(record)]
+    parts = [*_winners(record, pages), _what_was_searched(record), *_go_on(record, pages)]
     files = ", ".join(f"[{what}]({pages.run(pages.parent, path)})" for what, path in pages.artifacts.items())
     parts.append(f"See {files}." if files else "")
     matters = [f"{TARGETS[one.target]} {one.r2:.2f}" for one in importances if one.genes]
@@ -153,7 +153,7 @@ def _what_was_searched(record: SearchRecord) -> str:
     samplers = ", ".join("its own" if s is None else str(s) for s in space.get("samplers") or [])
     ways = {
         "samplers": samplers,
-        "steps": ", ".join(f"{s:g}" for s in space.get("steps") or []),
+        "steps": ", ".join(f"{s:.0%}" if s <= 1 else f"{s:g}" for s in space.get("steps") or []),
         "guidance": ", ".join(map(str, space.get("guidance") or [])),
         "cache depths": ", ".join(map(str, space.get("depths") or [])),
         "prune ratios": ", ".join(f"{r:g}" for r in space.get("ratios") or []),
@@ -188,10 +188,14 @@ def _winners(record: SearchRecord, pages: Pages) -> list[str]:
     return [f"**fastest: {_headline(won.fresh, won.fresh_baseline)}**" if won else missing, _table(heads, rows), where]
 
 
-def _go_on(record: SearchRecord) -> list[str]:
+def _go_on(record: SearchRecord, pages: Pages) -> list[str]:
     alias = "fastest" if "fastest" in record.winners else next(iter(record.winners), None)
     if alias:
-        return [use(f"winners/{alias}.json", len(record.winners[alias].candidate.strategy)) + "\n\nin the search's folder, or as each winner's run says."]
+        version = pages.versions.get(alias)
+        source = f"models:/{pages.model}/{version}" if version else f"winners/{alias}.json"
+        where = "" if version else "\n\nin the search's folder, or as each winner's run says."
+        more = "`dato export folder=<its folder>` hands winners over; `dato search` with the keys in `search.json` and another `seed` searches anew."
+        return [use(source, len(record.winners[alias].candidate.strategy)) + where, more]
     return [] if record.finished else ["The same `dato search` command continues it; `dato status folder=<its folder>` says how it stands."]
 
 
