@@ -194,7 +194,7 @@ def _go_on(record: SearchRecord, pages: Pages) -> list[str]:
         version = pages.versions.get(alias)
         source = f"models:/{pages.model}/{version}" if version else f"winners/{alias}.json"
         where = "" if version else "\n\nin the search's folder, or as each winner's run says."
-        more = "`dato export folder=<its folder>` hands winners over; `dato search` with the keys in `search.json` and another `seed` searches anew."
+        more = "`dato export folder=<its folder>` hands winners over; `dato search` with its parameters and another `seed` searches anew."
         return [use(source, len(record.winners[alias].candidate.strategy)) + where, more]
     return [] if record.finished else ["The same `dato search` command continues it; `dato status folder=<its folder>` says how it stands."]
 
