@@ -266,7 +266,7 @@ class Tracker:
             if number in winners:
                 tags["dato.winner"] = ", ".join(aliases[number])
                 # What is compared between versions, such as the speedup, comes with their models (`search.publish.registry`).
-                metrics = {f"fresh/{k}": v for k, v in similarity_metrics(winners[number].fresh).items()}
+                metrics = {f"verified/{k}": v for k, v in similarity_metrics(winners[number].fresh).items()}
             tags[NOTE] = candidate_note(record, candidate, self._pages())
             self._candidates.describe(number, tags, self._files(record, candidate) if self._files else {}, self._inputs, metrics)
 

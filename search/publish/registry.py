@@ -202,7 +202,7 @@ def _figures(strategy: Strategy) -> dict[str, float]:
         "speedup": latency.get("speedup"), "latency_ms": latency.get("value"), "fid": quality.get("value"), "fid_difference": quality.get("difference"),
         "fid_difference_low": low, "fid_difference_high": high, "images": quality.get("images"),
     }  # fmt: skip
-    return {f"fresh/{k}": float(v) for k, v in found.items() if isinstance(v, int | float)}
+    return {f"verified/{k}": float(v) for k, v in found.items() if isinstance(v, int | float)}
 
 
 def _save_model(strategy: Strategy, card: Path, target: Path, model: Model) -> None:

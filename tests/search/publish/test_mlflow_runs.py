@@ -179,7 +179,7 @@ def test_what_is_on_the_front_or_won_is_described(tracked: dict[str, SearchRecor
     note = won.data.tags["mlflow.note.content"]
     for named in (f"runs/{parent.info.run_id}", f"{winner.speedup:.2f}x faster", "fresh images", str(winner.candidate.strategy), f"runs:/{won.info.run_id}/strategy.json", "num_inference_steps=20"):
         assert named in note
-    assert won.data.metrics["fresh/psnr"] == 20
+    assert won.data.metrics["verified/psnr"] == 20
     assert Path(won.info.artifact_uri.removeprefix("file://"), "name.txt").read_text() == str(winner.candidate.number)
     for run in (parent, won):
         names = {i.dataset.name: i for i in run.inputs.dataset_inputs}

@@ -97,8 +97,8 @@ def test_versions_are_of_logged_models_that_compare(uri: str, winners: dict[str,
     for alias, model in models.items():
         latency, quality = winners[alias].provenance["latency"], winners[alias].provenance["quality"]
         figures = {m.key: m.value for m in model.metrics}
-        assert figures["fresh/speedup"] == pytest.approx(latency["speedup"])
-        assert figures["fresh/fid_difference_high"] == pytest.approx(quality["difference_interval"][1])
+        assert figures["verified/speedup"] == pytest.approx(latency["speedup"])
+        assert figures["verified/fid_difference_high"] == pytest.approx(quality["difference_interval"][1])
         assert model.status == "READY"
         assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "dato-toy", "version": versions[alias]}]
     # The candidate's run where there is one, and the search's where there is none.
