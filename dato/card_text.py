@@ -103,7 +103,7 @@ def card_json(strategy: Described) -> str:
 def card_markdown(strategy: Described) -> str:
     """The card as Markdown, for people; its one json block is the strategy itself."""
     notes = strategy.provenance
-    parts = [f"# {_title(strategy)}", _what(strategy), *_figures(notes), *_where(notes), "## Use it", _fence("python", _code(strategy))]
+    parts = [f"# {_title(strategy)}", what_it_does(strategy), *_figures(notes), *_where(notes), "## Use it", _fence("python", _code(strategy))]
     exchanged = " Its sampler comes with it: `dato.accelerate` exchanges the pipeline's scheduler and puts it back." if strategy.sampler and _get(notes, "sampler", "unaccelerated") else ""
     parts += [
         f"The run must have exactly this many steps.{exchanged} `dato` compares your pipeline with the model above when it is switched on, and says what "
@@ -121,7 +121,8 @@ def _title(strategy: Described) -> str:
     return f"Strategy {alias or strategy.digest}" + (f" for {model}" if model else "")
 
 
-def _what(strategy: Described) -> str:
+def what_it_does(strategy: Described) -> str:
+    """How a strategy runs the pipeline, as Markdown: its steps in words, and in short."""
     names = {FULL: "computed in full", 0: "replayed from the step before"}
     calls = ", ".join(f"{n} {names.get(d, f'computed to depth {d}')}" for d, n in strategy.calls_by_depth.items())
     pruned = [s.prune_ratio for s in strategy if s.prune_ratio and s.cache_depth]

@@ -168,8 +168,19 @@ def _require_artifacts(uri: str) -> None:
 
     kind = ModelsArtifactRepository if uri.startswith("models:/") else RunsArtifactRepository
     path = local_path(str(kind.get_underlying_uri(uri)))
-    if path is not None and not path.exists():
+    if path is not None and not path.exists() and not (kind is RunsArtifactRepository and _is_logged_model(uri)):
         raise StoreError(
             f"its files were stored at {path}, where nothing is. MLflow keeps whole paths: if its folder was moved, put it back, or link the old place to the "
             "new one (ln -s <new folder> <old folder>), or give the strategy.json that is in the moved folder; otherwise export again, dato export to=registry"
         )
+
+
+def _is_logged_model(uri: str) -> bool:
+    """Whether ``runs:/<run id>/<name>`` names a model that the run logged, whose files MLflow keeps beside those of its runs."""
+    from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+    from mlflow.tracking import MlflowClient
+
+    (run_id, name), client = RunsArtifactRepository.parse_runs_uri(uri), MlflowClient()
+    outputs = client.get_run(run_id).outputs
+    models = [client.get_logged_model(o.model_id) for o in outputs.model_outputs] if outputs else []
+    return any(model.name == name and model.source_run_id == run_id for model in models)

@@ -4,49 +4,52 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from analysis.progress import progress
 from analysis.report import front_page, write_report
-from dato.card import write_card
+from dato.card import card_markdown, write_card
 from dato.sources import without_credentials
-from dato.strategy import Strategy
 from launch.config import SearchConfig
-from launch.image_grid import grid, write_row
+from launch.image_grid import png
+from launch.samples import candidate_sheet
+from launch.schedule_picture import schedule_picture
 from launch.terminal import SearchView
-from search.data.datasets import FRESH_OFFSET
-from search.publish.strategies import read_model_info, winner_strategies
-from search.records import UNACCELERATED, SearchRecord, prediction_error
-from search.run.jobs import Job, Task
-from search.run.pools import Pool
+from search.data.datasets import Data
+from search.optimize.winners import aliases_of
+from search.publish.curves import latest
+from search.publish.strategies import candidate_strategy, read_model_info, winner_strategies
+from search.records import Candidate, SearchRecord, prediction_error
 
 
-def make_tracker(config: SearchConfig) -> Any:
-    """The tracker that a configuration asks for, or None."""
+def make_tracker(config: SearchConfig, folder: Path) -> Any:
+    """The tracker that a configuration asks for, of the search in a folder, or None."""
     settings = config.keys.mlflow
     if not settings.enabled:
         return None
     from search.publish.mlflow_runs import Tracker  # MLflow takes seconds to import
 
     return Tracker(
-        experiment=settings.experiment, uri=settings.uri, children=settings.children, front_page=front_page, summary=_summary(config), flush_s=settings.flush_s
-    )
+        experiment=settings.experiment, uri=settings.uri, children=settings.children, front_page=front_page, candidate_files=partial(candidate_files, folder),
+        data=partial(Data, config.evaluator.data), flush_s=settings.flush_s,
+    )  # fmt: skip
 
 
-def _summary(config: SearchConfig) -> Callable[[SearchRecord], dict[str, float]]:
-    """What the parent run shows after each generation; speedup is 1, the unaccelerated one, until a candidate reaches its FID."""
-    gpus = config.keys.cluster.gpus
+def candidate_files(folder: Path, record: SearchRecord, candidate: Candidate) -> dict[str, bytes]:
+    """What there is to see of a candidate that won or is on the front, by file name: its steps, its images where some were drawn, its card."""
+    m = latest(record, candidate.number)
+    won, info = aliases_of(record).get(candidate.number), read_model_info(folder)
+    strategy = winner_strategies(record, info)[won[0]] if won else candidate_strategy(record, candidate, m, info)
+    found = {"schedule.png": schedule_picture(record, candidate), "card.md": card_markdown(strategy).encode()}
+    if (sheet := candidate_sheet(folder, candidate.number)) is not None:
+        found["samples.png"] = png(sheet)
+    return found
 
-    def summary(record: SearchRecord) -> dict[str, float]:
-        now = progress(record)
-        found: dict[str, float] = {"front_size": now.front, "evaluations": now.done, "failures": now.failures, "device_hours": now.device_hours}
-        return found | ({"gpu_hours": gpus * now.device_hours} if gpus else {}) | {"speedup": now.speedup or 1.0}
 
-    return summary
+def to_log(folder: Path) -> list[Path]:
+    """Files of a finished search that MLflow shows with its run."""
+    return [path for name in ("report.html", "samples.png") if (path := folder / name).is_file()]
 
 
 def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: SearchView) -> None:
@@ -60,9 +63,10 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
     report = write_report(record, config.folder / "report.html", samples)
     name, versions, stayed = config.keys.registry.name, dict[str, str](), dict[str, str]()
     if tracker:
+        from search.publish.mlflow_runs import TrackingError
         from search.publish.registry import RegistryError, register
 
-        tracker.finished(record, {"": report})
+        tracker.finished(record, to_log(config.folder))
         if tracker.trouble or tracker.run_id is None:
             view.say(f"warning: MLflow does not have this search yet ({tracker.trouble}); once it answers, {_script('dato')} sync folder={config.folder}")
             view.say("         completes it and registers the winners")
@@ -70,7 +74,8 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
             try:
                 made = register(name, strategies, tracker.run_id, replace=config.keys.registry.replace)
                 versions, stayed = made.versions, made.stayed
-            except RegistryError as error:
+                tracker.registered(record, name, versions, to_log(config.folder))
+            except (RegistryError, TrackingError) as error:
                 view.say(f"warning: {error}")
     view.winners(record)
     if (apart := prediction_error(record)) is not None:
@@ -79,6 +84,8 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
     view.say("winners   none, so that there is nothing to export" if not strategies else f"winners   {folder}/*.json" + (f", and models:/{name} in the MLflow registry" if versions else ""))
     if tracker:
         view.say("browse    " + _mlflow_command())
+        if tracker.run_id and not tracker.trouble:
+            view.say(f"          then {_mlflow_address()}/{tracker.page}")
     for alias, why in stayed.items():
         view.say(f"          models:/{name}@{alias} stays where it was: {why}. The new one is version {versions[alias]}; registry.replace=true moves the alias")
     if not strategies:
@@ -96,32 +103,19 @@ def deliver(config: SearchConfig, record: SearchRecord, tracker: Any, view: Sear
 def _mlflow_command() -> str:
     import mlflow
 
-    return f"{_script('mlflow')} ui --backend-store-uri {without_credentials(mlflow.get_tracking_uri())}"
+    address = without_credentials(mlflow.get_tracking_uri())
+    return address if address.startswith("http") else f"{_script('mlflow')} ui --backend-store-uri {address}"
+
+
+def _mlflow_address() -> str:
+    """Where MLflow's pages are: of a server its own address, of a database that which its own server would have."""
+    import mlflow
+
+    address = without_credentials(mlflow.get_tracking_uri()).rstrip("/")
+    return address if address.startswith("http") else "http://127.0.0.1:5000"
 
 
 def _script(name: str) -> str:
     """A command of this environment, as one types it here."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() and shutil.which(name) != str(beside) else name
-
-
-def draw_samples(pool: Pool, record: SearchRecord, steps: int) -> dict[str, torch.Tensor]:
-    """Ten images of the unaccelerated pipeline and of each winner, same prompts and seeds."""
-    strategies = {UNACCELERATED: Strategy.full(steps), **{alias: w.candidate.strategy for alias, w in record.winners.items()}}
-    indices = list(range(FRESH_OFFSET, FRESH_OFFSET + 10))
-    jobs = [Job(label, [s], indices, Task.SAMPLES) for label, s in strategies.items()]
-    made = {job.key: pictures[0] for job, pictures in pool.map(jobs) if pictures is not None}
-    return {label: made[label] for label in strategies if label in made}
-
-
-def write_samples(config: SearchConfig, record: SearchRecord, samples: dict[str, torch.Tensor]) -> None:
-    """A row of images for each, and ``samples.png`` with all rows named."""
-    folder, rows = config.folder / "samples", []
-    for i, (label, images) in enumerate(samples.items()):
-        path = folder / f"{i}-{label}.png"
-        write_row(path, images)
-        won = record.winners.get(label)
-        rows.append((f"{label}, {won.speedup:.1f}x" if won else label, path))
-    if rows:
-        small = min(images.shape[-1] for images in samples.values()) < 128
-        grid(rows, scale=2 if small else 1).save(config.folder / "samples.png")

@@ -12,6 +12,7 @@ from analysis.progress import duration
 from dato.sampler import Sampler
 from dato.strategy import Strategy
 from launch.config import SearchConfig
+from launch.samples import FRONT_IMAGES, WINNER_IMAGES
 from search.evaluate.latency import calibration
 from search.optimize.winners import SearchFailed
 from search.records import UNACCELERATED, SearchRecord
@@ -22,7 +23,6 @@ from search.run.pools import Pool
 ASSUMED_SPEEDUP = 3.0
 """Of the candidates of a search on average; 3.4 in the search of the embedded model that is in analysis/results."""
 WINNERS = 3
-SAMPLES = 10
 CALIBRATION_ROUNDS = 3
 """As `search.evaluate.evaluator.PipelineEvaluator.costs` runs each strategy."""
 
@@ -87,13 +87,14 @@ def search_workload(config: SearchConfig, record: SearchRecord | None = None, re
     winners = WINNERS + len(plan.winner_speedups)
     limits = [f"search.{k}={v:g}" for k in ("max_minutes", "max_device_hours") if (v := getattr(plan, k))]
     return Workload(
-        plain={"of the reference": own, "of the unaccelerated pipeline": (2 if baselines else 1) * protocol.images + SAMPLES},
+        plain={"of the reference": own, "of the unaccelerated pipeline": (2 if baselines else 1) * protocol.images + WINNER_IMAGES},
         fast={
             "of a DeepCache-like rival": protocol.images if baselines else 0,
             "of candidates": max(0, left) * counts[0],
             # As many as a population are taken to be promising: what the front will be, nobody knows.
             "of promoted candidates": plan.population * (counts[-1] - counts[0]),
-            "of winners": winners * (protocol.images + SAMPLES),
+            "of winners": winners * (protocol.images + WINNER_IMAGES),
+            "of the front to look at": plan.population * FRONT_IMAGES,
         },
         alone={"for the cost table": CALIBRATION_ROUNDS * calibration * protocol.batch if plan.latency == "predicted" and not (record and record.costs) else 0},
         speedup=max(ASSUMED_SPEEDUP, plan.objectives.min_speedup or 0),

@@ -13,13 +13,14 @@ from pathlib import Path
 import ray
 
 from launch.config import ConfigError, SearchConfig, build
-from launch.deliver import deliver, draw_samples, make_tracker, write_samples
+from launch.deliver import deliver, make_tracker
 from launch.environment import environment
 from launch.estimate import baselines_of, calibration_of, say_how_long
 from launch.hydra_app import run_with_hydra
 from launch.live_report import ReportKeeper
 from launch.pinned import pin_search
 from launch.pool import connect_cluster, start_workers, warnings_of
+from launch.samples import draw_samples, write_samples
 from launch.terminal import SearchView
 from search.data.datasets import Data
 from search.evaluate.measure import check_metrics, load_metrics, measure
@@ -72,7 +73,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         view.say("this search is finished; set seed=1 or any other key for another one, or fresh_start=true for the same again")
         if config.keys.search.retry_failed and any(not m.ok for m in ledger.record.results.values()):
             view.say("note: search.retry_failed does nothing here: winners are validated, and what failed is tried again in a search that is not finished only")
-    tracker = make_tracker(config)
+    tracker = make_tracker(config, config.folder)
     if tracker:
         tracker.begin(ledger.record)
     if not ledger.record.finished:
@@ -88,7 +89,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         def after(pool: Pool, record: SearchRecord) -> None:
             view.stop()
             view.say("drawing samples")
-            write_samples(config, record, draw_samples(pool, record, spec.model.steps))
+            write_samples(config.folder, record, draw_samples(pool, record, spec.model.steps))
 
         def before(pool: Pool) -> None:
             _check_devices(config, ledger.record, pool)

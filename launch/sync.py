@@ -9,7 +9,7 @@ from pathlib import Path
 from dato.sources import without_credentials
 from launch.arguments import parse, read_search, search_folder, tracking_uri
 from launch.config import build
-from launch.deliver import make_tracker
+from launch.deliver import make_tracker, to_log
 from search.ledger import held
 from search.publish.mlflow_runs import Tracker, TrackingError
 from search.publish.registry import RegistryError, register
@@ -39,7 +39,7 @@ def _sync(folder: Path, uri: str | None, record: SearchRecord) -> int:
         where = settings.get("uri") or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db of this folder"
         print(f"search {record.search_id} began with mlflow.enabled=false; what MLflow does not have of it is written to {without_credentials(str(where))}")
     config = build({**record.config, "mlflow": settings})
-    tracker = make_tracker(config)
+    tracker = make_tracker(config, folder)
     assert tracker is not None  # enabled above
     fix = "check that the server runs and may be written to (mlflow.uri of the search, or MLFLOW_TRACKING_URI), then run dato sync again"
     try:
@@ -53,12 +53,16 @@ def _sync(folder: Path, uri: str | None, record: SearchRecord) -> int:
         try:
             made = register(name, winner_strategies(record, read_model_info(folder)), tracker.run_id, replace=config.keys.registry.replace)
             versions, stayed = made.versions, made.stayed
+            tracker.registered(record, name, versions, to_log(folder))
         except RegistryError as error:
             raise SyncError(f"MLflow holds the runs of search {record.search_id}, and not its winners: {error}") from None
+        except TrackingError as error:
+            raise SyncError(f"{error}; {fix}") from None
     state = "finished" if record.finished else f"{len(record.results)} results so far"
     print(f"MLflow holds search {record.search_id}: {state}, {len(record.hypervolumes)} generations, run {tracker.run_id}")
     if versions:
-        print(f"winners   models:/{name}, versions {', '.join(f'{v} ({alias})' for alias, v in versions.items())}")
+        named = {v: ", ".join(a for a, of in versions.items() if of == v) for v in versions.values()}
+        print(f"winners   models:/{name}, versions {', '.join(f'{v} ({aliases})' for v, aliases in named.items())}")
     for alias, why in stayed.items():
         print(f"          models:/{name}@{alias} stays where it was: {why}")
     return 0
@@ -66,5 +70,4 @@ def _sync(folder: Path, uri: str | None, record: SearchRecord) -> int:
 
 def complete(tracker: Tracker, record: SearchRecord, folder: Path) -> None:
     """Log what MLflow does not have: candidates, generations, and for a finished search its end. Raises `TrackingError`."""
-    report = folder / "report.html"
-    tracker.complete(record, {"": report} if record.finished and report.is_file() else {})
+    tracker.complete(record, to_log(folder) if record.finished else [])

@@ -38,8 +38,8 @@ _ROWS = 30_000
 """Most predictions of a fold: bounds what thousands of candidates cost."""
 TARGETS = {"fid": "FID", "latency": "time"}
 """What importance is taken for, in words."""
-KINDS = {"depth": "all_depths", "ratio": "all_ratios", "guidance": "all_guidance", "order": "all_orders", "sampler": "sampler", "steps": "steps"}
-"""Genes of a step, and last those of the whole run, with the name of all of a kind in metrics."""
+KINDS = ("depth", "ratio", "guidance", "order", "sampler", "steps")
+"""Genes of a step, and last those of the whole run."""
 WHOLE = ("sampler", "steps")
 """Genes of the whole run."""
 Columns = Mapping[str, np.ndarray]
@@ -209,17 +209,6 @@ def _damage(model: Any, columns: Columns, values: np.ndarray, genes: Sequence[tu
     base = (model.predict(_features(columns)) - values) ** 2
     found = model.predict(_features({kind: np.concatenate(parts) for kind, parts in changed.items()})).reshape(len(genes), repeats, len(keep))
     return ((found - values) ** 2 - base).mean((1, 2))
-
-
-def importance_metrics(found: Sequence[Importance]) -> dict[str, float]:
-    """For MLflow: each step's share of the importance, each kind of gene's, and R2, by metric name; R2 alone where there is nothing else."""
-    metrics: dict[str, float] = {}
-    for one in found:
-        name = f"importance_{one.target}"
-        metrics |= {f"{name}/step_{step:02d}": share for step, share in one.steps().items()}
-        metrics |= {f"{name}/{KINDS[kind]}": share for kind, share in one.kinds().items()}
-        metrics[f"{name}/r2"] = one.r2
-    return metrics
 
 
 def importance_table(found: Sequence[Importance]) -> str:

@@ -134,6 +134,14 @@ def alias_at(speedup: float) -> str:
     return f"at-{speedup:g}x".replace(".", "-")
 
 
+def aliases_of(record: SearchRecord) -> dict[int, list[str]]:
+    """What each winner won, by candidate number, in the order of the winners."""
+    found: dict[int, list[str]] = {}
+    for alias, winner in record.winners.items():
+        found.setdefault(winner.candidate.number, []).append(alias)
+    return found
+
+
 def _fid(point: tuple[Candidate, Measurement]) -> float:
     return point[1].fid
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dato.strategy import Strategy
-from search.measurements import Measurement, fid_difference
+from search.measurements import Measurement
 from search.records import UNACCELERATED, Candidate, SearchRecord
 
 
@@ -84,17 +84,6 @@ def child_tags(candidate: Candidate, m: Measurement) -> dict[str, str]:
         "dato.device": m.device,
         **({"dato.error": m.error[:5000]} if m.error else {}),
     }
-
-
-def winner_metrics(record: SearchRecord) -> dict[str, float]:
-    """Each winner's figures on fresh images, under its alias."""
-    metrics: dict[str, float] = {}
-    for alias, winner in record.winners.items():
-        metrics[f"{alias}_speedup"] = winner.speedup
-        metrics[f"{alias}_fid_difference"], *interval = fid_difference(winner.fresh, winner.fresh_baseline)
-        metrics |= dict(zip((f"{alias}_fid_difference_low", f"{alias}_fid_difference_high"), interval, strict=True))
-        metrics |= {f"{alias}_{k}": v for k, v in similarity_metrics(winner.fresh).items()}
-    return metrics
 
 
 def made_with(environment: Mapping[str, Any]) -> dict[str, str]:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ParamSchema, ParamSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from dato.card import card_markdown, write_card
+from dato.card import write_card
 from dato.mlflow_store import StoreError, ask, check_address
 from dato.sources import without_credentials
 from dato.strategy import Strategy
 from search.publish.aliases import Standing, why_not
+from search.publish.candidate_runs import as_metrics
+from search.publish.mlflow_notes import model_note, version_note
+from search.publish.mlflow_queries import experiment_id
 from search.publish.mlflow_values import guided_share, sampler_name
 from search.publish.strategies import check_names
 
@@ -31,9 +37,9 @@ PYFUNC = Path(__file__).with_name("pyfunc.py")
 _SIGNATURE = ModelSignature(params=ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("output", "string", "pil")]))
 _MODEL_CONFIG = {"path": None, "device": None, "dtype": None, "batch": 8}  # what load_model(model_config=...) may change
 _REQUIREMENTS = ["dato-search", "mlflow"]
-
-
 _CONTENT = "dato.sha256"
+_FIRST_NOTE = 'DaTo strategies: dato.Strategy.load("models:/<name>@<alias>"), or mlflow.pyfunc.load_model'
+"""The description of registered models of before, of which MLflow's page shows models:/@ alone."""
 
 
 class RegistryError(RuntimeError):
@@ -56,15 +62,16 @@ class Registered:
 def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri: str | None = None, replace: bool = False) -> Registered:
     """Make a version of model `name` of each strategy, then move the aliases to those that are better than what stands there.
 
-    What is there already, the same strategy with the same provenance under the same alias, gets no second version. A version
-    is an MLflow pyfunc whose code is `search.publish.pyfunc`, next to ``strategy.json`` and its card. An alias moves by the rule of
+    A strategy that won several aliases gets one version with all of them, and what is there already, the same strategy with the same
+    provenance, gets no second one. A version is of a logged model, an MLflow pyfunc whose code is `search.publish.pyfunc`, next to
+    ``strategy.json`` and its card; its source is the candidate's run where there is one. An alias moves by the rule of
     `search.publish.aliases.why_not`: a strategy that was measured on no fresh images gets a version, and no alias. Either all aliases
     that may move do, or none does.
 
     Args:
         name: Registered model; made if missing.
         strategies: By alias: "quality", "balanced", "fastest", or another name of letters, digits, - and _.
-        run_id: The run that the versions belong to.
+        run_id: The run of the search, or of the import, that the versions belong to.
         uri: Tracking URI; None for the one that is set.
         replace: Move the aliases of all that were measured on fresh images, whatever stands there.
 
@@ -76,9 +83,13 @@ def register(name: str, strategies: Mapping[str, Strategy], run_id: str, *, uri:
         check_names(name, alias)
     client = _connect(uri)
     try:
-        _ensure_model(client, name)
+        _ensure_model(client, name, list(strategies))
         there = {v.tags.get(_CONTENT): str(v.version) for v in client.search_model_versions(f"name = '{name}'") if v.status == "READY"}
-        versions = {a: there.get(_content(a, s)) or _make_version(client, name, a, s, run_id) for a, s in strategies.items()}
+        versions: dict[str, str] = {}
+        for aliases in _together(strategies):
+            known = {a: found for a in aliases if (found := there.get(_content(a, strategies[a])))}
+            version = next(iter(known.values()), None) or _make_version(client, name, aliases, strategies[aliases[0]], run_id)
+            versions |= {a: known.get(a, version) for a in aliases}
         stayed = {a: why for a, v in versions.items() if (why := _why_not(client, name, a, strategies[a], v, replace))}
         _move_aliases(client, name, {a: v for a, v in versions.items() if a not in stayed})
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -114,12 +125,11 @@ def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind:
     """The parent run of a search, which is made where MLflow does not have it; of kind "import" for a strategy handed over. Raises `RegistryError`."""
     client = _connect(uri)
     try:
-        found = client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-        runs = client.search_runs([experiment_id], f"tags.`dato.search_id` = '{search_id}' and tags.`dato.kind` = '{kind}'", max_results=1)
+        where = experiment_id(client, experiment)
+        runs = client.search_runs([where], f"tags.`dato.search_id` = '{search_id}' and tags.`dato.kind` = '{kind}'", max_results=1)
         if runs:
             return str(runs[0].info.run_id)
-        run = client.create_run(experiment_id, run_name=search_id, tags={"dato.search_id": search_id, "dato.kind": kind})
+        run = client.create_run(where, run_name=search_id, tags={"dato.search_id": search_id, "dato.kind": kind})
         client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -129,32 +139,79 @@ def run_of_search(search_id: str, experiment: str, uri: str | None = None, kind:
         ) from None
 
 
-def _ensure_model(client: MlflowClient, name: str) -> None:
+def _ensure_model(client: MlflowClient, name: str, aliases: Sequence[str]) -> None:
+    said = model_note(name, aliases or ["fastest"])
     try:
-        client.get_registered_model(name)
+        if client.get_registered_model(name).description == _FIRST_NOTE:
+            client.update_registered_model(name, said)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        client.create_registered_model(name, description="DaTo strategies: dato.Strategy.load(\"models:/<name>@<alias>\"), or mlflow.pyfunc.load_model")
+        client.create_registered_model(name, description=said)
 
 
-def _make_version(client: MlflowClient, name: str, alias: str, strategy: Strategy, run_id: str) -> str:
-    path = f"winners/{alias}-{strategy.digest}"
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        _save_model(strategy, write_card(strategy, Path(folder) / "card"), model)
-        client.log_artifacts(run_id, str(model), path)
-    source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
-    version = client.create_model_version(name, source, run_id=run_id, tags=_tags(alias, strategy), description=card_markdown(strategy)[:5000])
+def _together(strategies: Mapping[str, Strategy]) -> list[list[str]]:
+    """The aliases of each strategy: what differs in its alias alone is one."""
+    found: dict[str, list[str]] = {}
+    for alias, strategy in strategies.items():
+        notes = {k: v for k, v in strategy.provenance.items() if k != "alias"}
+        found.setdefault(replace_fields(strategy, provenance=notes).to_json(), []).append(alias)
+    return list(found.values())
+
+
+def _make_version(client: MlflowClient, name: str, aliases: Sequence[str], strategy: Strategy, run_id: str) -> str:
+    parent, first, tags = client.get_run(run_id).info, aliases[0], _tags(aliases, strategy)
+    run = _candidate_run(client, parent.experiment_id, strategy) or run_id
+    params = {"sampler": sampler_name(strategy), "steps": str(len(strategy)), "strategy": str(strategy)[:6000]}
+    model = client.create_logged_model(
+        parent.experiment_id, name=f"{first}-{strategy.digest}", source_run_id=run, tags=tags, params=params, model_type="diffusion strategy"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "model"
+            _save_model(strategy, write_card(strategy, Path(folder) / "card"), target, Model(model_id=model.model_id, run_id=run, artifact_path=model.artifact_location))
+            client.log_model_artifacts(model.model_id, str(target))
+        client.finalize_logged_model(model.model_id, "READY")
+    except (MlflowException, SQLAlchemyError, OSError):
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    for owner in dict.fromkeys((run, run_id)):
+        client.log_outputs(owner, [LoggedModelOutput(model.model_id, 0)])
+    client.log_batch(run, metrics=as_metrics(_figures(strategy), 0, model.model_id))
+    note = version_note(strategy, name, aliases, parent.experiment_id, run)
+    version = client.create_model_version(name, model.artifact_location, run_id=run, tags=tags, description=note, model_id=model.model_id)
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": str(version.version)}])})
     return str(version.version)
 
 
-def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
+def _candidate_run(client: MlflowClient, experiment: str, strategy: Strategy) -> str | None:
+    """The run of the candidate that a strategy was in its search, or None where MLflow has none."""
+    search = str(strategy.provenance.get("search_id") or "")
+    if not search or "'" in search:
+        return None
+    query = f"tags.`dato.search_id` = '{search}' AND tags.`dato.kind` = 'candidate' AND tags.`dato.digest` = '{strategy.digest}'"
+    found = client.search_runs([experiment], query, max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def _figures(strategy: Strategy) -> dict[str, float]:
+    """What versions are compared by, by metric name: measured on fresh images."""
+    quality, latency = _mapping(strategy, "quality"), _mapping(strategy, "latency")
+    low, high = quality.get("difference_interval") or (None, None)
+    found = {
+        "speedup": latency.get("speedup"), "latency_ms": latency.get("value"), "fid": quality.get("value"), "fid_difference": quality.get("difference"),
+        "fid_difference_low": low, "fid_difference_high": high, "images": quality.get("images"),
+    }  # fmt: skip
+    return {f"verified/{k}": float(v) for k, v in found.items() if isinstance(v, int | float)}
+
+
+def _save_model(strategy: Strategy, card: Path, target: Path, model: Model) -> None:
     # Recorded, not filtered: MLflow sets filters of its own around the first of these.
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         mlflow.pyfunc.save_model(
             target,
+            mlflow_model=model,
             python_model=str(PYFUNC),
             artifacts={"strategy": str(card / "strategy.json")},
             model_config=_MODEL_CONFIG,
@@ -170,11 +227,11 @@ def _save_model(strategy: Strategy, card: Path, target: Path) -> None:
 
 
 def _content(alias: str, strategy: Strategy) -> str:
-    """Identity of all that a version holds."""
+    """Identity of all that a version holds; of several aliases, the first counts."""
     return hashlib.sha256(f"{alias} {strategy.to_json()}".encode()).hexdigest()
 
 
-def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
+def _tags(aliases: Sequence[str], strategy: Strategy) -> dict[str, str]:
     quality, latency = _mapping(strategy, "quality"), _mapping(strategy, "latency")
     interval = quality.get("difference_interval")
     tags = {
@@ -182,8 +239,8 @@ def _tags(alias: str, strategy: Strategy) -> dict[str, str]:
         "dato.steps": len(strategy),
         "dato.sampler": sampler_name(strategy),
         "dato.guided_share": _number(guided_share(strategy)),
-        _CONTENT: _content(alias, strategy),
-        "dato.alias": alias,
+        _CONTENT: _content(aliases[0], strategy),
+        "dato.alias": ", ".join(aliases),
         "dato.validated": str(strategy.provenance.get("validated") is True).lower(),
         "dato.search_id": strategy.provenance.get("search_id"),
         "dato.speedup": _number(latency.get("speedup")),

@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from dato.strategy import Strategy
 from search.evaluate.model_files import PINNED, added_digests
 from search.evaluate.model_spec import LATER, ModelError, ModelSpec
 from search.evaluate.pipelines import weights_digest
-from search.measurements import fid_difference, flat, speedup
+from search.measurements import Measurement, fid_difference, flat, speedup
 from search.optimize.winners import in_words, passed, tolerance_of
-from search.records import SearchRecord, Winner
+from search.records import Candidate, SearchRecord, Winner
 
 MODEL_FILE = "model.json"
 
@@ -74,16 +75,29 @@ def write_model_info(folder: Path, model_info: Mapping[str, Any]) -> None:
 
 
 def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Where a winner comes from, for which model, and what it gave."""
+    """Where a winner comes from, for which model, and what it gave on fresh images."""
+    tolerance = tolerance_of(record.config)
+    judged = {"in_search": winner.searched.fid, "fresh": True, "in_words": in_words(winner, tolerance)}
+    said = {"alias": winner.alias, "validated": passed(winner, tolerance)}
+    return _provenance(record, winner.candidate, winner.fresh, winner.fresh_baseline, model_info, said, judged)
+
+
+def candidate_strategy(record: SearchRecord, candidate: Candidate, m: Measurement, model_info: Mapping[str, Any] | None = None) -> Strategy:
+    """A candidate that need not have won, with its provenance: what it gave as `m` on the images of the search, which chose it."""
+    judged = {"in_search": m.fid, "fresh": False, "in_words": None}
+    return candidate.strategy.with_provenance(**_provenance(record, candidate, m, record.plain(m.images), model_info, {"validated": False}, judged))
+
+
+def _provenance(
+    record: SearchRecord, candidate: Candidate, m: Measurement, plain: Measurement, model_info: Mapping[str, Any] | None, said: Mapping[str, Any], judged: Mapping[str, Any]
+) -> dict[str, Any]:
     config = as_pinned(record)
     model, sampler = config["model"], (model_info or {}).get("scheduler", {})
-    fresh, plain, tolerance = winner.fresh, winner.fresh_baseline, tolerance_of(record.config)
-    difference, low, high = fid_difference(fresh, plain)
-    faster, slowest, fastest = speedup(fresh, plain)
+    difference, low, high = fid_difference(m, plain)
+    faster, slowest, fastest = speedup(m, plain)
     return {
         "search_id": record.search_id,
-        "alias": winner.alias,
-        "validated": passed(winner, tolerance),
+        **said,
         "model": {
             "name": model["name"],
             "path": model["path"],
@@ -92,31 +106,31 @@ def provenance(record: SearchRecord, winner: Winner, model_info: Mapping[str, An
             **_files_digests(model),
             **{k: v for k, v in (model_info or {}).items() if k != "scheduler"},
         },
-        "sampler": _ran_with(winner.candidate.strategy, model, sampler),
+        "sampler": _ran_with(candidate.strategy, model, sampler),
         "size": [model["height"], model["width"]] if model["height"] and model["width"] else "the model's own",
         "quality": {
             "metric": f"FID, {record.config['protocol']['features']} features",
-            "value": fresh.fid,
-            "interval": _ends(fresh.fid_low, fresh.fid_high),
+            "value": m.fid,
+            "interval": _ends(m.fid_low, m.fid_high),
             "baseline": plain.fid,
             "baseline_interval": _ends(plain.fid_low, plain.fid_high),
             "difference": difference,
             "difference_interval": _ends(low, high),
-            "in_search": winner.searched.fid,
-            "images": fresh.images,
-            "fresh": True,
-            "tolerance": tolerance,
-            "in_words": in_words(winner, tolerance),
+            "in_search": judged["in_search"],
+            "images": m.images,
+            "fresh": judged["fresh"],
+            "tolerance": tolerance_of(record.config),
+            "in_words": judged["in_words"],
             "reference": record.reference,
         },
         "latency": {
-            "value": fresh.latency_ms,
+            "value": m.latency_ms,
             "baseline": plain.latency_ms,
             "unit": "ms per image",
             "speedup": faster,
             "speedup_range": _ends(slowest, fastest) if slowest < fastest else None,  # of one batch, none
-            "device": fresh.device,
-            "batch": fresh.batch,
+            "device": m.device,
+            "batch": m.batch,
             **({"warnings": warnings} if (warnings := record.notes.get("warnings")) else {}),
         },
         "environment": record.environment,
@@ -174,11 +188,17 @@ def as_pinned(record: SearchRecord) -> dict[str, Any]:
 def _files_digests(model: Mapping[str, Any]) -> dict[str, Any]:
     """Of the weight files on this machine: None where the model's folder is on another, or its keys are of another version."""
     try:
-        spec = ModelSpec(**model)
-        added = added_digests(spec)
-        return {"unet_sha256": weights_digest(spec), **({"added_sha256": added} if added else {})}
+        return _digests(json.dumps(dict(model), sort_keys=True))
     except (ModelError, TypeError, OSError):
         return {"unet_sha256": None}
+
+
+@cache
+def _digests(model: str) -> dict[str, Any]:
+    """Read once, and not for each strategy: weights are gigabytes. Of a model's keys as JSON, which can be looked up."""
+    spec = ModelSpec(**json.loads(model))
+    added = added_digests(spec)
+    return {"unet_sha256": weights_digest(spec), **({"added_sha256": added} if added else {})}
 
 
 def _ends(low: float, high: float) -> list[float] | None:

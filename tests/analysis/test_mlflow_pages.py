@@ -1,4 +1,4 @@
-"""MLflow's own pages in Chromium: the search is there, its front opens, candidates can be compared."""
+"""MLflow's own pages in Chromium: the search is there and described, links lead on, its front opens, candidates can be compared."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
-from analysis.report import front_page
+from launch.config import build
+from launch.deliver import make_tracker, to_log
+from launch.samples import write_samples
 from search.ledger import read_ledger
-from search.publish.mlflow_runs import Tracker
+from search.publish.mlflow_notes import WORKFLOW
+from search.publish.registry import register
+from search.publish.strategies import winner_strategies
 
 pytestmark = pytest.mark.slow
 
@@ -26,13 +31,16 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def server(browser: Any, make_search: Callable[..., Path], tmp_path: Path) -> Iterator[tuple[str, str, Any]]:
     uri, before = f"sqlite:///{tmp_path / 'mlflow.db'}", mlflow.get_tracking_uri()
-    record = read_ledger(make_search(tmp_path / "toy", population=12) / "ledger.jsonl")
+    folder = make_search(tmp_path / "toy", population=12)
+    record = read_ledger(folder / "ledger.jsonl")
     MlflowClient(uri).create_experiment("dato/embedded", artifact_location=(tmp_path / "artifacts").as_uri())
-    tracker = Tracker(experiment="dato/embedded", uri=uri, front_page=front_page)
+    write_samples(folder, record, {n: torch.full((4, 3, 8, 8), 100, dtype=torch.uint8) for n in (-1, record.winners["fastest"].candidate.number)})
+    tracker = make_tracker(build({**record.config, "mlflow": {**record.config["mlflow"], "uri": uri}}), folder)
     tracker.started(record)
     for generation in range(3):
         tracker.generation_done(record, generation)
-    tracker.finished(record, {})
+    tracker.finished(record, to_log(folder))
+    tracker.registered(record, "toy", register("toy", winner_strategies(record), tracker.run_id).versions, to_log(folder))
     mlflow.set_tracking_uri(before)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -64,12 +72,27 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 def test_a_person_finds_the_search_and_its_front(server: tuple[str, str, Any], browser: Any, keep: Callable[..., None]) -> None:
     address, parent, client = server
     experiment = client.get_experiment_by_name("dato/embedded").experiment_id
-    page = browser.new_page(viewport={"width": 1800, "height": 900})
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.set_default_timeout(90_000)
-    page.goto(f"{address}/#/experiments/{experiment}/runs")
+    page.goto(f"{address}/#/experiments/{experiment}?{WORKFLOW}")
     page.get_by_text("embedded-digits-0000000000").first.wait_for()
+    assert "/runs?" in page.url, "it opens on its runs"
     page.wait_for_timeout(1500)
     keep(page, "mlflow-experiment")
+    page.goto(f"{address}/#/experiments/{experiment}/runs/{parent}?{WORKFLOW}")
+    page.get_by_text("x faster, FID").first.wait_for()
+    page.get_by_text("Show more").first.click()
+    page.wait_for_timeout(1500)
+    keep(page, "mlflow-search")
+    page.goto(f"{address}/{page.get_by_role('link', name='version 1').first.get_attribute('href')}")  # links may open a tab of their own
+    page.get_by_text("dato.Strategy.load").first.wait_for()
+    assert "models:/toy@" in page.content()
+    keep(page, "mlflow-version")
+    page.goto(f"{address}/{page.get_by_role('link', name='its run').first.get_attribute('href')}")
+    page.get_by_text("Registered as").first.wait_for()
+    assert "/runs/" in page.url, "and back"
+    page.goto(f"{address}/#/models/toy")
+    page.get_by_text("models:/toy@quality").first.wait_for()
     wanted = "searchFilter=tags.%60dato.front%60%20%3D%20'true'&orderByKey=metrics.%60latency_ms%60&orderByAsc=true"
     page.goto(f"{address}/#/experiments/{experiment}/runs?{wanted}")
     page.get_by_text("candidate").first.wait_for()

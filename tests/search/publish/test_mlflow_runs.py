@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import subprocess
 import sys
 import threading
@@ -21,11 +20,12 @@ from mlflow.tracking import MlflowClient
 from dato.strategy import Strategy
 from launch.__main__ import main
 from launch.config import compose_config
+from search.data.datasets import Data, DataSpec
 from search.evaluate.protocol import EvaluationProtocol
 from search.ledger import Ledger, read_ledger
-from search.optimize.importance import importance, importance_metrics
 from search.optimize.nsga2 import Nsga2
 from search.optimize.space import SearchSpace
+from search.publish.mlflow_queries import experiment_id
 from search.publish.mlflow_runs import Tracker
 from search.publish.mlflow_values import front_table, made_with
 from search.records import UNACCELERATED, Candidate, SearchRecord
@@ -49,13 +49,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def track(record: SearchRecord, uri: str, children: str) -> None:
-    tracker = Tracker(experiment="toy", uri=uri, children=children, front_page=lambda r: f"<p>{len(r.front())}</p>", summary=lambda r: {"evaluations": len(r.results), "speedup": float("nan")})
+    tracker = Tracker(experiment="toy", uri=uri, children=children, front_page=lambda r: f"<p>{len(r.front())}</p>", candidate_files=lambda _, c: {"name.txt": str(c.number).encode()}, data=lambda: Data(DataSpec(name="digits", kind="digits")))
     tracker.started(SearchRecord(search_id=record.search_id, config=record.config, environment=record.environment))
     for number in record.results:
         tracker.measured(record, record.candidates[number])
     for generation in range(len(record.hypervolumes)):
         tracker.generation_done(record, generation)
-    tracker.finished(record, {})
+    tracker.finished(record, [])
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +147,9 @@ def test_the_parent_is_renewed_every_generation(tracked: dict[str, SearchRecord]
     (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
     client = MlflowClient()
     assert [m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")] == record.hypervolumes
-    assert "speedup" not in parent.data.metrics  # no number where there is none
-    assert parent.data.metrics["fastest_fid_difference_low"] < parent.data.metrics["fastest_fid_difference"]
-    assert parent.data.metrics["fastest_feature_distance"] == record.winners["fastest"].fresh.feature_distance
-    assert parent.data.metrics["fastest_psnr"] == 20
-    known = {k: v for k, v in importance_metrics(importance(record)).items() if math.isfinite(v)}
-    assert known.keys() >= {"importance_fid/r2", "importance_latency/r2"}
-    assert {k: v for k, v in parent.data.metrics.items() if k.startswith("importance_")} == known
+    assert parent.data.metrics["fastest/speedup"] == record.winners["fastest"].speedup
+    assert {k.partition("/")[0] for k in parent.data.metrics} == {"hypervolume", "best_fid_difference", "progress", "fastest"}, "few figures, nearly all of them curves"
+    assert len(client.get_metric_history(parent.info.run_id, "progress/front")) == 4
     folder = Path(parent.info.artifact_uri.removeprefix("file://"))
     assert {"front.html", "importance.csv", "search.json"} <= {p.name for p in folder.iterdir()}
     assert len(list((folder / "fronts").glob("*.csv"))) == 3
@@ -162,19 +158,37 @@ def test_the_parent_is_renewed_every_generation(tracked: dict[str, SearchRecord]
     assert [float(r["feature_distance"]) for r in rows] == pytest.approx([m.feature_distance for _, m in record.front()], abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("query", "order"),
-    [
-        ("tags.`dato.kind` = 'search' and tags.`dato.model` = 'embedded'", "attributes.start_time DESC"),
-        ("tags.`dato.search_id` = '{id}' and tags.`dato.front` = 'true'", "metrics.latency_ms ASC"),
-        ("tags.`dato.search_id` = '{id}' and metrics.fid_difference <= 60 and metrics.speedup > 1", "metrics.speedup DESC"),
-        ("tags.`dato.model` = 'embedded' and tags.`dato.winner` LIKE '%fastest%'", "metrics.speedup DESC"),
-        ("tags.`mlflow.source.git.commit` = 'abc' and tags.`dato.kind` = 'search'", "attributes.start_time DESC"),
-        ("tags.`dato.kind` = 'candidate' and attributes.status = 'FAILED'", "attributes.start_time ASC"),
-    ],
-)
-def test_the_queries_of_the_readme(tracked: dict[str, SearchRecord], query: str, order: str) -> None:
-    assert find(query.format(id=tracked["all"].search_id), order_by=[order])
+def test_an_experiment_opens_on_its_runs_whenever_it_was_made(uri: str) -> None:
+    client = MlflowClient()
+    old = client.create_experiment("of before")
+    client.set_experiment_tag(old, "mlflow.experimentKind", "genai_development_inferred")
+    chosen = client.create_experiment("of another kind", tags={"mlflow.experimentKind": "regression"})
+    assert [experiment_id(client, name) for name in ("of before", "of another kind")] == [old, chosen]
+    kinds = {name: client.get_experiment(experiment_id(client, name)).tags["mlflow.experimentKind"] for name in ("of before", "of another kind", "new")}
+    assert kinds == {"of before": "custom_model_development", "of another kind": "regression", "new": "custom_model_development"}
+
+
+def test_what_is_on_the_front_or_won_is_described(tracked: dict[str, SearchRecord]) -> None:
+    record = tracked["all"]
+    (parent,) = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'search'")
+    children = find(f"tags.`dato.search_id` = '{record.search_id}' and tags.`dato.kind` = 'candidate'")
+    front = {str(c.number) for c, _ in record.front()} | {str(w.candidate.number) for w in record.winners.values()}
+    assert {r.data.tags["dato.candidate"] for r in children if "mlflow.note.content" in r.data.tags} == front, "and nothing else, so that thousands browse fast"
+    winner = record.winners["fastest"]
+    (won,) = [r for r in children if "fastest" in r.data.tags.get("dato.winner", "")]
+    note = won.data.tags["mlflow.note.content"]
+    for named in (f"runs/{parent.info.run_id}", f"{winner.speedup:.2f}x faster", "fresh images", str(winner.candidate.strategy), f"runs:/{won.info.run_id}/strategy.json", "num_inference_steps=20"):
+        assert named in note
+    assert won.data.metrics["verified/psnr"] == 20
+    assert Path(won.info.artifact_uri.removeprefix("file://"), "name.txt").read_text() == str(winner.candidate.number)
+    for run in (parent, won):
+        names = {i.dataset.name: i for i in run.inputs.dataset_inputs}
+        assert set(names) == {"digits: prompts", "digits: real images"}
+        assert all(len(i.dataset.digest) == 36 for i in names.values())
+    about = parent.data.tags["mlflow.note.content"]
+    for named in (f"runs/{won.info.run_id}", f"{winner.speedup:.2f}x", "fronts" if "fronts" in about else "front.html", "DPM++", "winners/fastest.json"):
+        assert named in about
+    assert Strategy.load(f"runs:/{won.info.run_id}/strategy.json") == winner.candidate.strategy
 
 
 def test_a_search_that_goes_on_logs_nothing_twice(tracked: dict[str, SearchRecord], uri: str) -> None:
@@ -251,7 +265,7 @@ def drive(folder: Path, uri: str, *others: Any, flush_s: float) -> tuple[SearchR
         recorder = Recorder(ledger, SearchPlan(generations=3, population=8), lambda shards: shards[0], watchers=[*others, tracker])  # type: ignore[arg-type,return-value]
         loop = GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=8, seed=0))
         record = Driver(recorder, EvaluationProtocol(images=4, batch=4), loop, {UNACCELERATED: Strategy.full(8)}).run(InProcessPool(ToyEvaluator()))
-        tracker.finished(record, {})
+        tracker.finished(record, [])
         return record, tracker
     finally:
         ledger.close()

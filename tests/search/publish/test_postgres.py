@@ -85,7 +85,7 @@ record = Driver(
     GenerationalLoop(Nsga2(space=SearchSpace(steps=8), population=4, seed=seed)),
     {UNACCELERATED: Strategy.full(8), "rival": Strategy.uniform(8, 3)},
 ).run(InProcessPool(Toy(str(folder), pause=0.0)))
-tracker.finished(record, {})
+tracker.finished(record, [])
 assert tracker.run_id, "not tracked"
 """
 

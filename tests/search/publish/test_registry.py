@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,12 +18,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 import dato
+from dato.card import write_card
 from dato.provenance import ProvenanceWarning, describe
 from dato.strategy import Strategy, StrategyError
 from search.evaluate.generate import to_bytes
 from search.evaluate.pipelines import ModelSpec, load_pipeline
 from search.ledger import read_ledger
 from search.publish import registry
+from search.publish.aliases import Standing
 from search.publish.registry import RegistryError, register, run_of_search
 from search.publish.strategies import RegistryNameError, winner_strategies
 
@@ -80,7 +83,57 @@ def test_versions_hold_strategy_card_and_figures(uri: str, winners: dict[str, St
         assert loaded.provenance["loaded_from"] == f"models:/dato-toy@{alias}"
         assert registered_digest("dato-toy", alias) == loaded.digest
     run = client.search_runs([client.get_experiment_by_name("dato/toy").experiment_id])[0].info.run_id
-    assert Strategy.load(f"runs:/{run}/winners/fastest-{winners['fastest'].digest}") == winners["fastest"]
+    assert Strategy.load(f"runs:/{run}/fastest-{winners['fastest'].digest}") == winners["fastest"]
+
+
+def test_versions_are_of_logged_models_that_compare(uri: str, winners: dict[str, Strategy]) -> None:
+    client, run = MlflowClient(), run_of_search("toy", "dato/toy")
+    search = winners["fastest"].provenance["search_id"]
+    experiment = client.get_run(run).info.experiment_id
+    child = client.create_run(experiment, tags={"dato.search_id": search, "dato.kind": "candidate", "dato.digest": winners["fastest"].digest}).info.run_id
+    versions = register("dato-toy", winners, run).versions
+    models = {m.name.partition("-")[0]: m for m in client.search_logged_models([experiment])}
+    assert set(models) == set(ALIASES)
+    for alias, model in models.items():
+        latency, quality = winners[alias].provenance["latency"], winners[alias].provenance["quality"]
+        figures = {m.key: m.value for m in model.metrics}
+        assert figures["verified/speedup"] == pytest.approx(latency["speedup"])
+        assert figures["verified/fid_difference_high"] == pytest.approx(quality["difference_interval"][1])
+        assert model.status == "READY"
+        assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "dato-toy", "version": versions[alias]}]
+    # The candidate's run where there is one, and the search's where there is none.
+    assert (models["fastest"].source_run_id, models["quality"].source_run_id) == (child, run)
+    assert client.get_model_version("dato-toy", versions["fastest"]).run_id == child
+    assert {o.model_id for o in client.get_run(run).outputs.model_outputs} == {m.model_id for m in models.values()}
+    assert Strategy.load(f"models:/{models['fastest'].model_id}") == winners["fastest"]
+    described = client.get_model_version("dato-toy", versions["fastest"]).description
+    assert f"runs/{child}" in described and "models:/dato-toy@fastest" in described
+    assert "models:/dato-toy@quality" in client.get_registered_model("dato-toy").description
+
+
+def test_one_strategy_with_several_aliases_is_one_version(uri: str, winners: dict[str, Strategy]) -> None:
+    run = run_of_search("toy", "dato/toy")
+    several = {"quality": winners["quality"], "at-2x": winners["quality"].with_provenance(alias="at-2x"), "fastest": winners["fastest"]}
+    made = register("dato-toy", several, run)
+    assert made.versions["quality"] == made.versions["at-2x"] != made.versions["fastest"]
+    assert register("dato-toy", several, run) == made
+    version = MlflowClient().get_model_version_by_alias("dato-toy", "at-2x")
+    assert version.tags["dato.alias"] == "quality, at-2x"
+    assert len(MlflowClient().search_model_versions("name = 'dato-toy'")) == 2
+
+
+def test_a_model_of_before_is_described_anew_and_its_versions_load(uri: str, winners: dict[str, Strategy], tmp_path: Path) -> None:
+    client, run = MlflowClient(), run_of_search("toy", "dato/toy")
+    client.create_registered_model("dato-toy", description='DaTo strategies: dato.Strategy.load("models:/<name>@<alias>"), or mlflow.pyfunc.load_model')
+    # As versions were made: files of the search's run, and one for each alias.
+    path, old = f"winners/fastest-{winners['fastest'].digest}", winners["fastest"]
+    client.log_artifacts(run, str(write_card(old, tmp_path / "card")), path)
+    tags = {"dato.sha256": registry._content("fastest", old), **Standing.of(old).to_tags()}
+    before = client.create_model_version("dato-toy", f"{client.get_run(run).info.artifact_uri}/{path}", run_id=run, tags=tags).version
+    client.set_registered_model_alias("dato-toy", "fastest", before)
+    assert Strategy.load("models:/dato-toy@fastest") == old == Strategy.load(f"runs:/{run}/{path}")
+    assert register("dato-toy", {"fastest": old}, run).versions == {"fastest": str(before)}
+    assert client.get_registered_model("dato-toy").description.count("models:/dato-toy@fastest") == 2
 
 
 def with_figures(strategy: Strategy, *, images: int = 20, speedup: float = 3.0, difference: float = 1.0, device: str = "toy device") -> Strategy:
