@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from search.run import interrupt
 from search.run.leftovers import end_left_behind, noted
@@ -40,7 +41,7 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
         if address is None:
             _check_temporary_folder()
             end_left_behind()
-            with interrupt.kept(), noted() as started, _private_token():
+            with interrupt.kept(), noted() as started, _private_token(), _on_loopback():
                 context = ray.init(
                     **shipped,
                     address="local",  # without it, Ray would join whatever cluster was last started on this machine
@@ -85,6 +86,19 @@ def _private_token() -> Iterator[None]:
     yield
     if missing and _token().is_file():
         _token().chmod(0o600)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray started within listens on the loopback interface alone. Otherwise it takes 127.0.0.1 for the machine's outer address, and
+    listens on all of them: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/services.py, resolve_ip_for_localhost.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # as it is on macOS and Windows, "to prevent bothersome firewall popups"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a Unix socket (man 7 unix)
