@@ -54,6 +54,7 @@ class Job:
         errors: What each failed try said.
         blamed: What those said that count against it: on workers that succeed with other jobs.
         failed_s: Seconds that its failed tries took of their workers.
+        where: The machine and the log of the process that it failed in last.
     """
 
     key: Any
@@ -64,13 +65,15 @@ class Job:
     errors: list[str] = field(default_factory=list)
     blamed: list[str] = field(default_factory=list)
     failed_s: float = 0.0
+    where: str = ""
 
     @property
     def reason(self) -> str:
-        """Why it was given up: each different error once, and whether it is quarantined because it ends workers."""
+        """Why it was given up: each different error once, whether it is quarantined because it ends workers, and where to read more."""
         killed = sum(error.startswith(WORKER_DIED) for error in self.blamed)
         errors = "; then ".join(dict.fromkeys(self.blamed or self.errors))
-        return f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
+        why = f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
+        return f"{why} ({self.where})" if self.where else why
 
 
 @dataclass(eq=False)

@@ -29,7 +29,10 @@ class EvaluatorFactory(Protocol):
 class Pool(Protocol):
     """Runs jobs."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """How many workers share the work, at least 1; may change where machines come and go."""
+        ...
 
     def known_good(self, job: Job) -> None:
         """Say what worked before: a worker that nobody else can vouch for is checked with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -45,7 +46,7 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
                 context = ray.init(
                     **shipped,
                     address="local",  # without it, Ray would join whatever cluster was last started on this machine
-                    num_cpus=max(1, round(cpus)),
+                    num_cpus=max(1, math.ceil(cpus)),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
@@ -182,27 +183,36 @@ def worker_class() -> type:
 
     class Worker:
         def __init__(self, arrange: Any, factory: bytes) -> None:
-            import pickle
+            self.made_of = (arrange, factory)
 
+        def place(self) -> dict[str, str]:
+            """Where this process writes; answers before anything is loaded, so that it is known even of one that dies by loading."""
+            import ray
+
+            return {"log": ray._private.worker.global_worker.get_err_file_path()}
+
+        def ready(self) -> dict[str, str]:
+            import pickle
+            import traceback
+
+            arrange, factory = self.made_of
             arrange()
-            self.error, self.evaluator = "", None
             try:
                 self.evaluator = pickle.loads(factory).build()
             except Exception as error:
+                traceback.print_exc()
                 lines = str(error).strip().splitlines()
-                self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-        def ready(self) -> dict[str, str]:
-            import socket
-
-            import ray
-
-            node = ray.get_runtime_context().get_node_id()
-            host = f"{socket.gethostname()} at {ray.util.get_node_ip_address()}"
-            return {"device": getattr(self.evaluator, "device", "unnamed"), "node": node, "host": host, "error": self.error}
+                return {"device": "", "error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+            return {"device": getattr(self.evaluator, "device", "unnamed"), "error": ""}
 
         def do(self, method: str, strategies: Any, batches: Any) -> Any:
-            return getattr(self.evaluator, method)(strategies, batches)
+            import traceback
+
+            try:
+                return getattr(self.evaluator, method)(strategies, batches)
+            except Exception:
+                traceback.print_exc()  # for whoever follows the message to this process's log
+                raise
 
     return Worker
 

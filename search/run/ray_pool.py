@@ -1,7 +1,7 @@
 """Ray actors that hold a loaded evaluator each.
 
 A job that fails is tried on another worker, then handed back with its error; a worker that dies, passes its deadline or fails
-with what others succeed with is replaced, as soon as a machine has room for it. Results come back as they finish.
+with what others succeed with is replaced. Workers come and go with their machines. Results come back as they finish.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 import ray
 
 from search.run import interrupt
+from search.run.autoscaler import Demand
+from search.run.crew import Crew, Gate
 from search.run.health import Health
 from search.run.jobs import WORKER_DIED, Job, Piece
 from search.run.pools import EvaluatorFactory
 from search.run.ray_cluster import ClusterError, connect, in_one_line, node_is_gone, own_packages, worker_class
+from search.run.ray_metrics import PoolMetrics
 from search.run.scheduler import Dispatcher
 from search.run.slot import Slot
 
@@ -34,8 +37,9 @@ class RayPool:
 
     Args:
         factory: Builds the evaluator in each actor.
-        workers: How many actors.
-        min_workers: So many must be loaded before work begins; the others join as machines have room. None for all.
+        workers: How many actors at most; None for as many as the cluster has room for at any time.
+        min_workers: So many must be loaded before work begins; the others join as machines have room. None for all, or where `workers` is
+            None for all that there is room for at the start.
         cpus: CPUs reserved for each.
         gpus: GPUs reserved for each, may be a fraction.
         address: Of a running cluster; None starts Ray on this machine, reachable from it alone. Unused where this process
@@ -46,6 +50,9 @@ class RayPool:
         max_attempts: How often a job's batch is started at most.
         batch_timeout_s: Seconds after which a batch's worker is replaced and the batch tried again.
         load_timeout_s: Seconds that the actors may take to load, and that a search waits for a worker when all are gone.
+        gate: Looks at machines that join, before they have workers; None for no look.
+        demand: What the cluster's autoscaler is asked for until the pool closes; None for nothing.
+        say: Told in a line who joins and leaves.
 
     Raises:
         WorkerError: Fewer than one worker, or Ray or the actors do not start.
@@ -55,7 +62,7 @@ class RayPool:
         self,
         factory: EvaluatorFactory,
         *,
-        workers: int,
+        workers: int | None,
         min_workers: int | None = None,
         cpus: float = 1,
         gpus: float = 0,
@@ -66,33 +73,32 @@ class RayPool:
         max_attempts: int = 3,
         batch_timeout_s: float = 3600,
         load_timeout_s: float = 600,
+        gate: Gate | None = None,
+        demand: Demand | None = None,
+        say: Callable[[str], None] = _log.info,
     ) -> None:
-        if not isinstance(workers, int) or workers < 1:
-            raise WorkerError(f"cluster.workers is {workers!r}; give at least 1")
+        if workers is not None and (not isinstance(workers, int) or workers < 1):
+            raise WorkerError(f"cluster.workers is {workers!r}; give at least 1, or null for as many as a running cluster has room for")
+        if workers is None and (not (cpus or gpus) or (address is None and not ray.is_initialized())):
+            raise WorkerError("cluster.workers is null, which needs a running cluster (cluster.address) and cluster.cpus or cluster.gpus above 0; give at least 1")
         self._least = workers if min_workers is None else min_workers
-        if not isinstance(self._least, int) or not 1 <= self._least <= workers:
+        if self._least is not None and (not isinstance(self._least, int) or not 1 <= self._least <= (workers or self._least)):
             raise WorkerError(f"cluster.min_workers is {min_workers!r}; give 1 to {workers} (cluster.workers), or null for all of them")
-        self.size, self._tries, self._deadline, self._start = workers, max_attempts, batch_timeout_s, load_timeout_s
-        self._join, self._latency_device = join, latency_device
+        self._most, self._tries, self._deadline, self._start = workers, max_attempts, batch_timeout_s, load_timeout_s
+        self._join, self._latency_device, self._say = join, latency_device, say
         self._connected_here = not ray.is_initialized()
         if self._connected_here:
             try:
-                connect(address, cpus=workers * cpus, code=code)
+                connect(address, cpus=(workers or 1) * cpus, code=code)
             except ClusterError as error:
                 raise WorkerError(str(error)) from None
-        arrange = own_packages(code)
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
-        self._remote = ray.remote(worker_class()).options(**options)
-        self._arguments = (arrange, ray.put(ray.cloudpickle.dumps(factory)))
+        arguments = (own_packages(code), ray.put(ray.cloudpickle.dumps(factory)))
         self._need = f"{cpus:g} CPUs, {gpus:g} GPUs"
-        self._health = Health()
-        self._slots = [Slot(i) for i in range(workers)]
+        self._health, self._metrics = Health(), PoolMetrics()
         self._idle: deque[Slot] = deque()
-        self._starting: dict[Any, Slot] = {}
         self._running: dict[Any, tuple[Dispatcher, Piece, Slot, float]] = {}
         """With when each began."""
-        for slot in self._slots:
-            self._launch(slot)
+        self._crew = Crew((ray.remote(worker_class()), arguments), most=workers, cpus=cpus, gpus=gpus, gate=gate, demand=demand, say=say)
         try:
             self._await_workers()
         except BaseException:
@@ -100,27 +106,32 @@ class RayPool:
             raise
 
     @property
+    def size(self) -> int:
+        """How many workers there are to be, or where that is left to the cluster, how many there are now."""
+        return self._most if self._least == self._most and self._most else max(1, self._crew.working)
+
+    @property
     def devices(self) -> list[str]:
         """The loaded workers' devices, one for each worker."""
-        return [slot.device for slot in self._slots if slot.device]
-
-    def _launch(self, slot: Slot) -> None:
-        slot.actor, slot.device = self._remote.remote(*self._arguments), ""
-        slot.starts += 1
-        self._starting[slot.actor.ready.remote()] = slot
+        return [slot.device for slot in self._crew.slots.values() if slot.device]
 
     def _await_workers(self) -> None:
-        end = time.monotonic() + self._start
-        while len(self._idle) < self._least:
-            if time.monotonic() > end:
+        began = time.monotonic()
+        while not self._enough():
+            self._follow(None)
+            if time.monotonic() > max(began, 0.0 if self._least else self._crew.launched_at) + self._start:
+                wanted = self._least or 1
                 raise WorkerError(
-                    f"{len(self._idle)} of {self._least} workers loaded within {self._start:.0f} s; is there room for {self.size} x ({self._need})? "
+                    f"{len(self._idle)} of {wanted} workers loaded within {self._start:.0f} s; is there room for {self._most or wanted} x ({self._need})? "
                     "Lower cluster.workers or raise cluster.load_timeout_s"
                 )
             interrupt.check()
-            done, _ = ray.wait(list(self._starting), num_returns=1, timeout=1.0)
-            for ref in done:
-                slot = self._starting[ref]
+            starting = self._crew.starting
+            if not starting:
+                time.sleep(0.2)
+                continue
+            for ref in ray.wait(list(starting), num_returns=1, timeout=1.0)[0]:
+                slot = starting[ref]
                 error = self._started(ref)
                 if error and not slot.died:
                     raise WorkerError(f"a worker cannot load its model: {error}")
@@ -128,22 +139,48 @@ class RayPool:
                     fix = "; was the cluster started without tokens? Then set RAY_AUTH_MODE=disabled" if "cancelled before it started" in error else ""
                     raise WorkerError(f"a worker died {slot.starts} times while it was loading its model: {error}{fix}")
                 if error:
-                    self._launch(slot)
+                    self._crew.launch(slot)
         self._check_devices()
 
+    def _enough(self) -> bool:
+        """Whether work may begin."""
+        return len(self._idle) >= self._least if self._least else bool(self._idle) and not self._crew.starting
+
     def _check_devices(self) -> None:
-        if self._latency_device and not any(s.timed for s in self._slots if s.device):
+        if self._latency_device and not any(s.timed for s in self._crew.slots.values() if s.device):
             there = ", ".join(sorted(set(self.devices)))
             raise WorkerError(f"cluster.latency_device is {self._latency_device!r}, and no worker has such a device; there are: {there}")
 
     def _started(self, ref: Any) -> str | None:
         """Take in a worker that loaded, or what kept it from loading."""
-        slot = self._starting.pop(ref)
+        slot = self._crew.starting.pop(ref)
+        before = set(self.devices)
         error = slot.load(ref)
         if error is None:
             slot.timed = self._latency_device is None or self._latency_device.lower() in slot.device.lower()
             self._idle.append(slot)
+            slot.idle_since = time.monotonic()
+            if self._latency_device is None and before and slot.device not in before and self._running:
+                _log.warning(
+                    "worker %d (node %s) joins with another device, %s, so that its latencies do not compare with those of %s; set cluster.latency_device to one of them",
+                    slot.number, slot.host, slot.device, " and ".join(sorted(before)),
+                )  # fmt: skip
         return error
+
+    def _follow(self, dispatcher: Dispatcher | None) -> None:
+        """Let workers come and go with their machines."""
+        for slot in self._crew.look():
+            self._left(slot, dispatcher)
+        self._metrics.workers(len(self._idle) + len(self._running), len(self._crew.starting))
+
+    def _left(self, slot: Slot, dispatcher: Dispatcher | None) -> None:
+        if slot in self._idle:
+            self._idle.remove(slot)
+        if slot.device:
+            self._say(f"node {slot.host} is gone: a worker less, {self._crew.working} now")
+        self._health.forget(slot.number)
+        if dispatcher:
+            dispatcher.leaves(slot.number)
 
     def known_good(self, job: Job) -> None:
         """As for `search.run.pools.Pool`; what has succeeded here since stands in for it."""
@@ -155,11 +192,13 @@ class RayPool:
         Jobs are taken one at a time, when a worker is free: a generator may decide what comes next from the results so far.
         """
         mixed = self._latency_device is not None
-        ahead = 2 * self.size if mixed else 1_000_000
-        dispatcher = Dispatcher(jobs, join=self._join, tries=self._tries, mixed=mixed, ahead=ahead, health=self._health)
+        dispatcher = Dispatcher(jobs, join=self._join, tries=self._tries, mixed=mixed, health=self._health)
         alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
+            self._follow(dispatcher)
+            if mixed:
+                dispatcher.ahead = 2 * self.size
             self._hand_out(dispatcher, alone=False)
             if not self._running:  # nobody else may take what is left: it is tried again where it failed
                 self._hand_out(dispatcher, alone=True)
@@ -170,10 +209,10 @@ class RayPool:
                 return
             if self._running:
                 alone_since = time.monotonic()
-            elif not self._starting or time.monotonic() - alone_since > self._start:
+            elif self._hopeless(alone_since):
                 raise WorkerError(self._all_gone())
             for ref, late in self._wait():
-                if ref in self._starting:
+                if ref in self._crew.starting:
                     self._restarted(ref)
                     continue
                 mine = self._running[ref][0] is dispatcher
@@ -181,6 +220,15 @@ class RayPool:
                 if result and mine:  # else a batch of a job that has failed already, or of an abandoned map
                     finished.append(result)
             self._exchange()
+
+    def _hopeless(self, alone_since: float) -> bool:
+        """Whether nobody works, and nobody is to be waited for any longer: machines may take a while to come, and their workers one more to load."""
+        crew = self._crew
+        since = max(alone_since, crew.launched_at) if crew.starting else alone_since
+        given_up = bool(crew.slots) and not crew.working
+        # They are there, and get nothing; where latency counts on some devices, one of those may come.
+        stuck = bool(self._idle) and not crew.starting and not self._latency_device
+        return given_up or stuck or time.monotonic() - since > self._start
 
     def _hand_out(self, dispatcher: Dispatcher, *, alone: bool) -> None:
         """Give every idle worker its next piece, if there is one for it."""
@@ -195,7 +243,10 @@ class RayPool:
     def _wait(self) -> list[tuple[Any, bool]]:
         """What finished, or is too late (True)."""
         interrupt.check()
-        watched = [*self._running, *self._starting]
+        watched = [*self._running, *self._crew.starting]
+        if not watched:
+            time.sleep(0.5)
+            return []
         ray.wait(watched, num_returns=1, timeout=1.0)
         done = set(ray.wait(watched, num_returns=len(watched), timeout=0)[0])
         now = time.monotonic()
@@ -205,76 +256,92 @@ class RayPool:
     def _begin(self, dispatcher: Dispatcher, piece: Piece, slot: Slot) -> None:
         job = piece.job
         ref = slot.actor.do.remote(job.task.value, list(job.strategies), [job.batches[i] for i in piece.batches])
-        self._running[ref] = (dispatcher, piece, slot, time.monotonic())
+        now = time.monotonic()
+        self._metrics.waited(now - slot.idle_since)
+        self._running[ref] = (dispatcher, piece, slot, now)
 
     def _finish(self, ref: Any, late: bool) -> tuple[Job, Any] | None:
+        """Take in how a piece ended; its job where that is done."""
         dispatcher, piece, slot, began = self._running.pop(ref)
-        seconds = time.monotonic() - began
-        if late:
-            slot.errors.append(f"no result within {self._deadline:.0f} s")
-            failed = dispatcher.fail(piece, slot.errors[-1], seconds=seconds)
-            self._replace(slot)
-            return failed
+        slot.idle_since = time.monotonic()
+        seconds = slot.idle_since - began
         try:
-            result = ray.get(ref)
+            result = None if late else ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
-            slot.errors.append(in_one_line(error.cause))
-            return dispatcher.fail(piece, slot.errors[-1], worker=slot.number, seconds=seconds)
+            what, lost, there = in_one_line(error.cause), False, True
         except ray.exceptions.RayError as error:
-            lost = node_is_gone(slot.node, error)
+            lost, there = node_is_gone(slot.node, error), False
             what = f"node {slot.host} was lost" if lost else f"{WORKER_DIED}: {in_one_line(error)}"
-            slot.errors.append(what)
-            failed = dispatcher.fail(piece, what, lost=lost, seconds=seconds)
+        else:
+            if not late:
+                if slot.number in self._crew.slots:
+                    self._idle.append(slot)
+                self._metrics.piece(piece, seconds)
+                return self._metrics.job(dispatcher.succeed(piece, result))
+            what, lost, there = f"no result within {self._deadline:.0f} s", False, False
+        slot.errors.append(what)
+        self._metrics.failed(lost=lost)
+        failed = dispatcher.fail(piece, what, lost=lost, worker=slot.number if there else None, seconds=seconds, where="" if lost else slot.where)
+        if slot.number not in self._crew.slots:
+            pass  # its machine has gone, and it with it
+        elif there:
+            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
+        elif lost:
+            self._crew.drop(slot)
+            self._left(slot, dispatcher)
+        else:
             self._replace(slot)
-            return failed
-        self._idle.append(slot)
-        return dispatcher.succeed(piece, result)
+        return self._metrics.job(failed)
 
     def _restarted(self, ref: Any) -> None:
-        slot = self._starting[ref]
+        slot = self._crew.starting[ref]
         error = self._started(ref)
         if error is None:
             return
         if slot.starts < self._tries:
-            self._launch(slot)
+            self._crew.launch(slot)
         else:
-            _log.warning("worker %d does not load any more and is left out: %s", slot.number, error)
+            self._leave_out(slot, f"does not load, also after {slot.starts} starts")
+
+    def _leave_out(self, slot: Slot, why: str) -> None:
+        slot.unfit = True
+        _log.warning("worker %d %s, and is left out: %s", slot.number, why, slot.errors[-1] if "(node" in slot.errors[-1] else f"{slot.errors[-1]} ({slot.where})")
 
     def _replace(self, slot: Slot) -> None:
         ray.kill(slot.actor)
         slot.device = ""
         if self._health.lives_broken(slot.number) < self._tries:
-            self._launch(slot)
-            return
-        slot.unfit = True
-        _log.warning("worker %d (node %s) fails with everything, also after %d starts, and is left out: %s", slot.number, slot.host, self._tries, slot.errors[-1])
+            self._crew.launch(slot)
+        else:
+            self._leave_out(slot, f"fails with everything, also after {self._tries} starts")
 
     def _exchange(self) -> None:
         """Start the workers anew that were found broken: what they failed with is tried elsewhere."""
         for number in self._health.take_broken():
-            slot = self._slots[number]
+            slot = self._crew.slots.get(number)
+            if slot is None:
+                continue
             self._idle.remove(slot)
-            _log.warning("worker %d (node %s) fails with what others succeed with, and is started anew: %s", number, slot.host, slot.errors[-1])
+            _log.warning("worker %d fails with what others succeed with, and is started anew: %s (%s)", number, slot.errors[-1], slot.where)
             self._replace(slot)
 
     def _all_gone(self) -> str:
-        if all(s.unfit for s in self._slots):
+        slots = list(self._crew.slots.values())
+        if slots and all(s.unfit for s in slots):
             return (
-                f"every worker fails with everything, also with what worked before and after {self._tries} starts ({self._slots[0].errors[-1]}); no candidate "
+                f"every worker fails with everything, also with what worked before and after {self._tries} starts ({slots[0].errors[-1]}, {slots[0].where}); no candidate "
                 "was recorded as failed for that. Mend it, then run the same command again: the ledger holds every result"
             )
-        last = next((s.errors[-1] for s in self._slots if s.errors), "their machines left the cluster")
+        last = next((s.errors[-1] for s in slots if s.errors), "their machines left the cluster")
         return (
             f"no worker is left and none came back within {self._start:.0f} s ({last}); "
             "bring machines back, then run the same command again: the ledger holds every result"
         )
 
     def close(self) -> None:
-        """Stop the actors, and leave or stop Ray where this pool joined or started it."""
-        if ray.is_initialized():
-            for slot in self._slots:
-                ray.kill(slot.actor)
+        """Stop the actors, take back what the autoscaler was asked for, and leave or stop Ray where this pool joined or started it."""
+        self._crew.close()
+        self._metrics.workers(0, 0)
         self._idle.clear()
         if self._connected_here:
             ray.shutdown()
