@@ -128,7 +128,7 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
     say(f"evaluation {evaluation.name}  (folder {evaluation.folder})")
     errors: dict[str, str] = {}
     if any(missing(variants, count, store)) or (own and features is None):
-        pool = start_pool(evaluation, evaluation.spec, say)
+        pool = start_pool(evaluation, evaluation.spec, max(map(len, evaluation.shards)), say)
         try:
             drawn = say_how_long(evaluation, variants, store, pool, own)
             if drawn is not None and features is None:

@@ -59,6 +59,11 @@ class Demand:
         self._seen: deque[dict[tuple[str, str], float]] = deque(maxlen=_SEEN)
         self._asked: list[dict[str, float]] = []
 
+    @property
+    def asked(self) -> bool:
+        """Whether anything is asked for now."""
+        return bool(self._asked)
+
     def ask(self, nodes: Sequence[Node], workers: Mapping[str, int]) -> None:
         """Ask, where the request differs from the last one.
 
