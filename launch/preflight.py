@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import ray
 
 from dato.files import user_path
+from launch.look_here import by_value, look_here
 from launch.schema import EvaluationKeys, SearchKeys
 from search.run.autoscaler import Demand, brings_machines
 from search.run.nodes import ANY, Node, nodes, places
@@ -65,56 +65,6 @@ class Finding:
     fatal: bool = True
 
 
-def look_here(packages: Sequence[str], paths: Mapping[str, str], folder: str) -> dict[str, Any]:
-    """What one machine has. Runs on every node, so it uses nothing but the standard library.
-
-    Args:
-        packages: Distributions whose versions are asked for.
-        paths: Files and folders to look for, by name.
-        folder: Whose free disk is asked for.
-    """
-    import hashlib
-    import importlib.metadata
-    import importlib.util
-    import os
-    import platform
-    import shutil
-    import socket
-    import subprocess
-
-    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "missing"
-    source = hashlib.sha256()
-    for package in ("dato", "search"):
-        found = importlib.util.find_spec(package)
-        root = os.path.dirname(found.origin) if found and found.origin else ""
-        for base, _, files in sorted(os.walk(root)) if root else []:
-            for name in sorted(f for f in files if f.endswith(".py")):
-                with open(os.path.join(base, name), "rb") as file:
-                    source.update(os.path.relpath(os.path.join(base, name), root).encode() + file.read())
-        if not root:
-            source.update(b"missing")
-    versions["source"] = source.hexdigest()[:10]
-    try:
-        ask = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        gpus = subprocess.run(ask, capture_output=True, text=True, timeout=8, check=True).stdout.strip().splitlines()
-    except (OSError, subprocess.SubprocessError):
-        gpus = []
-    there = {}
-    for key, path in paths.items():
-        kind = "file" if os.path.isfile(path) else "folder" if os.path.isdir(path) else "missing"
-        size = os.path.getsize(path) if kind == "file" else len(os.listdir(path)) if kind == "folder" else 0
-        there[key] = (kind, size)
-    while folder and not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free = shutil.disk_usage(folder or "/").free / 1e9
-    return {"host": socket.gethostname(), "versions": versions, "gpus": gpus, "paths": there, "free_gb": free}
-
-
 def needed_paths(config: Configured) -> dict[str, str]:
     """Local files and folders that every node must have, by configuration key. A hub id is none."""
     model, data = config.keys.model, config.keys.data
@@ -135,11 +85,11 @@ def ask_node(config: Configured, node: Node) -> Any:
     """Begin to look at a node: the reference of what `look_here` says there."""
     arrange = own_packages(config.keys.cluster.code)
     arguments = (VERSIONED, needed_paths(config), "/tmp" if config.keys.cluster.address else str(config.folder))
-    by_value = _by_value(look_here)
+    look_there = by_value(look_here)
 
     def probe() -> dict[str, Any]:
         arrange()
-        return by_value(*arguments)
+        return look_there(*arguments)
 
     stay = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": stay, "max_retries": 0}
@@ -164,13 +114,6 @@ def probe_nodes(config: Configured) -> tuple[list[dict[str, Any]], list[Finding]
 
 def _report(node: Node, answer: Mapping[str, Any]) -> dict[str, Any]:
     return {**answer, "name": node.name, "id": node.id, "resources": node.total, "free": node.free}
-
-
-def _by_value(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A copy of a self-contained function that Ray sends by value: nodes need not have this module."""
-    copy = types.FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
-    copy.__module__ = "__main__"
-    return copy
 
 
 def compare(reports: Sequence[Mapping[str, Any]], code: str) -> list[Finding]:

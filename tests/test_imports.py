@@ -14,7 +14,7 @@ FILES = sorted(p for package in ("analysis", "dato", "launch", "search") for p i
 ONLY_IN = {
     "hydra": ("launch/",),
     "omegaconf": ("launch/",),
-    "ray": ("search/run/ray_cluster.py", "search/run/leftovers.py", "search/run/ray_pool.py", "search/run/slot.py", "search/run/tune.py", "search/run/tune_loop.py", "launch/"),
+    "ray": ("search/run/ray_cluster.py", "search/run/leftovers.py", "search/run/ray_pool.py", "search/run/crew.py", "search/run/nodes.py", "search/run/autoscaler.py", "search/run/ray_metrics.py", "search/run/slot.py", "search/run/tune.py", "search/run/tune_loop.py", "launch/"),
     "pymoo": ("search/optimize/", "launch/bench/rivals.py"),
     "optuna": ("launch/bench/",),
     "mlflow": ("search/publish/", "launch/deliver.py", "launch/bench/tracking.py", "dato/sources.py"),

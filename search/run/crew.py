@@ -17,6 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.run.autoscaler import Demand
+from search.run.health import Health
 from search.run.nodes import Node, nodes, places
 from search.run.slot import Slot
 
@@ -51,6 +52,9 @@ class Crew:
         most: How many workers; None for as many as there is room for.
         cpus: Reserved for each.
         gpus: Reserved for each.
+        tries: How often in a row a worker is started at one place at most.
+        health: What is known of the workers, by number.
+        latency_device: Part of the names of the devices whose latency counts; None for all.
         gate: Which machines may have workers; None for all.
         demand: What the autoscaler is asked for; None for nothing.
         say: Told in a line who joins and leaves.
@@ -63,6 +67,9 @@ class Crew:
         most: int | None,
         cpus: float,
         gpus: float,
+        tries: int,
+        health: Health,
+        latency_device: str | None = None,
         gate: Gate | None = None,
         demand: Demand | None = None,
         say: Callable[[str], None] = _log.info,
@@ -70,11 +77,14 @@ class Crew:
         self._class, self._arguments = make
         self._most, self._cpus, self._gpus = most, cpus, gpus
         self._gate, self._demand, self._say = gate, demand, say
+        self._tries, self._health, self.begunncy_device = tries, health, latency_device
         self.slots: dict[int, Slot] = {}
         self.starting: dict[Any, Slot] = {}
         """Workers that load, by the reference of their answer."""
         self.launched_at = -1e9
         """When a worker was last given a place."""
+        self.begun = False
+        """Whether work has begun: who comes now comes late."""
         self._numbers = itertools.count()
         self._may: dict[str, bool] = {}
         """Machines that were looked at, and whether they may have workers."""
@@ -96,6 +106,67 @@ class Crew:
         slot.asked_at = self.launched_at = time.monotonic()
         slot.placed_at, slot.placing = float("inf"), slot.actor.place.remote()
         self.starting[slot.actor.ready.remote()] = slot
+
+    def started(self, ref: Any) -> tuple[Slot, str | None]:
+        """Take in a worker that loaded, or what kept it from loading."""
+        slot = self.starting.pop(ref)
+        others = {s.device for s in self.slots.values() if s.device}
+        error = slot.load(ref)
+        if error is None:
+            slot.timed = self.begunncy_device is None or self.begunncy_device.lower() in slot.device.lower()
+            if self.begunncy_device is None and others and slot.device not in others and self.begun:
+                _log.warning(
+                    "worker %d (node %s) joins with another device, %s, so that its latencies do not compare with those of %s; set cluster.latency_device to one of them",
+                    slot.number, slot.host, slot.device, " and ".join(sorted(others)),
+                )  # fmt: skip
+        return slot, error
+
+    def try_again(self, slot: Slot) -> None:
+        """A worker did not load: once more, or never again."""
+        if slot.starts < self._tries:
+            self.launch(slot)
+        else:
+            self._leave_out(slot, f"does not load, also after {slot.starts} starts", slot.errors[-1])
+
+    def replace(self, slot: Slot) -> None:
+        """A worker's process died or is broken: another takes its place, where that is not hopeless."""
+        ray.kill(slot.actor)
+        slot.device = ""
+        if self._health.lives_broken(slot.number) < self._tries:
+            self.launch(slot)
+        else:
+            self._leave_out(slot, f"fails with everything, also after {self._tries} starts", f"{slot.errors[-1]} ({slot.where})")
+
+    def _leave_out(self, slot: Slot, why: str, error: str) -> None:
+        slot.unfit = True
+        _log.warning("worker %d (node %s) %s, and is left out: %s", slot.number, slot.host, why, error)
+
+    def is_hopeless(self, alone_since: float, patience_s: float, *, idle: bool) -> bool:
+        """Whether nobody is to be waited for any longer, where nobody works: machines may take a while to come, and their workers one more to load.
+
+        Args:
+            alone_since: Since when nobody works.
+            patience_s: How long to wait for a machine, and for its worker.
+            idle: Whether there are workers, and none of them may have what is left.
+        """
+        # Where latency counts on some devices, one of those may come.
+        if (self.slots and not self.working) or (idle and not self.starting and not self._latency_device):
+            return True
+        return time.monotonic() > (max(alone_since, self.launched_at) if self.starting else alone_since) + patience_s
+
+    def why_gone(self, waited_s: float) -> str:
+        """Why no worker is left, and what to do."""
+        slots = list(self.slots.values())
+        if slots and all(s.unfit for s in slots):
+            return (
+                f"every worker fails with everything, also with what worked before and after {self._tries} starts ({slots[0].errors[-1]}, {slots[0].where}); no candidate "
+                "was recorded as failed for that. Mend it, then run the same command again: the ledger holds every result"
+            )
+        last = next((s.errors[-1] for s in slots if s.errors), "their machines left the cluster")
+        return (
+            f"no worker is left and none came back within {waited_s:.0f} s ({last}); "
+            "bring machines back, then run the same command again: the ledger holds every result"
+        )
 
     def drop(self, slot: Slot) -> None:
         """A slot's machine has gone, or its room has."""
@@ -187,7 +258,7 @@ class Crew:
             room[node] -= 1
             here[node] += 1
             begun[node] += 1
-        if self._due:  # not of those at the start
+        if self.begun:
             for node, count in begun.items():
                 self._say(f"node {names[node]} has room: {count} worker{'s' if count > 1 else ''} more, {self.working} now")
 

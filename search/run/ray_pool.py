@@ -98,7 +98,10 @@ class RayPool:
         self._idle: deque[Slot] = deque()
         self._running: dict[Any, tuple[Dispatcher, Piece, Slot, float]] = {}
         """With when each began."""
-        self._crew = Crew((ray.remote(worker_class()), arguments), most=workers, cpus=cpus, gpus=gpus, gate=gate, demand=demand, say=say)
+        self._crew = Crew(
+            (ray.remote(worker_class()), arguments), most=workers, cpus=cpus, gpus=gpus, gate=gate, demand=demand, say=say,
+            tries=max_attempts, health=self._health, latency_device=latency_device,
+        )  # fmt: skip
         try:
             self._await_workers()
         except BaseException:
@@ -140,6 +143,7 @@ class RayPool:
                     raise WorkerError(f"a worker died {slot.starts} times while it was loading its model: {error}{fix}")
                 if error:
                     self._crew.launch(slot)
+        self._crew.begun = True
         self._check_devices()
 
     def _enough(self) -> bool:
@@ -153,18 +157,10 @@ class RayPool:
 
     def _started(self, ref: Any) -> str | None:
         """Take in a worker that loaded, or what kept it from loading."""
-        slot = self._crew.starting.pop(ref)
-        before = set(self.devices)
-        error = slot.load(ref)
+        slot, error = self._crew.started(ref)
         if error is None:
-            slot.timed = self._latency_device is None or self._latency_device.lower() in slot.device.lower()
-            self._idle.append(slot)
             slot.idle_since = time.monotonic()
-            if self._latency_device is None and before and slot.device not in before and self._running:
-                _log.warning(
-                    "worker %d (node %s) joins with another device, %s, so that its latencies do not compare with those of %s; set cluster.latency_device to one of them",
-                    slot.number, slot.host, slot.device, " and ".join(sorted(before)),
-                )  # fmt: skip
+            self._idle.append(slot)
         return error
 
     def _follow(self, dispatcher: Dispatcher | None) -> None:
@@ -209,26 +205,19 @@ class RayPool:
                 return
             if self._running:
                 alone_since = time.monotonic()
-            elif self._hopeless(alone_since):
-                raise WorkerError(self._all_gone())
+            elif self._crew.is_hopeless(alone_since, self._start, idle=bool(self._idle)):
+                raise WorkerError(self._crew.why_gone(self._start))
             for ref, late in self._wait():
                 if ref in self._crew.starting:
-                    self._restarted(ref)
+                    slot = self._crew.starting[ref]
+                    if self._started(ref) is not None:
+                        self._crew.try_again(slot)
                     continue
                 mine = self._running[ref][0] is dispatcher
                 result = self._finish(ref, late)
                 if result and mine:  # else a batch of a job that has failed already, or of an abandoned map
                     finished.append(result)
             self._exchange()
-
-    def _hopeless(self, alone_since: float) -> bool:
-        """Whether nobody works, and nobody is to be waited for any longer: machines may take a while to come, and their workers one more to load."""
-        crew = self._crew
-        since = max(alone_since, crew.launched_at) if crew.starting else alone_since
-        given_up = bool(crew.slots) and not crew.working
-        # They are there, and get nothing; where latency counts on some devices, one of those may come.
-        stuck = bool(self._idle) and not crew.starting and not self._latency_device
-        return given_up or stuck or time.monotonic() - since > self._start
 
     def _hand_out(self, dispatcher: Dispatcher, *, alone: bool) -> None:
         """Give every idle worker its next piece, if there is one for it."""
@@ -290,30 +279,8 @@ class RayPool:
             self._crew.drop(slot)
             self._left(slot, dispatcher)
         else:
-            self._replace(slot)
+            self._crew.replace(slot)
         return self._metrics.job(failed)
-
-    def _restarted(self, ref: Any) -> None:
-        slot = self._crew.starting[ref]
-        error = self._started(ref)
-        if error is None:
-            return
-        if slot.starts < self._tries:
-            self._crew.launch(slot)
-        else:
-            self._leave_out(slot, f"does not load, also after {slot.starts} starts")
-
-    def _leave_out(self, slot: Slot, why: str) -> None:
-        slot.unfit = True
-        _log.warning("worker %d %s, and is left out: %s", slot.number, why, slot.errors[-1] if "(node" in slot.errors[-1] else f"{slot.errors[-1]} ({slot.where})")
-
-    def _replace(self, slot: Slot) -> None:
-        ray.kill(slot.actor)
-        slot.device = ""
-        if self._health.lives_broken(slot.number) < self._tries:
-            self._crew.launch(slot)
-        else:
-            self._leave_out(slot, f"fails with everything, also after {self._tries} starts")
 
     def _exchange(self) -> None:
         """Start the workers anew that were found broken: what they failed with is tried elsewhere."""
@@ -323,20 +290,7 @@ class RayPool:
                 continue
             self._idle.remove(slot)
             _log.warning("worker %d fails with what others succeed with, and is started anew: %s (%s)", number, slot.errors[-1], slot.where)
-            self._replace(slot)
-
-    def _all_gone(self) -> str:
-        slots = list(self._crew.slots.values())
-        if slots and all(s.unfit for s in slots):
-            return (
-                f"every worker fails with everything, also with what worked before and after {self._tries} starts ({slots[0].errors[-1]}, {slots[0].where}); no candidate "
-                "was recorded as failed for that. Mend it, then run the same command again: the ledger holds every result"
-            )
-        last = next((s.errors[-1] for s in slots if s.errors), "their machines left the cluster")
-        return (
-            f"no worker is left and none came back within {self._start:.0f} s ({last}); "
-            "bring machines back, then run the same command again: the ledger holds every result"
-        )
+            self._crew.replace(slot)
 
     def close(self) -> None:
         """Stop the actors, take back what the autoscaler was asked for, and leave or stop Ray where this pool joined or started it."""

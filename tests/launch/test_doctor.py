@@ -21,9 +21,11 @@ from ray.cluster_utils import Cluster
 from launch.__main__ import main
 from launch.config import SearchConfig, build, compose_config
 from launch.doctor import check_here, check_mlflow
-from launch.preflight import LEAST_GB, check_room, compare, look_here, places
+from launch.look_here import look_here
+from launch.preflight import LEAST_GB, check_room, compare
 from search.evaluate.pipelines import EMBEDDED
 from search.ledger import Ledger
+from search.run.nodes import places
 
 ROOT = Path(__file__).parents[2]
 
