@@ -77,7 +77,7 @@ class Crew:
         self._class, self._arguments = make
         self._most, self._cpus, self._gpus = most, cpus, gpus
         self._gate, self._demand, self._say = gate, demand, say
-        self._tries, self._health, self.begunncy_device = tries, health, latency_device
+        self._tries, self._health, self._latency_device = tries, health, latency_device
         self.slots: dict[int, Slot] = {}
         self.starting: dict[Any, Slot] = {}
         """Workers that load, by the reference of their answer."""
@@ -113,8 +113,8 @@ class Crew:
         others = {s.device for s in self.slots.values() if s.device}
         error = slot.load(ref)
         if error is None:
-            slot.timed = self.begunncy_device is None or self.begunncy_device.lower() in slot.device.lower()
-            if self.begunncy_device is None and others and slot.device not in others and self.begun:
+            slot.timed = self._latency_device is None or self._latency_device.lower() in slot.device.lower()
+            if self._latency_device is None and others and slot.device not in others and self.begun:
                 _log.warning(
                     "worker %d (node %s) joins with another device, %s, so that its latencies do not compare with those of %s; set cluster.latency_device to one of them",
                     slot.number, slot.host, slot.device, " and ".join(sorted(others)),

@@ -147,7 +147,6 @@ class RayPool:
         self._check_devices()
 
     def _enough(self) -> bool:
-        """Whether work may begin."""
         return len(self._idle) >= self._least if self._least else bool(self._idle) and not self._crew.starting
 
     def _check_devices(self) -> None:

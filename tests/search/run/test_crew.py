@@ -218,9 +218,9 @@ def test_the_autoscaler_is_asked_for_machines_which_may_go_when_the_pool_closes(
         time.sleep(0.5)
     assert brings_machines()
     demand = Demand(2, 1, 0)
-    pool = RayPool(Where(), workers=2, min_workers=1, load_timeout_s=100, demand=demand)
+    pool = RayPool(Where(), workers=2, min_workers=1, load_timeout_s=200, demand=demand)
     assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null") == [{"CPU": 1}] * 2
-    list(pool.map(until(lambda: len(set(pool.devices)) == 2)))
+    list(pool.map(until(lambda: len(set(pool.devices)) == 2, 200)))
     pool.close()
     assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null") == []
     end = time.monotonic() + 60
