@@ -189,7 +189,8 @@ FAKE_AUTOSCALER = {
     "head_node": {}, "worker_nodes": {}, "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
     **{key: [] for key in ("setup_commands", "initialization_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
 }  # fmt: skip
-"""Of Ray's own test provider, whose machines are raylets on this one."""
+FAKE_PROVIDER = {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True, "use_node_id_as_ip": True}
+"""Ray's own for tests, whose machines are raylets on this one."""
 
 
 @pytest.fixture
@@ -197,7 +198,7 @@ def autoscaled(short_folder: str) -> Iterator[str]:
     """The address of a head without workers, whose autoscaler may start two."""
     address = f"{ray.util.get_node_ip_address()}:{6390 + os.getpid() % 100}"
     config = Path(short_folder) / "autoscaler.json"
-    config.write_text(json.dumps({**FAKE_AUTOSCALER, "provider": {"type": "fake_multinode", "gcs_address": address}}))
+    config.write_text(json.dumps({**FAKE_AUTOSCALER, "provider": {**FAKE_PROVIDER, "gcs_address": address}}))
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false"]
     options = [f"--autoscaling-config={config}", "--object-store-memory=100000000", "--dashboard-agent-listen-port=0"]
     environment = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
