@@ -168,12 +168,13 @@ class Crew:
             "bring machines back, then run the same command again: the ledger holds every result"
         )
 
-    def drop(self, slot: Slot) -> None:
-        """A slot's machine has gone, or its room has."""
+    def drop(self, slot: Slot, why: str) -> None:
+        """A slot's machine has gone, or its room has: what of the machine to say."""
         ray.kill(slot.actor)
         for ref in [r for r, s in self.starting.items() if s is slot]:
             del self.starting[ref]
-        self.slots.pop(slot.number, None)
+        if self.slots.pop(slot.number, None):
+            self._say(f"node {slot.host} {why}: a worker less, {self.working} now")
 
     def look(self) -> list[Slot]:
         """Follow the machines, where it is time to: workers are started where there is room. The slots that were dropped, as theirs went."""
@@ -183,13 +184,13 @@ class Crew:
         found = nodes()
         self._take_places(now)
         gone = self._gone({n.id for n in found}, now)
-        for slot in gone:
-            self.drop(slot)
+        for slot, why in gone:
+            self.drop(slot, why)
         self._fill([n for n in found if not n.draining and self._admitted(n, now)], now)
         if self._demand:
             self._demand.ask(found, Counter(s.node for s in self.slots.values() if not s.unfit))
         self._due = time.monotonic() + max(LOOK_S, 20 * (time.monotonic() - now))
-        return gone
+        return [slot for slot, _ in gone]
 
     def _take_places(self, now: float) -> None:
         waiting = {s.placing: s for s in self.slots.values() if s.placing is not None}
@@ -197,15 +198,15 @@ class Crew:
             for ref in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0]:
                 waiting[ref].take_place(now)
 
-    def _gone(self, there: set[str], now: float) -> list[Slot]:
+    def _gone(self, there: set[str], now: float) -> list[tuple[Slot, str]]:
         """Slots whose machine is no more; those that load too, and those that found no room. What is running says so itself."""
         gone = []
         for slot in self.slots.values():
             if slot.node not in there:
-                gone.append(slot)
+                gone.append((slot, "is gone"))
             elif slot.placing is not None and now > slot.asked_at + PLACE_S:
                 self._taken[slot.node] = now + PLACE_S
-                gone.append(slot)
+                gone.append((slot, "has no room, which another job took"))
         return gone
 
     def _admitted(self, node: Node, now: float) -> bool:

@@ -85,7 +85,7 @@ class RayPool:
         if self._least is not None and (not isinstance(self._least, int) or not 1 <= self._least <= (workers or self._least)):
             raise WorkerError(f"cluster.min_workers is {min_workers!r}; give 1 to {workers} (cluster.workers), or null for all of them")
         self._most, self._tries, self._deadline, self._start = workers, max_attempts, batch_timeout_s, load_timeout_s
-        self._join, self._latency_device, self._say = join, latency_device, say
+        self._join, self._latency_device = join, latency_device
         self._connected_here = not ray.is_initialized()
         if self._connected_here:
             try:
@@ -171,8 +171,6 @@ class RayPool:
     def _left(self, slot: Slot, dispatcher: Dispatcher | None) -> None:
         if slot in self._idle:
             self._idle.remove(slot)
-        if slot.device:
-            self._say(f"node {slot.host} is gone: a worker less, {self._crew.working} now")
         self._health.forget(slot.number)
         if dispatcher:
             dispatcher.leaves(slot.number)
@@ -275,7 +273,7 @@ class RayPool:
         elif there:
             self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
         elif lost:
-            self._crew.drop(slot)
+            self._crew.drop(slot, "is gone")
             self._left(slot, dispatcher)
         else:
             self._crew.replace(slot)

@@ -112,7 +112,7 @@ def test_workers_come_and_go_with_their_nodes(cluster: Cluster) -> None:
     run(until(lambda: bool(third) and third[0] in seen))
     pool.close()
     assert any("has room: 1 worker more, 2 now" in line for line in said)
-    assert sum("is gone: a worker less" in line for line in said) == 2
+    assert sum("is gone: a worker less" in line for line in said) == 2, said
 
 
 @pytest.mark.slow
