@@ -169,7 +169,7 @@ def test_a_search_begins_with_fewer_workers_and_takes_in_late_ones(cluster: Clus
 
     def join() -> None:
         late.append(cluster.add_node(num_cpus=1).node_id)
-        ray.get(next(iter(pool._starting)), timeout=60)
+        (tmp_path / "awaited").write_text(late[0])
 
     record = search(tmp_path, pool, At(4, join))
     check(record, tmp_path, calm)
