@@ -121,12 +121,20 @@ class Crew:
                 )  # fmt: skip
         return slot, error
 
-    def try_again(self, slot: Slot) -> None:
-        """A worker did not load: once more, or never again."""
+    def is_gone(self, slot: Slot) -> bool:
+        """Whether a slot's machine has gone, so that what happened there is its fault."""
+        return all(n.id != slot.node for n in nodes())
+
+    def try_again(self, slot: Slot) -> bool:
+        """A worker did not load: once more, or never again. False where its machine has gone."""
+        if self.is_gone(slot):
+            self.drop(slot, "is gone")
+            return False
         if slot.starts < self._tries:
             self.launch(slot)
         else:
             self._leave_out(slot, f"does not load, also after {slot.starts} starts", slot.errors[-1])
+        return True
 
     def replace(self, slot: Slot) -> None:
         """A worker's process died or is broken: another takes its place, where that is not hopeless."""
@@ -181,14 +189,19 @@ class Crew:
         now = time.monotonic()
         if now < self._due:
             return []
-        found = nodes()
+        try:
+            found = nodes()
+            if self._demand:
+                self._demand.ask(found, Counter(s.node for s in self.slots.values() if not s.unfit))
+        except (ray.exceptions.RayError, RuntimeError, OSError) as error:  # a head that starts anew: who works goes on
+            _log.warning("cannot ask Ray for its machines, and will again: %s", error)
+            self._due = time.monotonic() + LOOK_S
+            return []
         self._take_places(now)
         gone = self._gone({n.id for n in found}, now)
         for slot, why in gone:
             self.drop(slot, why)
         self._fill([n for n in found if not n.draining and self._admitted(n, now)], now)
-        if self._demand:
-            self._demand.ask(found, Counter(s.node for s in self.slots.values() if not s.unfit))
         self._due = time.monotonic() + max(LOOK_S, 20 * (time.monotonic() - now))
         return [slot for slot, _ in gone]
 

@@ -93,8 +93,7 @@ class RayPool:
             except ClusterError as error:
                 raise WorkerError(str(error)) from None
         arguments = (own_packages(code), ray.put(ray.cloudpickle.dumps(factory)))
-        self._need = f"{cpus:g} CPUs, {gpus:g} GPUs"
-        self._health, self._metrics = Health(), PoolMetrics()
+        self._need, self._health, self._metrics = f"{cpus:g} CPUs, {gpus:g} GPUs", Health(), PoolMetrics()
         self._idle: deque[Slot] = deque()
         self._running: dict[Any, tuple[Dispatcher, Piece, Slot, float]] = {}
         """With when each began."""
@@ -138,6 +137,9 @@ class RayPool:
                 error = self._started(ref)
                 if error and not slot.died:
                     raise WorkerError(f"a worker cannot load its model: {error}")
+                if error and self._crew.is_gone(slot):
+                    self._crew.drop(slot, "is gone")
+                    continue
                 if error and slot.starts == self._tries:
                     fix = "; was the cluster started without tokens? Then set RAY_AUTH_MODE=disabled" if "cancelled before it started" in error else ""
                     raise WorkerError(f"a worker died {slot.starts} times while it was loading its model: {error}{fix}")
@@ -207,8 +209,8 @@ class RayPool:
             for ref, late in self._wait():
                 if ref in self._crew.starting:
                     slot = self._crew.starting[ref]
-                    if self._started(ref) is not None:
-                        self._crew.try_again(slot)
+                    if self._started(ref) is not None and not self._crew.try_again(slot):
+                        self._left(slot, dispatcher)
                     continue
                 mine = self._running[ref][0] is dispatcher
                 result = self._finish(ref, late)
@@ -268,14 +270,12 @@ class RayPool:
         slot.errors.append(what)
         self._metrics.failed(lost=lost)
         failed = dispatcher.fail(piece, what, lost=lost, worker=slot.number if there else None, seconds=seconds, where="" if lost else slot.where)
-        if slot.number not in self._crew.slots:
-            pass  # its machine has gone, and it with it
-        elif there:
-            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
-        elif lost:
+        if lost:
             self._crew.drop(slot, "is gone")
             self._left(slot, dispatcher)
-        else:
+        elif slot.number in self._crew.slots and there:
+            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
+        elif slot.number in self._crew.slots:
             self._crew.replace(slot)
         return self._metrics.job(failed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,7 @@ class Slot:
     def load(self, ref: Any) -> str | None:
         """Take in an actor that has loaded, or what kept it from loading."""
         if self.placing is not None and ray.wait([self.placing], timeout=0)[0]:
-            self.take_place(self.asked_at)
+            self.take_place(time.monotonic())
         try:
             about = ray.get(ref)
         except ray.exceptions.RayError as error:
