@@ -54,6 +54,7 @@ def test_one_node_becomes_two_and_one_again(tmp_path: Path) -> None:
             if (process.info["environ"] or {}).get("RAY_TMPDIR") == temporary:
                 process.kill()
         shutil.rmtree(temporary, ignore_errors=True)
+    print(said)
     assert shell.returncode == 0, said
     printed = [line for line in said.splitlines() if "node" in line]
     assert any(re.fullmatch(r"node \S+ at [\d.]+ has room: 1 worker more, 2 now", line) for line in printed), said

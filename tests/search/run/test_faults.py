@@ -129,7 +129,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def pool_of(cluster: Cluster, folder: Path, pause: float = 0.15, **settings: Any) -> RayPool:
-    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"load_timeout_s": 60, "workers": 2, **settings})
+    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"load_timeout_s": 120, "workers": 2, **settings})
 
 
 def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: object) -> None:
