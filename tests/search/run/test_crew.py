@@ -43,7 +43,7 @@ class Where:
         return self.device
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> Iterator[Job]:
+def until(condition: Callable[[], bool], seconds: float = 150) -> Iterator[Job]:
     """Jobs until something is so."""
     end, number = time.monotonic() + seconds, 0
     while not condition():
@@ -93,7 +93,7 @@ def test_workers_come_and_go_with_their_nodes(cluster: Cluster) -> None:
             time.sleep(3)  # without any worker
             third.append(cluster.add_node(num_cpus=1).node_id)
 
-    pool = RayPool(Where(), workers=None, address=cluster.address, load_timeout_s=60, say=say)
+    pool = RayPool(Where(), workers=None, address=cluster.address, load_timeout_s=150, say=say)
     assert (pool.size, pool.devices) == (1, [first.node_id])
 
     def run(jobs: Iterator[Job]) -> None:
@@ -120,7 +120,7 @@ def test_what_other_jobs_hold_is_not_counted_and_used_once_it_is_free(cluster: C
     cluster.add_node(num_cpus=2)
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, cluster.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline().strip() == "held"
-    pool = RayPool(Where(), workers=None, address=cluster.address, load_timeout_s=60)
+    pool = RayPool(Where(), workers=None, address=cluster.address, load_timeout_s=150)
     assert pool.size == 1
     assert sum(n.total.get("CPU", 0) for n in nodes()) == 2
     holder.communicate("\n", timeout=60)
@@ -160,7 +160,7 @@ class Choosy:
 @pytest.mark.slow
 def test_a_node_that_cannot_run_workers_is_left_out_with_a_message(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     first, gate = cluster.add_node(num_cpus=1), Choosy()
-    pool = RayPool(Where(), workers=3, min_workers=1, address=cluster.address, load_timeout_s=60, gate=gate)
+    pool = RayPool(Where(), workers=3, min_workers=1, address=cluster.address, load_timeout_s=150, gate=gate)
     bad = cluster.add_node(num_cpus=1)
     list(pool.map(until(lambda: "left out" in caplog.text)))
     good = cluster.add_node(num_cpus=1)
