@@ -180,7 +180,7 @@ def check_cluster(config: SearchConfig, timed: bool = False) -> list[Finding]:
         message, _, fix = str(error).rpartition("; ")
         return [Finding("cluster.address", "here", message, fix)]
     try:
-        findings, workers = look(config)
+        findings, workers, _ = look(config)
         findings.append(check_time(config, workers, timed and not any(f.fix and f.fatal for f in findings)))
     finally:
         ray.shutdown()

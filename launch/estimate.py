@@ -149,5 +149,5 @@ def first_batch_s(pool: Pool, plain: Any, indices: Sequence[int]) -> float:
     """Seconds per image, features included, of one batch of the unaccelerated pipeline on a worker. Raises `SearchFailed` where it fails."""
     ((job, shard),) = pool.map([Job("first batch", [plain], [list(indices)], Task.REFERENCE)])
     if shard is None:
-        raise SearchFailed(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
+        raise SearchFailed(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.reason}")
     return float(shard.seconds / len(indices))

@@ -131,7 +131,7 @@ def evaluate(evaluation: Evaluation, variants: Sequence[Variant]) -> Outcome:
     errors: dict[str, str] = {}
     warned: list[str] = []
     if any(missing(variants, count, store)) or (own and features is None):
-        pool = start_pool(evaluation, pin_evaluation(evaluation.folder, spec, say), say)
+        pool = start_pool(evaluation, pin_evaluation(evaluation.folder, spec, say), max(map(len, evaluation.shards)), say)
         warned = warnings_of(evaluation, pool)
         try:
             drawn = say_how_long(evaluation, variants, store, pool, own)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from launch.preflight import Configured, require
+from launch.preflight import Configured, Machines, require
 from launch.schema import SearchKeys
 from search.evaluate.evaluator import is_processor
 from search.evaluate.shards import make_join
@@ -19,12 +19,13 @@ from search.run.settings import ClusterSettings
 from search.run.shared_gpu import shared_gpu_warning
 
 
-def start_pool(config: Configured, factory: EvaluatorFactory, say: Callable[[str], None]) -> RayPool | InProcessPool:
+def start_pool(config: Configured, factory: EvaluatorFactory, useful: int, say: Callable[[str], None]) -> RayPool | InProcessPool:
     """Ray workers with the pipeline loaded, on nodes that were looked at; this process alone where there are to be no workers.
 
     Args:
         config: Of a search or an evaluation.
         factory: Builds the evaluator of each worker.
+        useful: How many workers could be busy at once.
         say: Prints a line.
 
     Raises:
@@ -34,19 +35,19 @@ def start_pool(config: Configured, factory: EvaluatorFactory, say: Callable[[str
     """
     if config.keys.cluster.workers == 0:
         return InProcessPool(factory)
-    workers = connect_cluster(config)
+    machines = connect_cluster(config, useful)
     try:
-        return start_workers(config, factory, workers, say)
+        return start_workers(config, factory, machines, say)
     except BaseException:
         ray.shutdown()
         raise
 
 
-def connect_cluster(config: Configured) -> int:
-    """Join or start Ray and look at every node; how many workers there is room for. Raises where one of these cannot be, naming the fix."""
+def connect_cluster(config: Configured, useful: int) -> Machines:
+    """Join or start Ray and look at every node; `useful` workers could be busy at once. Raises where one of these cannot be, naming the fix."""
     join_ray(config.keys.cluster)
     try:
-        return require(config)
+        return require(config, useful)
     except BaseException:
         ray.shutdown()
         raise
@@ -58,14 +59,25 @@ def join_ray(cluster: ClusterSettings) -> None:
     connect(cluster.address, cpus=(cluster.workers or 1) * cluster.cpus, code=cluster.code)
 
 
-def start_workers(config: Configured, factory: EvaluatorFactory, workers: int, say: Callable[[str], None], note: Callable[[int], str | None] = lambda workers: None) -> RayPool:
+def start_workers(
+    config: Configured, factory: EvaluatorFactory, machines: Machines, say: Callable[[str], None], note: Callable[[int], str | None] = lambda workers: None
+) -> RayPool:
     """Load the pipeline in every worker of the joined cluster; `note` is what else to say of so many."""
     cluster = config.keys.cluster
-    say(f"starting {workers} workers; each loads the pipeline once")
-    if said := note(workers):
+    say(f"starting {machines.workers} workers; each loads the pipeline once" + ("; more as machines join" if cluster.workers is None else ""))
+    if said := note(machines.workers):
         say(said)
     settings = {**worker_settings(cluster), "join": make_join(cluster.latency_device), "latency_device": cluster.latency_device}
-    pool = RayPool(factory, workers=workers, min_workers=cluster.min_workers, **settings)
+    pool = RayPool(
+        factory,
+        workers=cluster.workers or cluster.max_workers,
+        # Bounded from above, it still begins with what there is room for.
+        min_workers=cluster.min_workers or (machines.workers if cluster.max_workers else None),
+        gate=machines.check,
+        demand=machines.demand,
+        say=say,
+        **settings,
+    )
     kinds = sorted(set(pool.devices))
     if len(kinds) > 1 and cluster.latency_device is None:
         say(f"warning: the workers' devices differ ({'; '.join(kinds)}), so latencies do not compare; set cluster.latency_device to one of them")

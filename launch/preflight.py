@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +11,17 @@ from typing import Any, Protocol
 import ray
 
 from dato.files import user_path
+from launch.look_here import by_value, look_here
 from launch.schema import EvaluationKeys, SearchKeys
 from search.evaluate.model_files import local_files
+from search.run.autoscaler import Demand, brings_machines
+from search.run.nodes import ANY, Node, nodes, places
 from search.run.ray_cluster import own_packages
 
 PROBE_S = 20
 """Seconds that a node has to answer."""
+LEAVE_S = 5
+"""Seconds to wait for room where nothing else was asked for."""
 LEAST_GB = 2.0
 """Free disk under which a node or the output folder is refused."""
 VERSIONED = ("dato-search", "torch", "diffusers", "transformers", "torchmetrics", "numpy", "ray")
@@ -62,56 +65,6 @@ class Finding:
     fatal: bool = True
 
 
-def look_here(packages: Sequence[str], paths: Mapping[str, str], folder: str) -> dict[str, Any]:
-    """What one machine has. Runs on every node, so it uses nothing but the standard library.
-
-    Args:
-        packages: Distributions whose versions are asked for.
-        paths: Files and folders to look for, by name.
-        folder: Whose free disk is asked for.
-    """
-    import hashlib
-    import importlib.metadata
-    import importlib.util
-    import os
-    import platform
-    import shutil
-    import socket
-    import subprocess
-
-    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "missing"
-    source = hashlib.sha256()
-    for package in ("dato", "search"):
-        found = importlib.util.find_spec(package)
-        root = os.path.dirname(found.origin) if found and found.origin else ""
-        for base, _, files in sorted(os.walk(root)) if root else []:
-            for name in sorted(f for f in files if f.endswith(".py")):
-                with open(os.path.join(base, name), "rb") as file:
-                    source.update(os.path.relpath(os.path.join(base, name), root).encode() + file.read())
-        if not root:
-            source.update(b"missing")
-    versions["source"] = source.hexdigest()[:10]
-    try:
-        ask = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        gpus = subprocess.run(ask, capture_output=True, text=True, timeout=8, check=True).stdout.strip().splitlines()
-    except (OSError, subprocess.SubprocessError):
-        gpus = []
-    there = {}
-    for key, path in paths.items():
-        kind = "file" if os.path.isfile(path) else "folder" if os.path.isdir(path) else "missing"
-        size = os.path.getsize(path) if kind == "file" else len(os.listdir(path)) if kind == "folder" else 0
-        there[key] = (kind, size)
-    while folder and not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free = shutil.disk_usage(folder or "/").free / 1e9
-    return {"host": socket.gethostname(), "versions": versions, "gpus": gpus, "paths": there, "free_gb": free}
-
-
 def needed_paths(config: Configured) -> dict[str, str]:
     """Local files and folders that every node must have, by configuration key. A hub id is none, unless the mirror holds it."""
     model, data = config.keys.model, config.keys.data
@@ -125,41 +78,39 @@ def needed_paths(config: Configured) -> dict[str, str]:
     return paths
 
 
-def probe_nodes(config: Configured) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """What every node of the joined cluster has; a finding for each that does not answer within `PROBE_S` seconds."""
+def ask_node(config: Configured, node: Node) -> Any:
+    """Begin to look at a node: the reference of what `look_here` says there."""
     arrange = own_packages(config.keys.cluster.code)
     arguments = (VERSIONED, needed_paths(config), "/tmp" if config.keys.cluster.address else str(config.folder))
+    look_there = by_value(look_here)
 
     def probe() -> dict[str, Any]:
         arrange()
-        return by_value(*arguments)
+        return look_there(*arguments)
 
-    by_value = _by_value(look_here)
-    nodes = [n for n in ray.nodes() if n["Alive"]]
-    asked = {}
-    for node in nodes:
-        stay = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": stay, "max_retries": 0}
-        asked[ray.remote(probe).options(**options).remote()] = node
+    stay = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": stay, "max_retries": 0}
+    return ray.remote(probe).options(**options).remote()
+
+
+def probe_nodes(config: Configured) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """What every node of the joined cluster has; a finding for each that does not answer within `PROBE_S` seconds."""
+    asked = {ask_node(config, node): node for node in nodes()}
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S)
     reports, findings = [], []
     for ref, node in asked.items():
-        name = f"{node['NodeManagerHostname']} at {node['NodeManagerAddress']}"
         try:
             if ref not in done:
                 raise TimeoutError(f"no answer within {PROBE_S} s")
-            reports.append({**ray.get(ref), "name": name, "resources": node["Resources"]})
+            reports.append(_report(node, ray.get(ref)))
         except (TimeoutError, ray.exceptions.RayError) as error:
             said = str(error).strip().splitlines()
-            findings.append(Finding("node", name, said[-1] if said else type(error).__name__, "look at Ray's logs on that node, or take it out of the cluster"))
+            findings.append(Finding("node", node.name, said[-1] if said else type(error).__name__, "look at Ray's logs on that node, or take it out of the cluster"))
     return reports, findings
 
 
-def _by_value(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A copy of a self-contained function that Ray sends by value: nodes need not have this module."""
-    copy = types.FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
-    copy.__module__ = "__main__"
-    return copy
+def _report(node: Node, answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {**answer, "name": node.name, "id": node.id, "resources": node.total, "free": node.free}
 
 
 def compare(reports: Sequence[Mapping[str, Any]], code: str) -> list[Finding]:
@@ -191,53 +142,122 @@ def compare(reports: Sequence[Mapping[str, Any]], code: str) -> list[Finding]:
 
 
 def room(reports: Sequence[Mapping[str, Any]], cpus: float, gpus: float) -> int:
-    """How many workers fit on the nodes at once."""
-    return sum(places(r["resources"], cpus, gpus) for r in reports)
+    """How many workers fit on the nodes at once, beside what other jobs hold."""
+    return min(ANY, sum(places(r["resources"], cpus, gpus, r.get("free")) for r in reports))
 
 
-def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many workers fit on one node."""
-    limits = [resources.get(kind, 0.0) / each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
-    return math.floor(min(limits) + 1e-9) if limits else 1_000_000
-
-
-def check_room(config: Configured, reports: Sequence[Mapping[str, Any]]) -> Finding:
-    """Whether the workers that a search needs fit."""
+def check_room(config: Configured, reports: Sequence[Mapping[str, Any]], *, autoscaled: bool = False) -> Finding:
+    """Whether the workers that a search needs fit; `autoscaled`: what is missing now, machines may be started for."""
     cluster = config.keys.cluster
     cpus, gpus, asked = cluster.cpus, cluster.gpus, cluster.workers
     fits = room(reports, cpus, gpus)
     least = cluster.min_workers or asked or 1
     each = f"{cpus:g} CPUs and {gpus:g} GPUs"
-    if fits >= least:
-        return Finding("workers", "cluster", f"room for {min(fits, 999_999)} with {each} each; " + (f"{asked} asked for" if asked else "all of it used"))
-    nodes = "; ".join(f"{r['name']}: {r['resources'].get('CPU', 0):g} CPUs, {r['resources'].get('GPU', 0):g} GPUs" for r in reports)
+    if fits >= least or autoscaled:
+        used = f"{asked} asked for" if asked else f"up to {cluster.max_workers} used" if cluster.max_workers else "all of it used"
+        return Finding("workers", "cluster", f"room for {fits} with {each} each; {used}" + ("; Ray's autoscaler starts machines for more" if autoscaled else ""))
+    described = "; ".join(f"{r['name']}: {_free(r, 'CPU')} CPUs, {_free(r, 'GPU')} GPUs" for r in reports)
     fix = f"set cluster.workers={fits}" if fits else f"lower cluster.cpus or cluster.gpus (now {each} a worker)"
-    return Finding("workers", "cluster", f"{least} asked for with {each} each, room for {fits} ({nodes})", f"{fix}, or add nodes and set cluster.wait_for_nodes_s to wait for them")
+    held = room([{**r, "free": None} for r in reports], cpus, gpus) >= least
+    fix += ", or wait for the jobs that hold the rest (ray status; cluster.wait_for_nodes_s)" if held else ", or add nodes and set cluster.wait_for_nodes_s to wait for them"
+    return Finding("workers", "cluster", f"{least} asked for with {each} each, room for {fits} ({described})", fix)
 
 
-def look(config: Configured) -> tuple[list[Finding], int]:
-    """Everything about the joined cluster, and how many workers a search may start; waits up to `cluster.wait_for_nodes_s` for room."""
-    cluster = config.keys.cluster
-    end = time.monotonic() + cluster.wait_for_nodes_s
+def _free(report: Mapping[str, Any], kind: str) -> str:
+    total = report["resources"].get(kind, 0)
+    free = (total if report.get("free") is None else report["free"].get(kind, 0)) + 0.0
+    return f"{total:g}" if free == total else f"{free:g} of {total:g}"
+
+
+def look(config: Configured, demand: Demand | None = None) -> tuple[list[Finding], int, list[dict[str, Any]]]:
+    """Everything about the joined cluster, how many workers there is room for now, and what each node said.
+
+    Waits for room up to `cluster.wait_for_nodes_s`, asking the autoscaler for `demand`; without one it asks for nothing and waits for no machine
+    that an autoscaler would start.
+    """
+    cluster, began = config.keys.cluster, time.monotonic()
     while True:
-        nodes = [{"name": n["NodeManagerAddress"], "resources": n["Resources"]} for n in ray.nodes() if n["Alive"]]
-        if not check_room(config, nodes).fix or time.monotonic() > end:
+        found, autoscaled = nodes(), bool(cluster.address) and brings_machines()
+        if autoscaled and demand:
+            demand.ask(found, {})
+        wait = cluster.wait_for_nodes_s
+        if wait is None:
+            # What another job of ours held is free again within seconds, and a cluster that has just started knows its autoscaler as soon.
+            wait = cluster.load_timeout_s if autoscaled and demand else LEAVE_S if cluster.address else 0
+        fits = not check_room(config, [{"name": n.name, "resources": n.total, "free": n.free} for n in found], autoscaled=bool(autoscaled and not demand)).fix
+        if fits or time.monotonic() > began + wait:
             break
         time.sleep(1)
     reports, findings = probe_nodes(config)
     findings += compare(reports, cluster.code)
-    findings.append(check_room(config, reports))
-    if cluster.gpus:
-        for report in reports:
-            if report["resources"].get("GPU", 0) > len(report["gpus"]) and report["gpus"]:
-                findings.append(Finding("GPUs", report["name"], f"Ray was told {report['resources']['GPU']:g}, nvidia-smi sees {len(report['gpus'])}", "start Ray there with --num-gpus as many as there are"))
-    return findings, int(cluster.workers or room(reports, cluster.cpus, cluster.gpus))
+    findings.append(check_room(config, reports, autoscaled=bool(autoscaled and not demand)))
+    findings += [f for report in reports if (f := _check_gpus(config, report))]
+    most = cluster.workers or min(room(reports, cluster.cpus, cluster.gpus), cluster.max_workers or ANY)
+    return findings, int(most), reports
 
 
-def require(config: Configured) -> int:
-    """The critical part, at the start of a search: how many workers to start. Raises `PreflightError` naming node and fix."""
-    findings, workers = look(config)
-    wrong = [f for f in findings if f.fix and f.fatal]
-    if wrong:
-        raise PreflightError("\n".join(f"{f.what} on {f.where}: {f.found}; {f.fix}" for f in wrong[:5]) + "\ndato doctor shows everything")
-    return workers
+def _check_gpus(config: Configured, report: Mapping[str, Any]) -> Finding | None:
+    told = report["resources"].get("GPU", 0)
+    if not config.keys.cluster.gpus or not report["gpus"] or told <= len(report["gpus"]):
+        return None
+    return Finding("GPUs", report["name"], f"Ray was told {told:g}, nvidia-smi sees {len(report['gpus'])}", "start Ray there with --num-gpus as many as there are")
+
+
+class NodeCheck:
+    """The same look at a node that joins later: `search.run.crew.Gate`.
+
+    Args:
+        config: What is to run there.
+        reports: What the nodes at the start said; they may have workers.
+    """
+
+    def __init__(self, config: Configured, reports: Sequence[Mapping[str, Any]]) -> None:
+        self._config, self._first, self._known = config, list(reports[:1]), {r["id"] for r in reports}
+
+    def ask(self, node: Node) -> Any:
+        """Begin to look at a node; None where it was looked at at the start."""
+        return None if node.id in self._known else ask_node(self._config, node)
+
+    def refusal(self, node: Node, answer: Any) -> str:
+        """What it lacks and what to do; empty where it may have workers."""
+        report = _report(node, answer)
+        found = compare([*self._first, report], self._config.keys.cluster.code)
+        gpus = _check_gpus(self._config, report)
+        wrong = [f for f in [*found, *([gpus] if gpus else [])] if f.fix and f.fatal and f.where in (node.name, "all nodes")]
+        return "; ".join(f"{f.what}: {f.found}; {f.fix}" for f in wrong)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """A joined cluster that was looked at.
+
+    Attributes:
+        workers: How many there is room for, of those that are wanted.
+        check: For nodes that join.
+        demand: What its autoscaler is asked for; None where nothing is.
+    """
+
+    workers: int
+    check: NodeCheck
+    demand: Demand | None
+
+
+def require(config: Configured, useful: int) -> Machines:
+    """The critical part, at the start of a search. Raises `PreflightError` naming node and fix.
+
+    Args:
+        config: What is to run.
+        useful: How many workers could be busy at once: an autoscaler is asked for no more unless `cluster.max_workers` says so.
+    """
+    cluster = config.keys.cluster
+    demand = Demand(cluster.workers or cluster.max_workers or max(useful, cluster.min_workers or 1), cluster.cpus, cluster.gpus) if cluster.address else None
+    try:
+        findings, workers, reports = look(config, demand)
+        wrong = [f for f in findings if f.fix and f.fatal]
+        if wrong:
+            raise PreflightError("\n".join(f"{f.what} on {f.where}: {f.found}; {f.fix}" for f in wrong[:5]) + "\ndato doctor shows everything")
+    except BaseException:
+        if demand:
+            demand.withdraw()
+        raise
+    return Machines(workers, NodeCheck(config, reports), demand if demand and demand.asked else None)

@@ -83,7 +83,7 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         check_metrics(spec)
         loaded = pin_search(ledger, spec, view.say)
         factory = PipelineMeasurer(loaded)
-        workers = connect_cluster(config)
+        machines = connect_cluster(config, config.plan.population)
         pool: RayPool | None = None
 
         def after(pool: Pool, record: SearchRecord) -> None:
@@ -113,12 +113,12 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
             retry_failed=config.keys.search.retry_failed,
         )  # fmt: skip
         tune = config.keys.search.engine == "tune"
-        loop = _tune_loop(config, workers, factory, algorithm) if tune else make_loop(algorithm)
+        loop = _tune_loop(config, machines.workers, factory, algorithm) if tune else make_loop(algorithm)
         driver = Driver(
             recorder, spec.protocol, loop, baselines_of(config), kept=ShardStore(config.folder / "kept"), calibration=calibration_of(config), before=before, after=after,
             say=view.say,
         )  # fmt: skip
-        start = partial(start_workers, config, loaded, workers, view.say, partial(waiting_workers, config.plan))
+        start = partial(start_workers, config, loaded, machines, view.say, partial(waiting_workers, config.plan))
         try:
             pool = start()
             driver.prepare(pool)

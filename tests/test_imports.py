@@ -14,7 +14,11 @@ FILES = sorted(p for package in ("analysis", "dato", "launch", "search") for p i
 ONLY_IN = {
     "hydra": ("launch/",),
     "omegaconf": ("launch/",),
-    "ray": ("search/run/ray_cluster.py", "search/run/leftovers.py", "search/run/ray_pool.py", "search/run/ray_measuring.py", "search/run/measuring_process.py", "search/run/slot.py", "search/run/tune.py", "search/run/tune_loop.py", "launch/"),
+    "ray": (
+        *(f"search/run/{name}.py" for name in (
+            "autoscaler", "crew", "leftovers", "measuring_process", "nodes", "ray_cluster", "ray_measuring", "ray_metrics", "ray_pool", "slot", "tune", "tune_loop",
+        )), "launch/",
+    ),
     "pymoo": ("search/optimize/", "launch/bench/rivals.py"),
     "optuna": ("launch/bench/",),
     "mlflow": ("search/publish/", "launch/deliver.py", "launch/bench/tracking.py", "dato/sources.py"),

@@ -30,14 +30,17 @@ from search.run.jobs import Job
 from search.run.ray_cluster import connect
 from search.run.ray_pool import RayPool
 from search.run.simulate import duration, sleeper, toy_measurement
-from search.run.simulated_pool import SimulatedPool, Weather
+from search.run.simulated_pool import SimulatedPool
 from search.run.tune import NSGA2Search
+from search.run.weather import Weather
 
 DEFAULTS = {
     "workers": "1,8,64", "seconds": "20,60,120", "mean_s": "2", "population": "20", "batches": "5", "modes": "generational,sharded,steady,steady-sharded,tune", "tune_workers": "8",
     "simulated_workers": "1000", "simulated_candidates": "100000", "simulated_mean_s": "36", "shorter_s": "16,8,4,2", "memory_candidates": "10000",
     "measured_candidates": "1000", "features": "2048", "images": "500", "measured_workers": "2", "output": "analysis/results",
 }
+GROWTH = ((0.0, 0.125), (600.0, 1.0), (3000.0, 0.5), (3600.0, 0.25), (4200.0, 1.0))
+"""From when on which share of the workers there is: one machine of eight at first, all of them when the autoscaler has brought them, and spot machines that go and come back."""
 STORM = Weather(fail_s=3600.0, preempt_s=6 * 3600.0, away_s=600.0, reload_s=60.0, late=0.1, poison_s=6 * 3600.0, broken=0.01)
 
 
@@ -245,7 +248,7 @@ def _simulated(modes: Sequence[str], given: dict[str, str]) -> Iterator[dict[str
     """The same scheduling, and the search's real driver, on a simulated clock; each as soon as it is there."""
     count, mean = int(given["simulated_candidates"]), float(given["simulated_mean_s"])
     runs = [(mode, "calm", mean, count) for mode in modes if mode in MODES]
-    runs += [(mode, "storm", mean, count) for mode in modes if mode.endswith("sharded")]
+    runs += [(mode, weather, mean, count) for mode in modes if mode.endswith("sharded") for weather in ("storm", "growth")]
     runs += [("steady-sharded", "calm", float(s), max(1, count // 5)) for s in given["shorter_s"].split(",") if s]
     workers, batches = int(given["simulated_workers"]), int(given["batches"])
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
@@ -253,10 +256,15 @@ def _simulated(modes: Sequence[str], given: dict[str, str]) -> Iterator[dict[str
             yield done.result()
 
 
+def _weather(name: str, workers: int) -> Weather:
+    sizes = tuple((at, max(1, round(share * workers))) for at, share in GROWTH)
+    return {"calm": Weather(), "storm": STORM, "growth": Weather(sizes=sizes, reload_s=STORM.reload_s)}[name]
+
+
 def _simulate(workers: int, batches: int, mode: str, weather: str, mean_s: float, count: int) -> dict[str, Any]:
     sharded = mode.endswith("sharded")
     pool = SimulatedPool(
-        workers, lambda s: duration(s, mean_s), toy_measurement, weather=STORM if weather == "storm" else None, join=(lambda parts: parts[0]) if sharded else None,
+        workers, lambda s: duration(s, mean_s), toy_measurement, weather=_weather(weather, workers), join=(lambda parts: parts[0]) if sharded else None,
         batches=batches if sharded else 1, overhead_s=0.005, caller_takes_time=True,
     )  # fmt: skip
     begin = time.perf_counter()

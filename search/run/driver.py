@@ -102,7 +102,7 @@ class Driver:
         """Measure the cost table that latencies are predicted with."""
         for job, table in pool.map([Job("costs", self._calibration, self._protocol.batches()[:1], Task.COSTS)]):
             if table is None:
-                raise SearchFailed(f"the cost table cannot be measured: {job.errors[0]}")
+                raise SearchFailed(f"the cost table cannot be measured: {job.reason}")
             self._recorder.ledger.append("costs", table=table)
 
     def _evaluate(self, pool: Pool, candidates: Iterable[Candidate], *, retry: bool = False) -> Iterator[Candidate]:

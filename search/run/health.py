@@ -138,6 +138,12 @@ class Health:
             self.renewed(worker, broken=True)
         return found
 
+    def forget(self, worker: Hashable) -> None:
+        """It has left for good: nobody will come back under its name."""
+        self._suspects.discard(worker)
+        self._broken.discard(worker)
+        self._lives.pop(worker, None)
+
     def is_broken(self, worker: Hashable) -> bool:
         """Whether it waits to be exchanged."""
         return worker in self._broken

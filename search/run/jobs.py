@@ -96,6 +96,7 @@ class Job:
         blamed: What those said that count against it: on workers that succeed with other jobs.
         failed_s: Seconds that its failed tries took of their workers.
         vanished: How often its results were lost, with the machines that had them, before they were measured.
+        where: The machine and the log of the process that it failed in last.
     """
 
     key: Any
@@ -109,13 +110,15 @@ class Job:
     blamed: list[str] = field(default_factory=list)
     failed_s: float = 0.0
     vanished: int = 0
+    where: str = ""
 
     @property
     def reason(self) -> str:
-        """Why it was given up: each different error once, and whether it is quarantined because it ends workers."""
+        """Why it was given up: each different error once, whether it is quarantined because it ends workers, and where to read more."""
         killed = sum(error.startswith(WORKER_DIED) for error in self.blamed)
         errors = "; then ".join(dict.fromkeys(self.blamed or self.errors))
-        return f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
+        why = f"quarantined, it killed {killed} workers: {errors}" if killed > 2 else errors
+        return f"{why} ({self.where})" if self.where else why
 
 
 @dataclass(eq=False)

@@ -120,7 +120,7 @@ class OwnReference:
         for jobs in (missing[:1], missing[1:]):
             for job, shard in pool.map([Job(b[0], [plain], [b], Task.REFERENCE) for b in jobs]) if jobs else ():
                 if shard is None:
-                    raise OwnReferenceError(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.errors[0]}")
+                    raise OwnReferenceError(f"the unaccelerated pipeline itself fails, so that there is nothing to search: {job.reason}")
                 found[job.key] = shard.features
                 self._write(self._parts / f"{job.key}.safetensors", shard.features, key)
                 if job.key == missing[0][0]:

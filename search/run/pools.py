@@ -11,6 +11,32 @@ from search.run import interrupt
 from search.run.jobs import Job, Measure, Measured
 
 
+class WorkerError(RuntimeError):
+    """Workers cannot be started or are all gone: the message says why and what to do."""
+
+
+def least_workers(workers: int | None, min_workers: int | None, *, bounded: bool, running: bool) -> int | None:
+    """How many workers are to be loaded before work begins; None for all that there is room for.
+
+    Args:
+        workers: How many at most; None for as many as the cluster has room for.
+        min_workers: As configured; None for all of them.
+        bounded: Whether a worker reserves anything, so that machines have room for so many.
+        running: Whether the cluster is there already.
+
+    Raises:
+        WorkerError: These cannot be.
+    """
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise WorkerError(f"cluster.workers is {workers!r}; give at least 1, or null for as many as a running cluster has room for")
+    if workers is None and not (bounded and running):
+        raise WorkerError("cluster.workers is null, which needs a running cluster (cluster.address) and cluster.cpus or cluster.gpus above 0; give at least 1")
+    least = workers if min_workers is None else min_workers
+    if least is not None and (not isinstance(least, int) or not 1 <= least <= (workers or least)):
+        raise WorkerError(f"cluster.min_workers is {min_workers!r}; give 1 to {workers} (cluster.workers), or null for all of them")
+    return least
+
+
 class Evaluator(Protocol):
     """What a worker holds: runs strategies on batches of image indices. May have a `device` in words."""
 
@@ -30,7 +56,10 @@ class EvaluatorFactory(Protocol):
 class Pool(Protocol):
     """Runs jobs."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """How many workers share the work, at least 1; may change where machines come and go."""
+        ...
 
     def known_good(self, job: Job) -> None:
         """Say what worked before: a worker that nobody else can vouch for is checked with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from search.run import interrupt
 from search.run.hub_environment import hub_environment
@@ -48,11 +50,11 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
         if address is None:
             _check_temporary_folder()
             end_left_behind()
-            with interrupt.kept(), noted() as started, _private_token():
+            with interrupt.kept(), noted() as started, _private_token(), _on_loopback():
                 context = ray.init(
                     **shipped,
                     address="local",  # without it, Ray would join whatever cluster was last started on this machine
-                    num_cpus=max(1, round(cpus)),
+                    num_cpus=max(1, math.ceil(cpus)),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
@@ -93,6 +95,19 @@ def _private_token() -> Iterator[None]:
     yield
     if missing and _token().is_file():
         _token().chmod(0o600)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray started within listens on the loopback interface alone. Otherwise it takes 127.0.0.1 for the machine's outer address, and
+    listens on all of them: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/services.py, resolve_ip_for_localhost.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # as it is on macOS and Windows, "to prevent bothersome firewall popups"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a Unix socket (man 7 unix)
@@ -176,27 +191,36 @@ def worker_class() -> type:
 
     class Worker:
         def __init__(self, arrange: Any, factory: bytes) -> None:
-            import pickle
+            self.made_of = (arrange, factory)
 
+        def place(self) -> dict[str, str]:
+            """Where this process writes; answers before anything is loaded, so that it is known even of one that dies by loading."""
+            import ray
+
+            return {"log": ray._private.worker.global_worker.get_err_file_path()}
+
+        def ready(self) -> dict[str, str]:
+            import pickle
+            import traceback
+
+            arrange, factory = self.made_of
             arrange()
-            self.error, self.evaluator = "", None
             try:
                 self.evaluator = pickle.loads(factory).build()
             except Exception as error:
+                traceback.print_exc()
                 lines = str(error).strip().splitlines()
-                self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-        def ready(self) -> dict[str, str]:
-            import socket
-
-            import ray
-
-            node = ray.get_runtime_context().get_node_id()
-            host = f"{socket.gethostname()} at {ray.util.get_node_ip_address()}"
-            return {"device": getattr(self.evaluator, "device", "unnamed"), "node": node, "host": host, "error": self.error}
+                return {"device": "", "error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+            return {"device": getattr(self.evaluator, "device", "unnamed"), "error": ""}
 
         def do(self, method: str, strategies: Any, batches: Any) -> Any:
-            return getattr(self.evaluator, method)(strategies, batches)
+            import traceback
+
+            try:
+                return getattr(self.evaluator, method)(strategies, batches)
+            except Exception:
+                traceback.print_exc()  # for whoever follows the message to this process's log
+                raise
 
         def do_and_keep(self, method: str, strategies: Any, batches: Any) -> tuple[None, Any]:
             return None, self.do(method, strategies, batches)  # two objects: the second stays here until somebody asks for it

@@ -1,13 +1,12 @@
 """Ray actors that hold a loaded evaluator each.
 
 A job that fails is tried on another worker, then handed back with its error; a worker that dies, passes its deadline or fails
-with what others succeed with is replaced, as soon as a machine has room for it. Results come back as they finish.
+with what others succeed with is replaced. Workers come and go with their machines. Results come back as they finish.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,23 +15,18 @@ from typing import Any
 import ray
 
 from search.run import interrupt
+from search.run.autoscaler import Demand
+from search.run.crew import Crew, Gate
 from search.run.health import Health
 from search.run.jobs import WORKER_DIED, Job, Measure, Piece
-from search.run.pools import EvaluatorFactory
+from search.run.pools import EvaluatorFactory, WorkerError, least_workers
 from search.run.ray_cluster import ClusterError, connect, in_one_line, node_is_gone, own_packages, worker_class
 from search.run.ray_measuring import Measuring
+from search.run.ray_metrics import PoolMetrics
 from search.run.scheduler import Dispatcher
 from search.run.slot import Slot
 
 _log = logging.getLogger(__name__)
-
-
-WORKERS_A_MEASURER = 8
-"""A result of 500 images with 2,048 features is measured in half a second, and takes a worker minutes."""
-
-
-class WorkerError(RuntimeError):
-    """Workers cannot be started or are all gone: the message says why and what to do."""
 
 
 class RayPool:
@@ -40,8 +34,9 @@ class RayPool:
 
     Args:
         factory: Builds the evaluator in each actor.
-        workers: How many actors.
-        min_workers: So many must be loaded before work begins; the others join as machines have room. None for all.
+        workers: How many actors at most; None for as many as the cluster has room for at any time.
+        min_workers: So many must be loaded before work begins; the others join as machines have room. None for all, or where `workers` is
+            None for all that there is room for at the start.
         cpus: CPUs reserved for each.
         gpus: GPUs reserved for each, may be a fraction.
         address: Of a running cluster; None starts Ray on this machine, reachable from it alone. Unused where this process
@@ -52,6 +47,9 @@ class RayPool:
         max_attempts: How often a job's batch is started at most.
         batch_timeout_s: Seconds after which a batch's worker is replaced and the batch tried again.
         load_timeout_s: Seconds that the actors may take to load, and that a search waits for a worker when all are gone.
+        gate: Looks at machines that join, before they have workers; None for no look.
+        demand: What the cluster's autoscaler is asked for until the pool closes; None for nothing.
+        say: Told in a line who joins and leaves.
 
     Raises:
         WorkerError: Fewer than one worker, or Ray or the actors do not start.
@@ -61,7 +59,7 @@ class RayPool:
         self,
         factory: EvaluatorFactory,
         *,
-        workers: int,
+        workers: int | None,
         min_workers: int | None = None,
         cpus: float = 1,
         gpus: float = 0,
@@ -72,34 +70,30 @@ class RayPool:
         max_attempts: int = 3,
         batch_timeout_s: float = 3600,
         load_timeout_s: float = 600,
+        gate: Gate | None = None,
+        demand: Demand | None = None,
+        say: Callable[[str], None] = _log.info,
     ) -> None:
-        if not isinstance(workers, int) or workers < 1:
-            raise WorkerError(f"cluster.workers is {workers!r}; give at least 1")
-        self._least = workers if min_workers is None else min_workers
-        if not isinstance(self._least, int) or not 1 <= self._least <= workers:
-            raise WorkerError(f"cluster.min_workers is {min_workers!r}; give 1 to {workers} (cluster.workers), or null for all of them")
-        self.size, self._tries, self._deadline, self._start = workers, max_attempts, batch_timeout_s, load_timeout_s
+        self._least = least_workers(workers, min_workers, bounded=bool(cpus or gpus), running=address is not None or ray.is_initialized())
+        self._most, self._tries, self._deadline, self._start = workers, max_attempts, batch_timeout_s, load_timeout_s
         self._join, self._latency_device = join, latency_device
         self._connected_here = not ray.is_initialized()
         if self._connected_here:
             try:
-                connect(address, cpus=workers * cpus, code=code)
+                connect(address, cpus=(workers or 1) * cpus, code=code)
             except ClusterError as error:
                 raise WorkerError(str(error)) from None
         arrange = own_packages(code)
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
-        self._remote = ray.remote(worker_class()).options(**options)
-        self._arguments = (arrange, ray.put(ray.cloudpickle.dumps(factory)))
-        self._need = f"{cpus:g} CPUs, {gpus:g} GPUs"
-        self._health = Health()
-        self._measuring = Measuring(arrange, join, actors=math.ceil(workers / WORKERS_A_MEASURER))
-        self._slots = [Slot(i) for i in range(workers)]
+        arguments = (arrange, ray.put(ray.cloudpickle.dumps(factory)))
+        self._need, self._health, self._metrics = f"{cpus:g} CPUs, {gpus:g} GPUs", Health(), PoolMetrics()
+        self._measuring = Measuring(arrange, join, workers=lambda: self.size)
         self._idle: deque[Slot] = deque()
-        self._starting: dict[Any, Slot] = {}
         self._running: dict[Any, tuple[Dispatcher, Piece, Slot, float]] = {}
         """With when each began."""
-        for slot in self._slots:
-            self._launch(slot)
+        self._crew = Crew(
+            (ray.remote(worker_class()), arguments), most=workers, cpus=cpus, gpus=gpus, gate=gate, demand=demand, say=say,
+            tries=max_attempts, health=self._health, latency_device=latency_device,
+        )  # fmt: skip
         try:
             self._await_workers()
         except BaseException:
@@ -107,55 +101,70 @@ class RayPool:
             raise
 
     @property
+    def size(self) -> int:
+        """How many workers there are to be, or where that is left to the cluster, how many there are now."""
+        return self._most if self._least == self._most and self._most else max(1, self._crew.working)
+
+    @property
     def devices(self) -> list[str]:
         """The loaded workers' devices, one for each worker."""
-        return [slot.device for slot in self._slots if slot.device]
+        return [slot.device for slot in self._crew.slots.values() if slot.device]
 
     @property
     def places(self) -> list[tuple[str, str]]:
         """The loaded workers' nodes and devices, one pair for each worker."""
-        return [(slot.node, slot.device) for slot in self._slots if slot.device]
-
-    def _launch(self, slot: Slot) -> None:
-        slot.actor, slot.device = self._remote.remote(*self._arguments), ""
-        slot.starts += 1
-        self._starting[slot.actor.ready.remote()] = slot
+        return [(slot.node, slot.device) for slot in self._crew.slots.values() if slot.device]
 
     def _await_workers(self) -> None:
-        end = time.monotonic() + self._start
-        while len(self._idle) < self._least:
-            if time.monotonic() > end:
-                raise WorkerError(
-                    f"{len(self._idle)} of {self._least} workers loaded within {self._start:.0f} s; is there room for {self.size} x ({self._need})? "
-                    "Lower cluster.workers or raise cluster.load_timeout_s"
-                )
+        began = time.monotonic()
+        while not self._enough():
+            self._follow(None)
+            if time.monotonic() > max(began, 0.0 if self._least else self._crew.launched_at) + self._start:
+                room = f"is there room for {self._most or self._least or 1} x ({self._need})? Lower cluster.workers or raise cluster.load_timeout_s"
+                raise WorkerError(f"{len(self._idle)} of {self._least or 1} workers loaded within {self._start:.0f} s; {room}")
             interrupt.check()
-            done, _ = ray.wait(list(self._starting), num_returns=1, timeout=1.0)
-            for ref in done:
-                slot = self._starting[ref]
+            if not self._crew.starting:
+                time.sleep(0.2)
+                continue
+            for ref in ray.wait(list(self._crew.starting), num_returns=1, timeout=1.0)[0]:
+                slot = self._crew.starting[ref]
                 error = self._started(ref)
                 if error and not slot.died:
                     raise WorkerError(f"a worker cannot load its model: {error}")
+                if error and self._crew.is_gone(slot):
+                    self._crew.drop(slot, "is gone")
+                    continue
                 if error and slot.starts == self._tries:
                     fix = "; was the cluster started without tokens? Then set RAY_AUTH_MODE=disabled" if "cancelled before it started" in error else ""
                     raise WorkerError(f"a worker died {slot.starts} times while it was loading its model: {error}{fix}")
                 if error:
-                    self._launch(slot)
-        self._check_devices()
+                    self._crew.launch(slot)
+        self._crew.begun = True
+        self._crew.require_timed()
 
-    def _check_devices(self) -> None:
-        if self._latency_device and not any(s.timed for s in self._slots if s.device):
-            there = ", ".join(sorted(set(self.devices)))
-            raise WorkerError(f"cluster.latency_device is {self._latency_device!r}, and no worker has such a device; there are: {there}")
+    def _enough(self) -> bool:
+        return len(self._idle) >= self._least if self._least else bool(self._idle) and not self._crew.starting
 
     def _started(self, ref: Any) -> str | None:
         """Take in a worker that loaded, or what kept it from loading."""
-        slot = self._starting.pop(ref)
-        error = slot.load(ref)
+        slot, error = self._crew.started(ref)
         if error is None:
-            slot.timed = self._latency_device is None or self._latency_device.lower() in slot.device.lower()
+            slot.idle_since = time.monotonic()
             self._idle.append(slot)
         return error
+
+    def _follow(self, dispatcher: Dispatcher | None) -> None:
+        """Let workers come and go with their machines."""
+        for slot in self._crew.look():
+            self._left(slot, dispatcher)
+        self._metrics.workers(len(self._idle) + len(self._running), len(self._crew.starting))
+
+    def _left(self, slot: Slot, dispatcher: Dispatcher | None) -> None:
+        if slot in self._idle:
+            self._idle.remove(slot)
+        self._health.forget(slot.number)
+        if dispatcher:
+            dispatcher.leaves(slot.number)
 
     def known_good(self, job: Job) -> None:
         """As for `search.run.pools.Pool`; what has succeeded here since stands in for it."""
@@ -167,11 +176,13 @@ class RayPool:
         Jobs are taken one at a time, when a worker is free: a generator may decide what comes next from the results so far.
         """
         mixed = self._latency_device is not None
-        ahead = 2 * self.size if mixed else 1_000_000
-        dispatcher = Dispatcher(jobs, join=self._join, tries=self._tries, mixed=mixed, ahead=ahead, health=self._health)
+        dispatcher = Dispatcher(jobs, join=self._join, tries=self._tries, mixed=mixed, health=self._health)
         alone_since = time.monotonic()
         finished: list[tuple[Job, Any]] = []
         while True:
+            self._follow(dispatcher)
+            if mixed:
+                dispatcher.ahead = 2 * self.size
             self._hand_out(dispatcher, alone=False)
             if not self._running:  # nobody else may take what is left: it is tried again where it failed
                 self._hand_out(dispatcher, alone=True)
@@ -183,11 +194,13 @@ class RayPool:
                 return
             if self._running or unmeasured:
                 alone_since = time.monotonic()
-            elif not self._starting or time.monotonic() - alone_since > self._start:
-                raise WorkerError(self._all_gone())
+            elif self._crew.is_hopeless(alone_since, self._start, idle=bool(self._idle)):
+                raise WorkerError(self._crew.why_gone(self._start))
             for ref, late in self._wait():
-                if ref in self._starting:
-                    self._restarted(ref)
+                if ref in self._crew.starting:
+                    slot = self._crew.starting[ref]
+                    if self._started(ref) is not None and not self._crew.try_again(slot):
+                        self._left(slot, dispatcher)
                     continue
                 if ref not in self._running:
                     finished += self._measuring.handed_back(ref, dispatcher)
@@ -211,7 +224,10 @@ class RayPool:
     def _wait(self) -> list[tuple[Any, bool]]:
         """What finished, or is too late (True)."""
         interrupt.check()
-        watched = [*self._running, *self._starting, *self._measuring.running]
+        watched = [*self._running, *self._crew.starting, *self._measuring.running]
+        if not watched:
+            time.sleep(0.5)
+            return []
         ray.wait(watched, num_returns=1, timeout=1.0)
         done = set(ray.wait(watched, num_returns=len(watched), timeout=0)[0])
         now = time.monotonic()
@@ -221,85 +237,62 @@ class RayPool:
     def _begin(self, dispatcher: Dispatcher, piece: Piece, slot: Slot) -> None:
         job = piece.job
         given = (job.task.value, list(job.strategies), [job.batches[i] for i in piece.batches])
-        if job.measure:
-            ref, piece.result = slot.actor.do_and_keep.options(num_returns=2).remote(*given)
-        else:
-            ref = slot.actor.do.remote(*given)
-        self._running[ref] = (dispatcher, piece, slot, time.monotonic())
+        ref, piece.result = slot.actor.do_and_keep.options(num_returns=2).remote(*given) if job.measure else (slot.actor.do.remote(*given), None)
+        now = time.monotonic()
+        self._metrics.waited(now - slot.idle_since)
+        self._running[ref] = (dispatcher, piece, slot, now)
 
     def _finish(self, ref: Any, late: bool) -> tuple[Job, Any] | None:
+        """Take in how a piece ended; its job where that is done."""
         dispatcher, piece, slot, began = self._running.pop(ref)
-        seconds = time.monotonic() - began
-        if late:
-            slot.errors.append(f"no result within {self._deadline:.0f} s")
-            failed = dispatcher.fail(piece, slot.errors[-1], seconds=seconds)
-            self._replace(slot)
-            return failed
+        slot.idle_since = time.monotonic()
+        seconds = slot.idle_since - began
         try:
-            result = ray.get(ref)
+            result = None if late else ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
-            slot.errors.append(in_one_line(error.cause))
-            return dispatcher.fail(piece, slot.errors[-1], worker=slot.number, seconds=seconds)
+            what, lost, there = in_one_line(error.cause), False, True
         except ray.exceptions.RayError as error:
-            lost = node_is_gone(slot.node, error)
+            lost, there = node_is_gone(slot.node, error), False
             what = f"node {slot.host} was lost" if lost else f"{WORKER_DIED}: {in_one_line(error)}"
-            slot.errors.append(what)
-            failed = dispatcher.fail(piece, what, lost=lost, seconds=seconds)
-            self._replace(slot)
-            return failed
-        self._idle.append(slot)
-        return dispatcher.succeed(piece, piece.result if piece.job.measure else result)
+        else:
+            if not late:
+                if slot.number in self._crew.slots:
+                    self._idle.append(slot)
+                self._metrics.piece(piece, seconds)
+                return self._metrics.job(dispatcher.succeed(piece, piece.result if piece.job.measure else result))
+            what, lost, there = f"no result within {self._deadline:.0f} s", False, False
+        slot.errors.append(what)
+        self._metrics.failed(lost=lost)
+        failed = dispatcher.fail(piece, what, lost=lost, worker=slot.number if there else None, seconds=seconds, where="" if lost else slot.where)
+        if lost:
+            self._crew.drop(slot, "is gone")
+            self._left(slot, dispatcher)
+        elif slot.number in self._crew.slots and there:
+            self._idle.append(slot)  # at the end: a retry goes to another worker where there is one
+        elif slot.number in self._crew.slots:
+            self._crew.replace(slot)
+        return self._metrics.job(failed)
 
     def measure(self, measure: Measure, given: Sequence[tuple[Any, ...]]) -> list[Any]:
         """As for `search.run.pools.Pool`, by processes of the cluster."""
         return self._measuring.all(measure, given)
 
-    def _restarted(self, ref: Any) -> None:
-        slot = self._starting[ref]
-        error = self._started(ref)
-        if error is None:
-            return
-        if slot.starts < self._tries:
-            self._launch(slot)
-        else:
-            _log.warning("worker %d does not load any more and is left out: %s", slot.number, error)
-
-    def _replace(self, slot: Slot) -> None:
-        ray.kill(slot.actor)
-        slot.device = ""
-        if self._health.lives_broken(slot.number) < self._tries:
-            self._launch(slot)
-            return
-        slot.unfit = True
-        _log.warning("worker %d (node %s) fails with everything, also after %d starts, and is left out: %s", slot.number, slot.host, self._tries, slot.errors[-1])
-
     def _exchange(self) -> None:
         """Start the workers anew that were found broken: what they failed with is tried elsewhere."""
         for number in self._health.take_broken():
-            slot = self._slots[number]
+            slot = self._crew.slots.get(number)
+            if slot is None:
+                continue
             self._idle.remove(slot)
-            _log.warning("worker %d (node %s) fails with what others succeed with, and is started anew: %s", number, slot.host, slot.errors[-1])
-            self._replace(slot)
-
-    def _all_gone(self) -> str:
-        if all(s.unfit for s in self._slots):
-            return (
-                f"every worker fails with everything, also with what worked before and after {self._tries} starts ({self._slots[0].errors[-1]}); no candidate "
-                "was recorded as failed for that. Mend it, then run the same command again: the ledger holds every result"
-            )
-        last = next((s.errors[-1] for s in self._slots if s.errors), "their machines left the cluster")
-        return (
-            f"no worker is left and none came back within {self._start:.0f} s ({last}); "
-            "bring machines back, then run the same command again: the ledger holds every result"
-        )
+            _log.warning("worker %d fails with what others succeed with, and is started anew: %s (%s)", number, slot.errors[-1], slot.where)
+            self._crew.replace(slot)
 
     def close(self) -> None:
-        """Stop the actors, and leave or stop Ray where this pool joined or started it."""
+        """Stop the actors, take back what the autoscaler was asked for, and leave or stop Ray where this pool joined or started it."""
+        self._crew.close()
+        self._metrics.workers(0, 0)
         if ray.is_initialized():
             self._measuring.close()
-            for slot in self._slots:
-                ray.kill(slot.actor)
         self._idle.clear()
         if self._connected_here:
             ray.shutdown()

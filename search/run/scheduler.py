@@ -64,7 +64,9 @@ class Dispatcher:
         health: Health | None = None,
     ) -> None:
         self._jobs: Iterator[Job] = iter(jobs)
-        self._join, self._tries, self._mixed, self._ahead = join, tries, mixed, ahead
+        self._join, self._tries, self._mixed = join, tries, mixed
+        self.ahead = ahead
+        """May be changed as workers come and go."""
         self.health = Health() if health is None else health
         self._workers: set[Hashable] = set()
         self._checks = 0
@@ -113,6 +115,15 @@ class Dispatcher:
             health.begins(worker)
         return piece
 
+    def leaves(self, worker: Hashable) -> None:
+        """A worker has left for good: nothing waits for it any more. What it was running is told of by `fail`, before or after."""
+        self._workers.discard(worker)
+        mine = self._mine.pop(worker, None)
+        if mine:
+            mine.worker = None
+            if mine.todo:
+                self._orphans.append(mine)
+
     def _choose(self, worker: Hashable, timed: bool) -> Piece | None:
         mine = self._mine.get(worker)
         if mine and (piece := self._take(mine, worker, timed)):
@@ -128,7 +139,7 @@ class Dispatcher:
             for kept in list(self._kept.values()):
                 if piece := self._take(kept, worker, timed):
                     return piece
-        while not self._exhausted and len(self._open) < self._ahead:
+        while not self._exhausted and len(self._open) < self.ahead:
             job = next(self._jobs, None)
             if job is None:
                 self._exhausted = True
@@ -225,7 +236,7 @@ class Dispatcher:
         self._orphans.append(self._begin(job))
         return None
 
-    def fail(self, piece: Piece, error: str, *, lost: bool = False, worker: Hashable = None, seconds: float = 0.0) -> tuple[Job, None] | None:
+    def fail(self, piece: Piece, error: str, *, lost: bool = False, worker: Hashable = None, seconds: float = 0.0, where: str = "") -> tuple[Job, None] | None:
         """Note that a piece failed; the job with None when its tries are used up.
 
         Args:
@@ -234,6 +245,7 @@ class Dispatcher:
             lost: Its machine vanished: not counted as a try, up to `LOSSES` times.
             worker: Which is still there, and is not given this piece again while there are others; None where its process ended.
             seconds: How long it took.
+            where: The machine and the log of the process that it failed in, in words.
         """
         self._checks -= piece.check
         taken = self._open.get(id(piece.job))
@@ -241,6 +253,8 @@ class Dispatcher:
         if taken is None:
             return None
         piece.job.errors.append(error)
+        if counts or not piece.job.blamed:
+            piece.job.where = where or piece.job.where
         if counts:
             piece.job.blamed.append(error)
             piece.job.failed_s += seconds

@@ -91,9 +91,13 @@ class ClusterSettings:
     address: str | None = None
     """Null starts Ray on this machine; "auto" on a node of a running cluster, or host:6379 of its head."""
     workers: int | None = limited(2, least=0, most=100_000)
-    """Evaluators, each with the pipeline loaded; null for as many as the cluster has room for; 0 (not for a search): this process alone, without Ray."""
+    """Evaluators, each with the pipeline loaded; null for as many as the cluster has room for, more or fewer as machines come and go;
+    0 (not for a search): this process alone, without Ray."""
     min_workers: int | None = limited(None, least=1, most=100_000)
-    """Begin when so many are loaded, others join as machines do; null for all of them."""
+    """Begin when so many are loaded, others join as machines do; null for all of them, or with workers=null for all that there is room for at the start."""
+    max_workers: int | None = limited(None, least=1, most=100_000)
+    """With workers=null: never more than so many. Where Ray's autoscaler starts machines, room for so many is asked of it until the search
+    ends. Null: all the room there is, and of an autoscaler room for as many as a generation has candidates, which all can be busy."""
     cpus: float = limited(1, least=0, most=100_000)
     """CPUs reserved for each."""
     gpus: float = limited(0, least=0, most=10_000)
@@ -104,18 +108,27 @@ class ClusterSettings:
     """Installed: workers import what their machine has; upload: this machine's packages are sent to them."""
     latency_device: str | None = None
     """Part of the names of the devices whose latency counts, such as H100; null for any."""
-    wait_for_nodes_s: float = limited(0, least=0)
-    """Seconds to wait for machines to join before too few are an error."""
+    wait_for_nodes_s: float | None = limited(None, least=0)
+    """Seconds to wait for machines to join, or for other jobs to leave them, before too few are an error; null for load_timeout_s where
+    Ray's autoscaler starts machines, 0 where it does not."""
     max_attempts: int = limited(3, least=1, most=100_000)
     """How often a failing candidate is started at most."""
     batch_timeout_s: float = limited(3600, above=0)
     """Seconds after which a batch's worker is replaced."""
     load_timeout_s: float = limited(600, above=0)
-    """Seconds that the workers may take to load, and that a search waits when all are gone."""
+    """Seconds that the workers may take to load, and that a search waits for machines when all are gone."""
 
     def __post_init__(self) -> None:
         check(self, "cluster")
         if self.workers is None and self.address is None:
             raise ValueError("cluster.workers is null, which only a running cluster allows (cluster.address); give at least 1")
-        if self.min_workers is not None and self.min_workers > (self.workers or self.min_workers):
-            raise ValueError(f"cluster.min_workers is {self.min_workers!r}; give 1 to {self.workers or 'any number'}, or null for all workers")
+        if self.workers is None and not (self.cpus or self.gpus):
+            raise ValueError("cluster.workers is null and cluster.cpus and cluster.gpus are 0, which there is room for without end; give one of the three")
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"cluster.gpus is {self.gpus!r}; give a part of one GPU, such as 0.5, or whole ones")
+        if self.max_workers is not None and self.workers is not None:
+            raise ValueError(f"cluster.max_workers is {self.max_workers!r} and cluster.workers {self.workers!r}; a bound is for cluster.workers=null, which follows the cluster")
+        most = self.workers or self.max_workers
+        if self.min_workers is not None and self.min_workers > (most or self.min_workers):
+            bound = "cluster.workers" if self.workers else "cluster.max_workers"
+            raise ValueError(f"cluster.min_workers is {self.min_workers!r}; give 1 to {most} ({bound}), or null for all workers")

@@ -20,29 +20,10 @@ from dato.strategy import Strategy
 from search.run.health import Health
 from search.run.jobs import Job, Measure, Measured, Piece, put_together
 from search.run.scheduler import Dispatcher
+from search.run.weather import Weather
 
 POISONED_S = 0.03
 """Seconds that a call takes that fails because its worker is broken: less than any that works."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weather:
-    """What happens to simulated machines. Seconds; infinite or zero for never."""
-
-    fail_s: float = math.inf
-    """Mean time between failures of one worker (exponential). It comes back after `reload_s`."""
-    reload_s: float = 60.0
-    """Until a worker that failed, or joined, has loaded its model."""
-    preempt_s: float = math.inf
-    """Mean time between the preemptions of one worker."""
-    away_s: float = 600.0
-    """Until a preempted worker's replacement joins."""
-    late: float = 0.0
-    """Share of the workers that join late, spread over the first `away_s`."""
-    poison_s: float = math.inf
-    """Mean time until a worker's process fails whatever it is given, in `POISONED_S`. A new process is well again."""
-    broken: float = 0.0
-    """Share of the workers that fail whatever they are given, and so does every process that takes their place."""
 
 
 @dataclass
@@ -92,6 +73,8 @@ class _Machine:
     poisoned: bool = False
     for_good: bool = False
     """Whether its later processes are poisoned too."""
+    there: bool = True
+    """Whether the pool's size has room for it."""
 
 
 class SimulatedPool:
@@ -134,10 +117,14 @@ class SimulatedPool:
         self._machines = [_Machine(i) for i in range(workers)]
         self._idle: deque[_Machine] = deque()
         self._busy = 0
+        self._sizes, self._ended = deque(sorted(self.weather.sizes)), deque[tuple[Job, Any]]()
+        if self._sizes:
+            for machine in self._machines:
+                machine.there = False
         late, broken = round(self.weather.late * workers), round(self.weather.broken * workers)
         for machine in self._machines[len(self._machines) - broken :]:
             machine.poisoned = machine.for_good = True
-        for machine in self._machines:
+        for machine in self._machines if not self._sizes else ():
             joins = self._chance.uniform(0, self.weather.away_s) + self.weather.reload_s if machine.number < late else 0.0
             self._schedule(joins, "ready", machine)
 
@@ -230,9 +217,47 @@ class SimulatedPool:
         if self._caller_takes_time:
             self.tally.clock_s += seconds
 
+    def _resize(self, dispatcher: Dispatcher) -> None:
+        """The pool's size changes now: machines join, or go with what they were doing, the last that came first."""
+        at, size = self._sizes.popleft()
+        self.tally.clock_s = max(self.tally.clock_s, at)
+        for machine in self._machines[:size]:
+            if not machine.there:
+                machine.there = True
+                self._schedule(self.weather.reload_s if at else 0.0, "ready", machine)
+        for machine in self._machines[size:]:
+            if machine.there:
+                machine.there = False
+                self._cut(dispatcher, machine)
+                dispatcher.leaves(machine.number)
+
+    def _cut(self, dispatcher: Dispatcher, machine: _Machine) -> None:
+        """A machine is gone, and what it was doing with it."""
+        piece, machine.piece = machine.piece, None
+        loaded = math.isfinite(machine.loaded)
+        if loaded:
+            self._end(machine)
+        else:
+            machine.epoch += 1
+        if piece is None:
+            if loaded and machine in self._idle:
+                self._idle.remove(machine)
+            self._health.renewed(machine.number)
+            return
+        self._busy -= 1
+        self.tally.wasted_s += self.tally.clock_s - machine.since
+        self.tally.losses += 1
+        if failed := dispatcher.fail(piece, f"worker {machine.number} was lost", lost=True):
+            self._ended.append(failed)
+
     def _next(self, dispatcher: Dispatcher) -> tuple[Job, Any] | None:
+        if self._ended:
+            return self._ended.popleft()
+        if self._sizes and (not self._events or self._sizes[0][0] <= self._events[0][0]):
+            self._resize(dispatcher)
+            return None
         if not self._events:
-            raise RuntimeError("every simulated worker is left out")
+            raise RuntimeError("every simulated worker is left out, or gone for good")
         at, _, what, machine, epoch = heapq.heappop(self._events)
         if epoch != machine.epoch:
             return None
@@ -241,16 +266,16 @@ class SimulatedPool:
             machine.loaded = at
             self._idle.append(machine)
             for kind, mean in (("fail", self.weather.fail_s), ("preempt", self.weather.preempt_s), ("poison", self.weather.poison_s)):
-                if math.isfinite(mean):
+                if math.isfinite(mean) and (kind != "preempt" or machine.number % self.weather.per_machine == 0):
                     self._schedule(self._chance.expovariate(1 / mean), kind, machine)
             return None
         if what == "poison":  # noticed with what it is given next
             machine.poisoned = True
             return None
-        piece, machine.piece = machine.piece, None
-        self._busy -= piece is not None
         if what in ("done", "spoil"):
+            piece, machine.piece = machine.piece, None
             assert piece is not None
+            self._busy -= 1
             self._idle.append(machine)
             if what == "spoil":
                 self.tally.failures += 1
@@ -261,15 +286,12 @@ class SimulatedPool:
             self.tally.pieces += not piece.check
             return dispatcher.succeed(piece, [self._evaluate(s) for s in piece.job.strategies])
         # It failed or was preempted, and is back after a while.
-        self._end(machine)
-        self._schedule(self.weather.reload_s + (self.weather.away_s if what == "preempt" else 0.0), "ready", machine)
-        if piece is None:
-            self._idle.remove(machine)
-            self._health.renewed(machine.number)
-            return None
-        self.tally.wasted_s += at - machine.since
-        self.tally.losses += 1
-        return dispatcher.fail(piece, f"worker {machine.number} was lost", lost=True)
+        first, away = machine.number, self.weather.away_s if what == "preempt" else 0.0
+        for gone in self._machines[first : first + (self.weather.per_machine if what == "preempt" else 1)]:
+            if gone is machine or math.isfinite(gone.loaded):
+                self._cut(dispatcher, gone)
+                self._schedule(self.weather.reload_s + away, "ready", gone)
+        return None
 
     def close(self) -> None:
         """Nothing to stop."""

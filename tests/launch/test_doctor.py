@@ -21,9 +21,12 @@ from ray.cluster_utils import Cluster
 from launch.__main__ import main
 from launch.config import SearchConfig, build, compose_config
 from launch.doctor import check_here, check_mlflow
-from launch.preflight import LEAST_GB, check_room, compare, look_here, places
+from launch.look_here import look_here
+from launch.pool import join_ray
+from launch.preflight import LEAST_GB, NodeCheck, check_room, compare, probe_nodes
 from search.evaluate.pipelines import EMBEDDED
 from search.ledger import Ledger
+from search.run.nodes import nodes, places
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +58,11 @@ def test_an_unreachable_address_is_one_message(tmp_path: Path, capsys: pytest.Ca
     [
         (["cluster.workers=null"], "cluster.workers is null, which only a running cluster allows"),
         (["cluster=ray", "cluster.workers=0"], "give at least 1, or null for as many as there is room for"),
-        (["cluster.min_workers=3"], "cluster.min_workers is 3; give 1 to 2"),
+        (["cluster.min_workers=3"], "cluster.min_workers is 3; give 1 to 2 .cluster.workers."),
+        (["cluster=ray", "cluster.max_workers=2", "cluster.min_workers=3"], "cluster.min_workers is 3; give 1 to 2 .cluster.max_workers."),
+        (["cluster.max_workers=3"], "cluster.max_workers is 3 and cluster.workers 2; a bound is for cluster.workers=null"),
+        (["cluster=ray", "cluster.gpus=1.5"], "cluster.gpus is 1.5; give a part of one GPU, such as 0.5, or whole ones"),
+        (["cluster=ray", "cluster.gpus=0", "cluster.cpus=0"], "cluster.cpus and cluster.gpus are 0, which there is room for without end"),
         (["cluster.cpus=-1"], "cluster.cpus is -1; give a number of at least 0"),
         (["cluster.code=copied"], "cluster.code is 'copied'; allowed are installed and upload"),
         (["mlflow.uri=postgresql://me:secret@db/x"], "mlflow.uri holds a password"),
@@ -71,12 +78,23 @@ def test_room_counts_whole_workers_on_each_node() -> None:
     assert places({"CPU": 7.0, "GPU": 2.0}, 4, 1) == 1
     assert places({"CPU": 8.0, "GPU": 1.0}, 1, 0.25) == 4
     assert places({"CPU": 8.0}, 1, 1) == 0
-    nodes = [{"name": "a at 10.0.0.1", "resources": {"CPU": 8.0, "GPU": 1.0}}, {"name": "b at 10.0.0.2", "resources": {"CPU": 8.0}}]
-    short = check_room(config("cluster=ray", "cluster.workers=3"), nodes)
+    there = [{"name": "a at 10.0.0.1", "resources": {"CPU": 8.0, "GPU": 1.0}}, {"name": "b at 10.0.0.2", "resources": {"CPU": 8.0}}]
+    short = check_room(config("cluster=ray", "cluster.workers=3"), there)
     assert short.found == "3 asked for with 4 CPUs and 1 GPUs each, room for 1 (a at 10.0.0.1: 8 CPUs, 1 GPUs; b at 10.0.0.2: 8 CPUs, 0 GPUs)"
     assert short.fix.startswith("set cluster.workers=1, or add nodes")
-    assert not check_room(config("cluster=ray", "cluster.workers=3", "cluster.min_workers=1"), nodes).fix
-    assert not check_room(config("cluster=ray"), nodes).fix
+    assert not check_room(config("cluster=ray", "cluster.workers=3", "cluster.min_workers=1"), there).fix
+    assert not check_room(config("cluster=ray"), there).fix
+
+
+def test_what_other_jobs_hold_is_no_room_and_what_an_autoscaler_may_start_is_no_fault() -> None:
+    there = [{"name": "a at 10.0.0.1", "resources": {"CPU": 16.0, "GPU": 4.0}, "free": {"CPU": 16.0, "GPU": 1.0}}]
+    short = check_room(config("cluster=ray", "cluster.workers=3"), there)
+    assert short.found == "3 asked for with 4 CPUs and 1 GPUs each, room for 1 (a at 10.0.0.1: 16 CPUs, 1 of 4 GPUs)"
+    assert short.fix == "set cluster.workers=1, or wait for the jobs that hold the rest (ray status; cluster.wait_for_nodes_s)"
+    coming = check_room(config("cluster=ray", "cluster.workers=3"), there, autoscaled=True)
+    assert not coming.fix
+    assert coming.found.endswith("Ray's autoscaler starts machines for more")
+    assert "up to 2 used" in check_room(config("cluster=ray", "cluster.max_workers=2"), there).found
 
 
 def test_a_full_disk_and_data_that_differ_are_found() -> None:
@@ -237,6 +255,24 @@ def test_a_search_does_not_start_where_a_node_differs(uneven: SimpleNamespace, t
     assert "install the same versions there" in said
     assert "model.path on " in said
     assert "missing; copy it to the same path on that node" in said
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_later_is_refused_for_what_it_lacks(uneven: SimpleNamespace) -> None:
+    given = config(*on(uneven))
+    join_ray(given.keys.cluster)
+    try:
+        reports, findings = probe_nodes(given)
+        assert not findings
+        good = next(r for r in reports if r["versions"]["diffusers"] != "0.0.1")
+        check = NodeCheck(given, [good])
+        late = [n for n in nodes() if check.ask(n) is not None]
+        assert len(late) == 1
+        refusal = check.refusal(late[0], ray.get(check.ask(late[0]), timeout=100))
+    finally:
+        ray.shutdown()
+    assert "versions: differs: diffusers 0.0.1 (here" in refusal
+    assert "model.path: missing; copy it to the same path on that node" in refusal
 
 
 @pytest.mark.slow

@@ -44,6 +44,62 @@ def test_ray_up_accepts_the_template(path: Path) -> None:
         jsonschema.validate(bad, SCHEMA)
 
 
+def launched(config: dict[str, Any], workers: int) -> dict[str, int]:
+    """How many machines of which type Ray's own autoscaler starts beside the head for a search that asks for so many workers."""
+    from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler
+    from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_STATUS, TAG_RAY_USER_NODE_TYPE
+
+    head, types = config["head_node_type"], config["available_node_types"]
+
+    class Provider:  # all that it asks of one: the head is there
+        def node_tags(self, node: str) -> dict[str, str]:
+            return {TAG_RAY_NODE_KIND: "head", TAG_RAY_NODE_STATUS: "up-to-date", TAG_RAY_USER_NODE_TYPE: head}
+
+        def internal_ip(self, node: str) -> str:
+            return "10.0.0.1"
+
+    scheduler = ResourceDemandScheduler(Provider(), types, config["max_workers"], head, upscaling_speed=1000.0)
+    cluster = compose_config("search", ["cluster=ray"])["cluster"]
+    wanted = [{"CPU": cluster["cpus"], "GPU": cluster["gpus"]}] * workers
+    found, _ = scheduler.get_nodes_to_launch(["head"], {}, [], {}, [], {"10.0.0.1": types[head]["resources"]}, wanted, None)
+    return dict(found)
+
+
+def test_the_machines_of_aws_start_when_a_search_asks_for_them() -> None:
+    from ray.autoscaler._private.util import prepare_config
+
+    text = (TEMPLATES / "ray-up-aws.yaml").read_text()
+    config = prepare_config(yaml.safe_load(text))
+    assert launched(config, 0) == {}, "nothing runs while nobody searches"
+    assert launched(config, 3) == {"gpu": 3}
+    assert launched(config, 99) == {"gpu": 8}
+    assert f"cluster.max_workers={config['max_workers']} " in text
+
+
+def test_all_machines_of_a_list_are_started() -> None:
+    from ray.autoscaler._private.util import prepare_config
+
+    config = prepare_config(yaml.safe_load((TEMPLATES / "ray-up-machines.yaml").read_text()))
+    (workers,) = [t for name, t in config["available_node_types"].items() if t.get("min_workers")]
+    assert workers["min_workers"] == workers["max_workers"] == len(config["provider"]["worker_ips"]) == config["max_workers"]
+
+
+def test_the_pods_of_a_rayjob_start_when_the_search_asks_for_them() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.util import validate_config
+
+    text = (TEMPLATES / "rayjob.yaml").read_text()
+    spec = yaml.safe_load(text)["spec"]["rayClusterSpec"]
+    assert spec["enableInTreeAutoscaling"] is True
+    config = _derive_autoscaling_config_from_ray_cr({"metadata": {"name": "dato", "namespace": "default"}, "spec": spec})
+    validate_config(config)
+    assert config["available_node_types"][config["head_node_type"]]["resources"]["CPU"] == 0
+    assert launched(config, 0) == {}
+    assert launched(config, 2) == {"gpu": 2}
+    assert launched(config, 99) == {"gpu": 4}
+    assert "cluster.max_workers=4 " in text
+
+
 def containers(job: dict[str, Any]) -> list[dict[str, Any]]:
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]

@@ -133,7 +133,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def pool_of(cluster: Cluster, folder: Path, pause: float = 0.15, **settings: Any) -> RayPool:
-    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"load_timeout_s": 60, "workers": 2, **settings})
+    return RayPool(Toy(str(folder), pause), address=cluster.address, **{"load_timeout_s": 120, "workers": 2, **settings})
 
 
 def test_a_worker_process_is_killed(cluster: Cluster, tmp_path: Path, calm: object) -> None:
@@ -194,7 +194,7 @@ def test_a_search_begins_with_fewer_workers_and_takes_in_late_ones(cluster: Clus
 
     def join() -> None:
         late.append(cluster.add_node(num_cpus=1).node_id)
-        ray.get(next(iter(pool._starting)), timeout=60)
+        (tmp_path / "awaited").write_text(late[0])
 
     record = search(tmp_path, pool, At(4, join))
     check(record, tmp_path, calm)

@@ -212,7 +212,10 @@ def test_broken_workers_are_exchanged_and_take_no_candidate_along(tmp_path: Path
     finally:
         pool.close()
     assert {key for key, (_, r) in results.items() if r is None} == {"bad"}
-    assert bad.reason == "ValueError: bad is unwell"
+    assert bad.reason == f"ValueError: bad is unwell ({bad.where})"
+    node, log = bad.where.split(", log ")
+    assert node.startswith("node ") and node.endswith(" at 127.0.0.1")
+    assert 'raise ValueError(f"{batches[0][1]} is unwell")' in Path(log).read_text(), "the log that the message names has the traceback"
     assert len(bad.blamed) == 3
     ill = [pid for pid, state in calls() if state == "ill"]
     assert len(set(ill)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -75,6 +76,28 @@ for more in ({"RAY_AUTH_TOKEN": token}, {"RAY_AUTH_TOKEN_PATH": str(made)}):  # 
     code = code.replace("JOIN", repr(join))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.count("joined") == 2, done.stdout + done.stderr
+
+
+def test_a_ray_of_this_machine_alone_listens_on_loopback_alone(tmp_path: Path) -> None:
+    code = """
+import json, os
+import psutil, ray
+from search.run.ray_cluster import connect
+connect(None)
+@ray.remote
+def pid():
+    return os.getpid()
+worker, me = ray.get(pid.remote()), psutil.Process()
+family = [me, *me.children(recursive=True)]
+assert worker in [p.pid for p in family]
+print(json.dumps([[p.name(), *c.laddr] for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]))
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    listening = json.loads(done.stdout)
+    assert {"gcs_server", "raylet"} <= {name for name, *_ in listening}
+    assert [x for x in listening if x[1].removeprefix("::ffff:") not in ("127.0.0.1", "::1")] == []
 
 
 SCRIPT = """

@@ -71,6 +71,38 @@ def test_results_are_joined_in_the_order_of_the_batches_whatever_the_finish() ->
     assert finished[3] == (pieces[0].job, [[0, 0], [0, 1], [0, 2], [0, 3]])
 
 
+def test_what_a_worker_that_leaves_had_to_do_is_done_by_others() -> None:
+    dispatcher = Dispatcher(jobs(2, batches=2), join=join)
+    a, b = dispatcher.assign("a"), dispatcher.assign("b")
+    assert a and b
+    assert dispatcher.fail(a, "gone", lost=True) is None
+    dispatcher.leaves("a")
+    finished = [dispatcher.succeed(b, work(b))]
+    while piece := dispatcher.assign("b"):
+        finished.append(dispatcher.succeed(piece, work(piece)))
+    assert sorted(job.key for job, result in filter(None, finished) if result) == [0, 1]
+    assert dispatcher.done
+
+
+def test_workers_that_have_left_are_nobody_to_wait_for() -> None:
+    dispatcher = Dispatcher(jobs(1, batches=1), join=join, health=sound("a", "b"))
+    first = dispatcher.assign("a")
+    assert first and dispatcher.assign("b") is None
+    dispatcher.fail(first, "unwell", worker="a")
+    dispatcher.leaves("b")
+    second = dispatcher.assign("a", alone=True)
+    assert second is not None, "b, on which it could be tried, has left"
+
+
+def test_a_job_says_where_it_failed_last() -> None:
+    dispatcher = Dispatcher(jobs(1, batches=1), tries=2, health=sound("a", "b"))
+    for worker in "ab":
+        piece = dispatcher.assign(worker)
+        assert piece
+        ended = dispatcher.fail(piece, "unwell", worker=worker, where=f"node {worker}, log /logs/{worker}.err")
+    assert ended and ended[0].reason == "unwell (node b, log /logs/b.err)"
+
+
 def test_a_generator_decides_late() -> None:
     seen: list[int] = []
 

@@ -21,7 +21,8 @@ from search.run.loops import GenerationalLoop
 from search.run.recorder import Recorder
 from search.run.settings import SearchPlan
 from search.run.simulate import duration, toy_measurement
-from search.run.simulated_pool import SimulatedPool, Weather
+from search.run.simulated_pool import SimulatedPool
+from search.run.weather import Weather
 
 
 def jobs(count: int, batches: int = 1) -> list[Job]:
@@ -66,6 +67,29 @@ def test_workers_that_join_late_take_part() -> None:
     alone = SimulatedPool(5, lambda s: 10.0, lambda s: "done")
     list(alone.map(jobs(200)))
     assert early.tally.clock_s < late.tally.clock_s < alone.tally.clock_s
+
+
+def test_a_pool_grows_and_shrinks() -> None:
+    growing = SimulatedPool(4, lambda s: 10.0, lambda s: "done", weather=Weather(sizes=((0.0, 1), (100.0, 4)), reload_s=20.0))
+    assert len(list(growing.map(jobs(20)))) == 20
+    # Ten jobs by one worker until 100 s, two more while the others load, and the last eight by four.
+    assert growing.tally.clock_s == 140.0
+    assert growing.tally.losses == 0
+    shrinking = SimulatedPool(4, lambda s: 10.0, lambda s: "done", weather=Weather(sizes=((0.0, 4), (15.0, 1))))
+    results = list(shrinking.map(jobs(12)))
+    assert sorted(job.key for job, result in results if result) == list(range(12)), "what the machines took along is done again"
+    assert (shrinking.tally.losses, shrinking.tally.wasted_s) == (3, 15.0)
+    assert shrinking.tally.clock_s == 90.0
+    away = SimulatedPool(2, lambda s: 10.0, lambda s: "done", weather=Weather(sizes=((0.0, 2), (5.0, 0), (300.0, 1)), reload_s=60.0))
+    assert len(list(away.map(jobs(3)))) == 3
+    assert away.tally.clock_s == 390.0, "all are gone for a while, and one comes back"
+
+
+def test_a_machine_is_preempted_with_all_its_workers() -> None:
+    pool = SimulatedPool(8, lambda s: 10.0, lambda s: "done", weather=Weather(preempt_s=150.0, away_s=50.0, reload_s=10.0, per_machine=4), seed=2)
+    assert len([1 for _, result in pool.map(jobs(600)) if result]) == 600
+    assert pool.tally.losses > 4
+    assert pool.tally.losses % 4 == 0, "every worker was busy"
 
 
 def test_a_job_of_some_of_the_batches_takes_its_share_of_an_evaluation() -> None:
