@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dato.denoiser import denoiser_name, denoiser_of
 from dato.strategy import Strategy, StrategyError
 
 _UNET_KEYS = (
@@ -27,6 +28,24 @@ _UNET_KEYS = (
     "addition_embed_type",
     "use_linear_projection",
 )
+_TRANSFORMER_KEYS = (
+    "patch_size",
+    "in_channels",
+    "out_channels",
+    "num_layers",
+    "num_single_layers",
+    "attention_head_dim",
+    "num_attention_heads",
+    "joint_attention_dim",
+    "cross_attention_dim",
+    "caption_channels",
+    "caption_projection_dim",
+    "pooled_projection_dim",
+    "dual_attention_layers",
+    "guidance_embeds",
+)
+_KEYS = {"unet": _UNET_KEYS, "transformer": _TRANSFORMER_KEYS}
+_NOUNS = {"unet": "UNet", "transformer": "transformer"}
 _SCHEDULER_KEYS = ("prediction_type", "timestep_spacing", "use_karras_sigmas", "algorithm_type", "solver_order", "skip_prk_steps")
 _SAMPLED = 64  # values of each tensor that a fingerprint takes: tens of milliseconds for a UNet of any size
 _NARROWER = {torch.float32: (torch.float32, torch.float16, torch.bfloat16)}
@@ -41,13 +60,13 @@ class ProvenanceWarning(UserWarning):
 
 
 def describe(pipe: Any) -> dict[str, Any]:
-    """What `check` compares, as plain data: the UNet's architecture and weights, and the sampler."""
-    config = getattr(pipe.unet, "config", {})
-    scheduler = getattr(pipe, "scheduler", None)
+    """What `check` compares, as plain data: the architecture and weights of the UNet or transformer, and the sampler."""
+    name, scheduler = denoiser_name(pipe) or "unet", getattr(pipe, "scheduler", None)
+    config = getattr(getattr(pipe, name), "config", {})
     return {
         "pipeline": type(pipe).__name__,
-        "unet": {k: _plain(config[k]) for k in _UNET_KEYS if k in config},
-        "weights": fingerprints(pipe.unet),
+        name: {k: _plain(config[k]) for k in _KEYS[name] if k in config},
+        "weights": fingerprints(getattr(pipe, name)),
         "scheduler": {"class": type(scheduler).__name__, **{k: _plain(v) for k, v in _settings(scheduler).items()}},
     }
 
@@ -55,22 +74,24 @@ def describe(pipe: Any) -> dict[str, Any]:
 def check(pipe: Any, strategy: Strategy, scheduler: Any = None) -> None:
     """Compare a strategy's provenance with a pipeline, and the scheduler that it will run with (None: its own). A strategy without provenance is not compared.
 
-    Another UNet architecture cannot use it: the strategy's depths and prices are those of another network. Other weights,
+    Another architecture cannot use it: the strategy's depths and prices are those of another network. Other weights,
     another sampler or another number of steps can, so these are a `ProvenanceWarning`.
 
     Raises:
-        ProvenanceError: The UNet has another architecture.
+        ProvenanceError: The UNet or transformer has another architecture.
     """
     model, sampler = _mapping(strategy.provenance, "model"), _mapping(strategy.provenance, "sampler")
     if not model and not sampler:
         return
     searched = str(model.get("path") or "another model")
-    config = getattr(pipe.unet, "config", {})
-    unet = _mapping(model, "unet")
-    different = [f"{k} is {_short(config.get(k))} here and was {_short(unet[k])}" for k in _UNET_KEYS if k in unet and _plain(config.get(k)) != _plain(unet[k])]
+    name = denoiser_name(pipe) or "unet"
+    config, was = getattr(getattr(pipe, name), "config", {}), next((other for other in _KEYS if _mapping(model, other)), name)
+    known = _mapping(model, name)
+    different = [f"{k} is {_short(config.get(k))} here and was {_short(known[k])}" for k in _KEYS[name] if k in known and _plain(config.get(k)) != _plain(known[k])]
+    different = [f"it is a {_NOUNS[was]} and this is a {_NOUNS[name]}"] if was != name else different
     if different:
         raise ProvenanceError(
-            f"this strategy was found for {searched}, whose UNet is another: {'; '.join(different)}. Load {searched}, or search "
+            f"this strategy was found for {searched}, whose {_NOUNS[was]} is another: {'; '.join(different)}. Load {searched}, or search "
             "on this model (dato search model.path=...). To run it without its figures: dataclasses.replace(strategy, provenance={})"
         )
     notes = [*_weights(pipe, model, searched), *_scheduler(scheduler if scheduler is not None else pipe.scheduler, sampler), *_steps(strategy, sampler)]
@@ -83,13 +104,13 @@ def check(pipe: Any, strategy: Strategy, scheduler: Any = None) -> None:
         )
 
 
-def fingerprints(unet: nn.Module) -> dict[str, str]:
+def fingerprints(model: nn.Module) -> dict[str, str]:
     """SHA-256 over names, shapes and evenly spaced values of all weights, by precision: the model's own and narrower ones.
 
     A fingerprint is the same on every device, and with LoRA layers added but not merged. Empty where weights are quantised
     or not loaded.
     """
-    named = {_clean(n): p.detach() for n, p in unet.named_parameters() if "lora_" not in n}
+    named = {_clean(n): p.detach() for n, p in model.named_parameters() if "lora_" not in n}
     if not named or any(p.is_meta or not p.is_floating_point() or p.element_size() < 2 for p in named.values()):
         return {}
     widest = max((p.dtype for p in named.values()), key=lambda d: d.itemsize)
@@ -118,11 +139,11 @@ def _weights(pipe: Any, model: Mapping[str, Any], searched: str) -> list[str]:
     known = _mapping(model, "weights")
     if not known:
         return []
-    here = fingerprints(pipe.unet)
+    here = fingerprints(denoiser_of(pipe))
     common = [d for d in ("float32", "float16", "bfloat16") if d in known and d in here]
     if not common or known[common[0]] == here[common[0]]:
         return []
-    return [f"the UNet's weights are {here[common[0]][:12]} ({common[0]}) and were {str(known[common[0]])[:12]}, those of {searched}"]
+    return [f"the {_NOUNS[denoiser_name(pipe) or 'unet']}'s weights are {here[common[0]][:12]} ({common[0]}) and were {str(known[common[0]])[:12]}, those of {searched}"]
 
 
 def _scheduler(scheduler: Any, sampler: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from launch.search import recorded_latencies
 from search.data.datasets import Data
 from search.data.images import glance, unreadable_error
 from search.evaluate.hub import UnreachableError, commit_of
-from search.evaluate.model_files import check_model, here, parts
+from search.evaluate.model_files import EMBEDDED_MODELS, check_model, here, parts
 from search.ledger import read_ledger
 from search.metrics.features import load_features
 from search.metrics.inception import WEIGHTS_URL
@@ -90,7 +90,7 @@ def _look_at_model(config: SearchConfig) -> str:
     """Where each part of the model is; what the hub refuses is refused here, and where it does not answer is said."""
     model = config.evaluator.model
     check_model(model)
-    found = ["embedded"] if model.path == "embedded" else []
+    found = ["embedded"] if model.path in EMBEDDED_MODELS else []
     for part in parts(model):
         if path := here(part, model.mirror):
             found.append(part.given if part.local else f"{part.given} in the mirror, {path}")

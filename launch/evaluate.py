@@ -12,6 +12,7 @@ from analysis.tables import comparison_table, equal_latency_block, quoted_block,
 from launch.evaluation import Evaluation, build_evaluation, evaluate, say
 from launch.hydra_app import run_with_hydra
 from launch.image_grid import grid
+from search.evaluate.model_files import EMBEDDED_MODELS
 from search.evaluate.results import at_speedups
 from search.evaluate.variants import Variant, rival_variants
 
@@ -58,4 +59,4 @@ def write_grid(evaluation: Evaluation, variants: Sequence[Variant]) -> None:
     folder = evaluation.folder / "samples"
     rows = [(v.name, folder / f"{v.digest}.png") for v in variants if (folder / f"{v.digest}.png").is_file()]
     if rows:
-        grid(rows, scale=2 if evaluation.spec.model.path == "embedded" else 1).save(evaluation.folder / "samples.png")
+        grid(rows, scale=2 if evaluation.spec.model.path in EMBEDDED_MODELS else 1).save(evaluation.folder / "samples.png")

@@ -20,6 +20,7 @@ from launch.image_grid import grid, write_row
 from search.data.datasets import Data
 from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
 from search.evaluate.generate import generate
+from search.evaluate.model_files import EMBEDDED_MODELS
 from search.evaluate.pipelines import load_pipeline
 from search.evaluate.variants import Variant
 
@@ -57,7 +58,7 @@ def _run(evaluation: Evaluation) -> int:
             columns.append(calls)
     series = [_series(d, family, found[0], calls) for d, family, calls in zip(found, FAMILIES_RECORDED, columns, strict=True)]
     rows = {v.name: evaluation.folder / "rows" / f"{v.digest}.png" for v in [*recorded, *shown]}
-    grid(list(rows.items()), scale=2 if model.path == "embedded" else 1).save(evaluation.folder / "figure2.png")
+    grid(list(rows.items()), scale=2 if model.path in EMBEDDED_MODELS else 1).save(evaluation.folder / "figure2.png")
     numbers = {s.name: {"median": 10**s.median, "mean": float(np.mean(s.means)), "distance": s.distance, "means": list(s.means)} for s in series}
     (evaluation.folder / "figures.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     note = f"{found[0].images} images. {caption(replace(evaluation, spec=replace(evaluation.spec, protocol=protocol)))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dato.denoiser import denoiser_name
 from dato.strategy import FULL, Strategy
 from search.data.datasets import Data
 from search.evaluate.pipelines import ModelSpec
@@ -68,7 +70,7 @@ def generate(
         return pipe(
             [data.prompt(i) for i in indices],
             num_inference_steps=steps or model.steps,
-            guidance_scale=model.guidance,
+            **_guidance(pipe, model, len(indices)),
             height=model.height,
             width=model.width,
             generator=[torch.Generator().manual_seed(i) for i in indices],
@@ -92,6 +94,14 @@ def generate(
         chosen = [i for i, f in zip(indices, flagged, strict=True) if f]
         raise ImageError(f"images {_short(chosen)} were replaced by the pipeline's safety checker; measure without it: pipe.safety_checker = None, which search.evaluate.pipelines.load_pipeline does")
     return Batch(to_bytes(images), seconds, seen.parts)
+
+
+def _guidance(pipe: Any, model: ModelSpec, images: int) -> dict[str, Any]:
+    """How a pipeline is told the guidance scale: where its transformer takes none itself, by a call of its own for an empty prompt."""
+    taken, config = inspect.signature(pipe.__call__).parameters, getattr(getattr(pipe, "transformer", None), "config", {})
+    if "true_cfg_scale" in taken and not config.get("guidance_embeds", False):
+        return {"true_cfg_scale": model.guidance, "negative_prompt": [" "] * images}
+    return {"guidance_scale": model.guidance}
 
 
 def to_bytes(images: np.ndarray) -> torch.Tensor:
@@ -174,11 +184,15 @@ def _short(indices: Sequence[int]) -> str:
 
 @contextmanager
 def _stopwatch(pipe: Any) -> Iterator[_Watch]:
-    """Adds up the time inside the text encoder, the UNet and the VAE's decoder, and keeps what goes through the decoder."""
+    """Adds up the time inside the text encoders, the UNet or transformer and the VAE's decoder, and keeps what goes through the decoder."""
     seen = _Watch()
     handles = []
-    for name, module in (("text_encoder", pipe.text_encoder), ("unet", pipe.unet), ("vae", pipe.vae.decoder)):
-        seen.parts[name] = 0.0
+    denoiser = denoiser_name(pipe) or "unet"
+    encoders = [("text_encoder", getattr(pipe, key, None)) for key in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    for name, module in (*encoders, (denoiser, getattr(pipe, denoiser)), ("vae", pipe.vae.decoder)):
+        seen.parts.setdefault(name, 0.0)
+        if module is None:
+            continue
         begun: list[float] = []
 
         def before(_module: Any, _args: Any, begun: list[float] = begun) -> None:

@@ -14,6 +14,7 @@ import torch
 
 import dato
 from dato.call_plan import CallPlan, plan_calls
+from dato.denoiser import denoiser_of
 from dato.sampler import Sampler
 from dato.strategy import FULL, Step, Strategy, StrategyError
 from search.data.datasets import Data
@@ -162,7 +163,7 @@ def calibration(
 
 
 class Timings:
-    """Collects the times of runs, each UNet call under its kind."""
+    """Collects the times of runs, each call of the UNet or transformer under its kind."""
 
     def __init__(self, pipe: Any, model: ModelSpec, data: Data, indices: Sequence[int]) -> None:
         self.pipe, self.model, self.data, self.indices = pipe, model, data, list(indices)
@@ -186,7 +187,8 @@ class Timings:
             self._synchronize()
             times.append(1000 * time.perf_counter() / len(self.indices))
 
-        handles = [self.pipe.unet.register_forward_pre_hook(note), self.pipe.unet.register_forward_hook(note)]
+        model = denoiser_of(self.pipe)
+        handles = [model.register_forward_pre_hook(note), model.register_forward_hook(note)]
         try:
             with dato.accelerate(self.pipe, strategy):
                 made = generate(self.pipe, self.model, self.data, self.indices, steps=len(strategy))
@@ -194,6 +196,8 @@ class Timings:
         finally:
             for handle in handles:
                 handle.remove()
+        if len(times) == 4 * len(strategy):  # a pipeline that makes a call for each half of guidance: of a step, from the first's begin to the second's end
+            times = [at for first in range(0, len(times), 4) for at in (times[first], times[first + 3])]
         whole = 1000 * made.seconds / len(self.indices)
         calls = [end - begin for begin, end in zip(times[::2], times[1::2], strict=True)]
         if len(strategy) > 1:

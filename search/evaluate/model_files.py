@@ -19,11 +19,13 @@ from search.evaluate.load_arguments import ModelError
 from search.evaluate.model_spec import ModelSpec
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "pipeline"
+EMBEDDED_MODELS = {"embedded": EMBEDDED, "embedded_dit": EMBEDDED.with_name("transformer")}
+"""What ships with the package, by model.path: a Stable Diffusion with a UNet, and one with a diffusion transformer."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls LoRA weights in a folder."""
 PINNED = ("revision", "components", "lora")
 """What `pins` may change."""
-_FORMS = "give 'embedded', a folder in diffusers' layout, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
+_FORMS = "give 'embedded' or 'embedded_dit', a folder in diffusers' layout, or a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Part:
 
 def parts(spec: ModelSpec) -> list[Part]:
     """The pipeline, and what is put into it."""
-    found = [] if spec.path == "embedded" else [Part("model.path", spec.path, "model_index.json", spec.revision)]
+    found = [] if spec.path in EMBEDDED_MODELS else [Part("model.path", spec.path, "model_index.json", spec.revision)]
     found += [Part(f"model.components.{name}", given, "config.json") for name, given in spec.components.items()]
     return found + [Part("model.lora", given, LORA_FILE) for given in spec.lora]
 
@@ -145,8 +147,8 @@ def pinned(spec: ModelSpec, known: Mapping[str, Any]) -> ModelSpec:
 
 def pipeline_source(spec: ModelSpec) -> Path | HubId:
     """The folder of the pipeline, or where it is on the hub, at its commit. Raises `ModelError` where there is none."""
-    if spec.path == "embedded":
-        return EMBEDDED
+    if spec.path in EMBEDDED_MODELS:
+        return EMBEDDED_MODELS[spec.path]
     part = parts(spec)[0]
     if found := here(part, spec.mirror):
         return found
@@ -235,8 +237,8 @@ def folder_of(spec: ModelSpec, component: str) -> Path | None:
     replaced = next((p for p in parts(spec) if p.key == f"model.components.{component}"), None)
     if replaced:
         return here(replaced, spec.mirror)
-    if spec.path == "embedded":
-        return EMBEDDED / component
+    if spec.path in EMBEDDED_MODELS:
+        return EMBEDDED_MODELS[spec.path] / component
     folder = here(parts(spec)[0], spec.mirror)
     return folder / component if folder else None
 

@@ -19,7 +19,7 @@ class ModelSpec:
     name: str
     """Short name, for titles and registry."""
     path: str
-    """"embedded", a local folder in diffusers' layout, or a hub id."""
+    """"embedded", "embedded_dit", a local folder in diffusers' layout, or a hub id."""
     dtype: str = limited("float32", among=("float32", "float16", "bfloat16"))
     """Precision: float32, float16 or bfloat16."""
     device: str = "auto"

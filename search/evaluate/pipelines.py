@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import is_invisible_watermark_available
 
+from dato.denoiser import DENOISERS, denoiser_name
 from dato.scheduler import exchange_scheduler
 from search.evaluate.components import load_components, merge_lora
 from search.evaluate.load_arguments import check_arguments
@@ -67,7 +68,8 @@ def load_pipeline(spec: ModelSpec, as_published: bool = False) -> Any:
     if spec.scheduler:
         pipe.scheduler = exchange_scheduler(pipe.scheduler, spec.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.to(memory_format=torch.channels_last)  # what convolutions run fastest in, on CPUs and GPUs
+    if denoiser_name(pipe) == "unet":
+        pipe.unet.to(memory_format=torch.channels_last)  # what convolutions run fastest in, on CPUs and GPUs
     return pipe.to(device)
 
 
@@ -76,9 +78,11 @@ def _load(spec: ModelSpec, as_published: bool) -> Any:
     config = pipeline_config(source)
     kind = _pipeline_class(config)
     check_arguments(spec.load, inspect.signature(kind).parameters, kind._get_signature_keys(kind)[0], kind.__name__)
-    without = {**({} if as_published else _without(config)), **{k: v for k, v in spec.load.items() if v is None}}
+    # A pipeline that was saved without a part, such as Stable Diffusion 3 without its T5, is to be loaded without it.
+    absent = {name: None for name, part in config.items() if isinstance(part, list | tuple) and not any(part)}
+    without = {**absent, **({} if as_published else _without(config)), **{k: v for k, v in spec.load.items() if v is None}}
     folder = pipeline_folder(source, spec.variant, {*(k for k, v in without.items() if v is None), *spec.components})
-    given = {**spec.load, **load_components(spec, config), **without}
+    given = {**spec.load, **without, **load_components(spec, config)}
     return DiffusionPipeline.from_pretrained(str(folder), dtype=getattr(torch, spec.dtype), use_safetensors=True, variant=spec.variant, local_files_only=True, **given)
 
 
@@ -116,7 +120,7 @@ def _pipeline_class(config: Mapping[str, Any]) -> Any:
 
 
 def weights_digest(spec: ModelSpec) -> str | None:
-    """SHA-256 of the UNet's weight files of a local model; None for a hub id, whose files are not here."""
-    folder = folder_of(spec, "unet")
-    files = sorted(folder.glob("*.safetensors")) if folder else []
+    """SHA-256 of the weight files of a local model's UNet or transformer; None for a hub id, whose files are not here."""
+    folders = [folder for name in DENOISERS if (folder := folder_of(spec, name)) is not None]
+    files = next((found for folder in folders if (found := sorted(folder.glob("*.safetensors")))), [])
     return files_digest(files) if files else None

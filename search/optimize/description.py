@@ -85,7 +85,7 @@ class Description:
 def describe(strategy: Strategy) -> Description:
     """What a strategy is like as a whole."""
     steps = [call.step for call in plan_calls(strategy, len(strategy))]
-    reusing = [s for s in steps if s.cache_depth < FULL]
+    reusing = [s for s in steps if s.cache_depth != FULL]
     return Description(
         sampler=str(strategy.sampler or "own"),
         steps=len(steps),

@@ -10,7 +10,7 @@ import numpy as np
 
 from dato.files import shown
 from dato.sampler import Sampler
-from dato.step import GUIDANCE
+from dato.step import GUIDANCE, extent
 from dato.strategy import FULL, MAX_STEPS, Step, Strategy, StrategyError
 from search.fields import check, limited
 from search.measurements import is_count, is_number
@@ -24,7 +24,7 @@ class Choices:
     """What a run and its steps may be."""
 
     depths: tuple[int, ...] = (0, 1, FULL)
-    """Allowed cache depths, ascending: 0 replays the last prediction, 12 computes everything."""
+    """Allowed cache depths, ascending: 0 replays the last prediction, 12 (last, also of deeper models) computes everything."""
     ratios: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     """Allowed prune ratios, ascending; 0 prunes nothing."""
     guidance: tuple[str, ...] = ("both",)
@@ -115,8 +115,9 @@ class SearchSpace(Choices):
         object.__setattr__(self, "lengths", tuple(self.lengths) or (self.steps,))
         for name in ("depths", "ratios", "orders", "lengths"):
             values = getattr(self, name)
-            if not values or list(values) != sorted(set(values)):
-                raise StrategyError(f"search space: {name} is {list(values)}; give at least one value, ascending, each once")
+            if not values or list(values) != sorted(set(values), key=extent if name == "depths" else None):
+                last = f", and {FULL}, the full call, last" if name == "depths" else ""
+                raise StrategyError(f"search space: {name} is {list(values)}; give at least one value, ascending{last}, each once")
         if not self.guidance or len(set(self.guidance)) < len(self.guidance) or not set(self.guidance) <= set(GUIDANCE):
             raise StrategyError(f"search space: guidance is {list(self.guidance)}; allowed are {' and '.join(GUIDANCE)}, each once")
         samplers = [Sampler.of(name) for name in self.samplers]

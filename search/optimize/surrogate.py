@@ -55,7 +55,7 @@ def features(strategy: Strategy) -> np.ndarray:
     place = np.linspace(0, 1, len(strategy)) if len(strategy) > 1 else np.array([0.5])
     bumps = np.exp(-(((place[:, None] - np.linspace(0, 1, _BUMPS)) / _WIDTH) ** 2)) + _FAR
     bumps /= bumps.sum(0)
-    level = np.where(shallow, depth / FULL, 0)
+    level = np.where(shallow, np.where(depth < FULL, depth / FULL, 1 + np.log(np.maximum(depth, 1) / FULL)), 0)  # of deep models beyond 1, ever slower
     rows = np.array(
         [full, replay, level, age, np.log1p(age), lag, np.maximum(lag - part, 0), np.where(full, kept, 0), np.where(shallow, kept, 0), alone, order, unconditional], dtype=float
     )

@@ -17,6 +17,7 @@ from diffusers import (
 
 import dato
 from dato import FULL, Options, Step, Strategy, StrategyError
+from dato.provenance import describe
 from tests.dato.transformer.naive import close, naive
 from tests.dato.transformer.pipelines import BATCHED, BLOCKS, FAMILIES, STEPS, run, tiny
 
@@ -219,3 +220,45 @@ def test_lora_follows() -> None:
     with dato.accelerate(pipe, MIXED):
         assert torch.equal(run(pipe), run(pipe))
     assert torch.equal(run(pipe), plain)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_hooks_of_accelerate_as_of_model_offloading_go_on_before_or_after(first: bool) -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    class Counted(ModelHook):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return args, kwargs
+
+    pipe, hook = tiny("flux", torch.float32), Counted()
+    plain = run(pipe)
+    with dato.accelerate(pipe, MIXED):
+        expected = run(pipe)
+    if first:
+        add_hook_to_module(pipe.transformer, hook)
+    dato.enable(pipe, MIXED)
+    if not first:
+        add_hook_to_module(pipe.transformer, hook)
+    assert torch.equal(run(pipe), expected)
+    assert hook.calls == 2 * STEPS
+    dato.disable(pipe)
+    assert torch.equal(run(pipe), plain)
+    remove_hook_from_module(pipe.transformer)
+    assert torch.equal(run(pipe), plain)
+
+
+def test_a_strategy_found_on_a_unet_is_refused_by_name() -> None:
+    pipe = tiny("sd3", torch.float32)
+    noted = MIXED.with_provenance(model={"path": "digits", "unet": {"in_channels": 4}})
+    with pytest.raises(StrategyError, match="it is a UNet and this is a transformer"):
+        dato.enable(pipe, noted)
+    known = describe(pipe)
+    dato.enable(pipe, MIXED.with_provenance(model={"path": "here", **{k: known[k] for k in ("transformer", "weights")}}))
+    dato.disable(pipe)
+    other = MIXED.with_provenance(model={"path": "there", "transformer": {**known["transformer"], "num_layers": 24}})
+    with pytest.raises(StrategyError, match=r"num_layers is 5 here and was 24"):
+        dato.enable(pipe, other)
