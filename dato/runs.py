@@ -93,9 +93,9 @@ class Runs:
                 "the pipeline that the strategy was enabled on is gone, and no other one runs, so the sampler is not known: keep that pipeline, "
                 f"or call dato.enable on one with this {self.noun}"
             )
-        refuse_run(pipe, caller, self.strategy)
         told = caller.guides if caller is not None else None
         self.refuse(pipe, told)
+        refuse_run(pipe, caller, self.strategy)
         scheduler = pipe.scheduler
         before = next((r.position for r in reversed(self.open) if r.position.timesteps is scheduler.timesteps), RunPosition())
         begun = before.begun(scheduler.timesteps, timestep)

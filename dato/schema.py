@@ -38,7 +38,7 @@ def content_digest(document: Mapping[str, Any]) -> str:
 def write(document: Mapping[str, Any]) -> str:
     """JSON text of ``{"steps": [...], "provenance": {...}}`` and "sampler" where there is one; one step a line, with schema and digest."""
     schema, sampler = SCHEMAS[0], ""
-    if document.get("sampler") is not None or any(set(step) - _FIRST for step in document["steps"]):
+    if document.get("sampler") is not None or any(set(step) - _FIRST or step["cache_depth"] > FULL for step in document["steps"]):
         schema = SCHEMA
         sampler = f'  "sampler": {json.dumps(document["sampler"])},\n' if document.get("sampler") is not None else ""
         document = {**document, "steps": [{**s, "cache_depth": "full" if s["cache_depth"] == FULL else s["cache_depth"]} for s in document["steps"]]}
@@ -85,6 +85,10 @@ def migrate(data: Any, where: str) -> dict[str, Any]:
         )
     if schema != SCHEMA and any(isinstance(step, dict) and set(step) - _FIRST for step in steps):
         raise StrategyError(f"{where} has schema {schema!r}, whose steps have cache_depth and prune_ratio alone; write {SCHEMA!r} to give guidance and order")
+    for i, step in enumerate(steps):
+        depth = step.get("cache_depth") if schema != SCHEMA and isinstance(step, dict) else None
+        if isinstance(depth, int) and depth > FULL:
+            raise StrategyError(f"{where}, step {i}: cache_depth is {shown(depth)}; allowed in {schema} are the integers 0 to {FULL}; deeper ones, of transformers, are for {SCHEMA!r}")
     found = {"steps": steps, "provenance": notes}
     return {**found, "steps": _depths(steps, where), "sampler": data.get("sampler")} if schema == SCHEMA else found
 

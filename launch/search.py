@@ -73,6 +73,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
         view.say("this search is finished; set seed=1 or any other key for another one, or fresh_start=true for the same again")
         if config.keys.search.retry_failed and any(not m.ok for m in ledger.record.results.values()):
             view.say("note: search.retry_failed does nothing here: winners are validated, and what failed is tried again in a search that is not finished only")
+    if not ledger.record.finished and not ledger.record.notes.get("reference"):  # MLflow's runs are tagged with it
+        ledger.append("notes", notes={"reference": Data(config.evaluator.data).reference_in_words()})
     tracker = make_tracker(config, config.folder)
     if tracker:
         tracker.begin(ledger.record)
@@ -103,8 +105,8 @@ def _search(config: SearchConfig, ledger: Ledger, algorithm: Nsga2 | Asynchronou
                 view.say("reference statistics of the real images")
             factory.metrics = metrics = load_metrics(spec, features, RealImagesOnWorker(pool))
             recorder.measure = partial(measure, metrics=metrics)
-            if not ledger.record.notes.get("reference"):
-                ledger.append("notes", notes={"reference": Data(spec.data).reference_in_words(None if own else metrics.reference_images)})
+            if own is None and metrics.unreadable and (read := Data(spec.data).reference_in_words(metrics.reference_images)) != ledger.record.reference:
+                ledger.append("notes", notes={"reference": read})
             view.say(f"measuring {'the cost table, ' if config.plan.latency == 'predicted' else ''}the unaccelerated pipeline and the DeepCache-like schedule")
 
         pages = ReportKeeper(config.ledger_path, config.folder / "report.html", view.say)

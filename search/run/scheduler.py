@@ -295,7 +295,5 @@ class Dispatcher:
         if not piece.job.task.proves:
             if gone:
                 self.health.renewed(piece.worker)
-            elif poisons(error):
-                return self.health.failed(piece.worker, error, known=known, gone=gone)
-            return True
+            return not (not gone and poisons(error)) or self.health.failed(piece.worker, error, known=known, gone=gone)
         return self.health.failed(piece.worker, error, known=known, gone=gone)

@@ -114,13 +114,10 @@ class SimulatedPool:
         self.tally, self._tries, self._health = Tally(), tries, Health()
         self._events: list[tuple[float, int, str, _Machine, int]] = []
         self._count = itertools.count()
-        self._machines = [_Machine(i) for i in range(workers)]
+        self._machines = [_Machine(i, there=not self.weather.sizes) for i in range(workers)]
         self._idle: deque[_Machine] = deque()
         self._busy = 0
         self._sizes, self._ended = deque(sorted(self.weather.sizes)), deque[tuple[Job, Any]]()
-        if self._sizes:
-            for machine in self._machines:
-                machine.there = False
         late, broken = round(self.weather.late * workers), round(self.weather.broken * workers)
         for machine in self._machines[len(self._machines) - broken :]:
             machine.poisoned = machine.for_good = True

@@ -82,7 +82,7 @@ def test_a_changed_file_is_refused(change: Callable[[dict[str, Any]], Any]) -> N
     ("data", "named"),
     [
         ({"schema": "dato.strategy/1", "sampler": "DDIM", "steps": []}, ("unknown keys ['sampler']", "dato.strategy/1")),
-        ({"schema": "dato.strategy/2", "steps": [{"cache_depth": 12, "prune_ratio": 0}]}, ("step 0", "cache_depth is 12", "0 to 11", '"full"')),
+        ({"schema": "dato.strategy/2", "steps": [{"cache_depth": 12, "prune_ratio": 0}]}, ("step 0", "cache_depth is 12", "but 12", '"full"')),
         ({"schema": "dato.strategy/2", "steps": [{"cache_depth": "deep", "prune_ratio": 0}]}, ("step 0", "'deep'")),
         ({"schema": "dato.strategy/2", "steps": ["full"]}, ("step 0", "'full'", "cache_depth and prune_ratio")),
         ({"schema": "dato.strategy/2", "guess": 1, "steps": []}, ("unknown keys ['guess']", "sampler")),

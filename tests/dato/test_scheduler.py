@@ -218,7 +218,7 @@ def test_pipelines_whose_scheduler_cannot_be_exchanged_are_refused(pipe: Any) ->
         dato.enable(SimpleNamespace(unet=pipe.unet), FEW)
     flow = SimpleNamespace(unet=pipe.unet, scheduler=FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ValueError, match=r"SimpleNamespace's own, FlowMatchEulerDiscreteScheduler, is for noise of another kind"):
-        dato.enable(flow, FEW)
+        dato.enable(flow, Strategy(FEW.steps, sampler="DDIM"))
     assert untouched(pipe.unet)
 
 

@@ -19,9 +19,9 @@ def test_a_uniform_strategy() -> None:
     assert s.calls_by_depth == {12: 3, 1: 4}
 
 
-@pytest.mark.parametrize("depth", [-1, 13, 1.0, True, "1", None])
+@pytest.mark.parametrize("depth", [-1, 1000, 1.0, True, "1", None])
 def test_wrong_depths(depth: object) -> None:
-    with pytest.raises(StrategyError, match="allowed are the integers 0 to 12"):
+    with pytest.raises(StrategyError, match="allowed are the integers 0 to 999"):
         Step(depth)  # type: ignore[arg-type]
 
 
@@ -173,7 +173,7 @@ def test_numbers_of_numpy_and_pairs_are_what_they_say() -> None:
     [
         (lambda: Strategy((12,)), ("step 0 is 12", "dato.Step(12, 0.5)")),
         (lambda: Strategy(((12, 0.5, 1),)), ("step 0 is (12, 0.5, 1) of type tuple", "dato.Step")),
-        (lambda: Strategy(((13, 0.5),)), ("step 0: cache_depth is 13",)),
+        (lambda: Strategy(((1000, 0.5),)), ("step 0: cache_depth is 1000",)),
         (lambda: Strategy("F11"), ("steps is 'F11'", "dato.Strategy.load")),
         (lambda: Strategy(None), ("steps is None",)),
         (lambda: Strategy({0: Step(12)}), ("of type dict",)),
@@ -182,7 +182,7 @@ def test_numbers_of_numpy_and_pairs_are_what_they_say() -> None:
         (lambda: Strategy.load(None), ("None of type NoneType",)),
         (lambda: Strategy.preset(3), ("3 is of type int", "paper-b1")),
         (lambda: Strategy.from_json(3), ("3 of type int", "JSON text")),
-        (lambda: Step(np.array([1])), ("array([1]) of type ndarray", "integers 0 to 12")),
+        (lambda: Step(np.array([1])), ("array([1]) of type ndarray", "integers 0 to 999")),
         (lambda: Step(1, 10**5000), ("prune_ratio is a huge int",)),
         (lambda: Strategy.full(np.float64(3.0)), ("of type float64", "integers 1 to 1000")),
         (lambda: Strategy.full(3).with_provenance(a={1}).to_json(), ("{1}, a set", "lists and mappings")),

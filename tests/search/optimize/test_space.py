@@ -41,7 +41,8 @@ def test_encode_refuses_what_is_outside() -> None:
     [
         ({"depths": [0, 1]}, "must hold 12"),
         ({"depths": [1, 0, 12]}, "ascending"),
-        ({"depths": [0, 13]}, "cache_depth is 13"),
+        ({"depths": [0, 1000, 12]}, "cache_depth is 1000"),
+        ({"depths": [0, 12, 13]}, "12, the full call, last"),
         ({"ratios": [0.3, 0.8]}, "prune_ratio is 0.8"),
         ({"ratios": []}, "at least one value"),
         ({"steps": 0}, "steps is 0"),
