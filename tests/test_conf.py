@@ -42,7 +42,7 @@ def test_a_model_comes_with_data_and_features_that_fit_it(name: str, config: str
         raw = compose_config(config, [f"model={name}", *overrides])
         return raw["data"]["kind"], raw["protocol"]["features"]
 
-    own = ("digits", "embedded") if name == "embedded" else ("prompts", "inception")
+    own = ("digits", "embedded") if name.startswith("embedded") else ("prompts", "inception")
     assert chosen() == own
     assert chosen("data=folder", *GIVEN["folder"]) == ("folder", own[1]), "what is given wins"
     assert chosen("data=digits", "protocol.features=clip") == ("digits", "clip")
