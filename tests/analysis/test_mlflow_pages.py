@@ -111,7 +111,7 @@ def test_a_person_finds_the_search_and_its_front(server: tuple[str, str, Any], b
     page.goto(f'{address}/#/compare-runs?runs=[{runs}]&experiments=["{experiment}"]')
     page.get_by_text("Scatter Plot").first.click()
     page.get_by_role("combobox").first.click()
-    page.get_by_role("option", name="latency_ms").click()
+    page.get_by_role("option", name="latency_ms", exact=True).click()
     axes = "[...document.querySelectorAll('.js-plotly-plot')].map(g=>[g.layout.xaxis.title?.text,g.layout.yaxis.title?.text].join())"
     page.wait_for_function(f"{axes}.includes('latency_ms,fid')")
     page.wait_for_timeout(500)
