@@ -42,7 +42,7 @@ class Ledger:
             if why := refuse_target(path):
                 raise LedgerError(f"cannot write {path}: {why}; set output to a folder of your own")
             # Unbuffered: what a full disk refused must not be tried again when the file is closed.
-            self._file = path.open("a+b", buffering=0)
+            self._held, self._file = False, path.open("a+b", buffering=0)
         except OSError as error:
             raise LedgerError(f"cannot write {path} ({error.strerror}); set output to a folder that you may write") from None
         _lock(self._file, path)
@@ -71,12 +71,28 @@ class Ledger:
             left = memoryview(line)
             while left:
                 left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+            if not self._held:
+                os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(size)  # nothing half-written
-            raise LedgerError(f"cannot write {self.path} ({error.strerror}); free some space, then run the same command again") from None
+            raise self._unwritable(error) from None
         _apply(self.record, row)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Within the block events wait for the disk together, at its end: nothing may depend on them before."""
+        self._held = True
+        try:
+            yield
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
+        finally:
+            self._held = False
+
+    def _unwritable(self, error: OSError) -> LedgerError:
+        return LedgerError(f"cannot write {self.path} ({error.strerror}); free some space, then run the same command again")
 
     def ask(self, candidate: Candidate) -> None:
         """Note that a candidate will be evaluated."""
@@ -105,14 +121,8 @@ class Ledger:
 
     def winner(self, winner: Winner) -> None:
         """Note a winner."""
-        self.append(
-            "winner",
-            alias=winner.alias,
-            number=winner.candidate.number,
-            images=winner.searched.images,
-            fresh=winner.fresh.to_dict(),
-            fresh_baseline=winner.fresh_baseline.to_dict(),
-        )
+        measured = {"images": winner.searched.images, "fresh": winner.fresh.to_dict(), "fresh_baseline": winner.fresh_baseline.to_dict()}
+        self.append("winner", alias=winner.alias, number=winner.candidate.number, **measured)
 
     def close(self) -> None:
         """Let another driver have it."""
@@ -181,10 +191,9 @@ def read_ledger(path: Path) -> SearchRecord:
             else:
                 _check_row(record, row)
                 _apply(record, row)
-        except KeyError as error:
-            raise LedgerError(f"{path}, line {number} cannot be read (it has no {error}); restore the file or set another output") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise LedgerError(f"{path}, line {number} cannot be read ({error}); restore the file or set another output") from None
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise LedgerError(f"{path}, line {number} cannot be read ({why}); restore the file or set another output") from None
     if record is None:
         raise LedgerError(f"{path} is empty; run dato search again")
     return record
@@ -282,14 +291,9 @@ def _apply(record: SearchRecord, row: dict[str, Any]) -> None:
                 median, low, high = (float("nan") if ms is None else float(ms) for ms in row["plain_ms"])
                 record.fresh_plain_ms[row["number"], row["images"]] = (median, low, high)
         case "winner":
-            n = row["number"]
-            record.winners[row["alias"]] = Winner(
-                alias=row["alias"],
-                candidate=record.candidates[n],
-                searched=record.promotions.get(n, {}).get(row.get("images", 0), record.results[n]),
-                fresh=Measurement.from_dict(row["fresh"]),
-                fresh_baseline=Measurement.from_dict(row["fresh_baseline"]),
-            )
+            number, fresh, plain = row["number"], *(Measurement.from_dict(row[key]) for key in ("fresh", "fresh_baseline"))
+            searched = record.promotions.get(number, {}).get(row.get("images", 0), record.results[number])
+            record.winners[row["alias"]] = Winner(alias=row["alias"], candidate=record.candidates[number], searched=searched, fresh=fresh, fresh_baseline=plain)
         case "finished":
             record.finished = True
         case other:

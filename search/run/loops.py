@@ -50,7 +50,9 @@ class GenerationalLoop:
     def _run_generation(self, generation: int, recorder: Recorder, evaluate: Evaluate) -> bool:
         """Whether there was anything to ask for."""
         algorithm, first = self._algorithm, generation * recorder.plan.population
-        candidates = [recorder.ask(number, s, algorithm.parents(s)) for number, s in enumerate(algorithm.ask(), first)]
+        asked = list(enumerate(algorithm.ask(), first))
+        with recorder.ledger.together():
+            candidates = [recorder.ask(number, s, algorithm.parents(s)) for number, s in asked]
         if not candidates:
             return False
         # The longest first, so that little is left to wait for at a generation's end.

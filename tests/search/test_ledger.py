@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,19 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert record.results[1].error == "it broke"
     assert record.results[1].fid != record.results[1].fid
     assert [c.number for c, _ in record.evaluated()] == [0]
+
+
+def test_what_is_written_together_waits_for_the_disk_once_and_after_it_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, waits = open_ledger(tmp_path), []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (waits.append(len(ledger.record.candidates)), sync(file)))
+    with ledger.together():
+        for number in range(3):
+            ledger.ask(Candidate(number=number, generation=0, strategy=Strategy.full(6 + number)))
+    assert waits == [3]
+    ledger.ask(Candidate(number=3, generation=0, strategy=Strategy.full(3)))
+    assert waits == [3, 3]
+    assert read_ledger(tmp_path / "ledger.jsonl").candidates == ledger.record.candidates
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
