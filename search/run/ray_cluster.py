@@ -7,12 +7,12 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from search.run import interrupt
 from search.run.hub_environment import hub_environment
@@ -67,7 +67,7 @@ def connect(address: str | None, *, cpus: float = 1, code: str = "installed") ->
             if _token().is_file() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
                 # `ray start` asks for the token unless told not to; `ray.init` sends it only when told to.
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
-            with interrupt.kept():
+            with interrupt.kept(), _on_loopback() if _is_on_loopback_alone(address) else nullcontext():
                 ray.init(**shipped, address=address, log_to_driver=False, logging_level="ERROR")
         interrupt.check()
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
@@ -108,6 +108,18 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _is_on_loopback_alone(address: str) -> bool:
+    """Whether the Ray at an address of this machine listens on the loopback interface alone, as one that `connect` has started does."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    try:
+        socket.create_connection((services.get_node_ip_address(), int(port)), timeout=CONNECT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # of the path of a Unix socket (man 7 unix)
