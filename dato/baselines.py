@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dato.accelerate import accelerate
+from dato.denoiser import denoiser_name
 from dato.options import Options
 from dato.sampler import Sampler
 from dato.strategy import Strategy
@@ -49,6 +50,8 @@ class Baseline:
         """The pipeline with this baseline on, and the steps to run it with; everything is undone afterwards."""
         with ExitStack() as stack:
             if self.merge_ratio:
+                if denoiser_name(pipe) != "unet":
+                    raise ValueError(f"{type(pipe).__name__} has no UNet, and ToMeSD merges tokens in one: leave it out (rivals.tomesd=[] rivals.naive=[])")
                 tomesd = _package("tomesd")
                 # It draws what is merged from a copy of the default generator, whatever that has been used for before.
                 stack.enter_context(torch.random.fork_rng([pipe.device] if pipe.device.type == "cuda" else []))

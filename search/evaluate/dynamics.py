@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from dato.denoiser import denoiser_name
 from dato.unet.units import Layout, unit_output
+from search.evaluate.load_arguments import ModelError
 
 LOWEST, HIGHEST, BINS = -4.0, 2.0, 120
 """Edges of the histogram, powers of ten. What changes less, or was replayed and changes not at all, is in the first bin."""
@@ -72,6 +74,8 @@ class Recorder:
     def recording(self, pipe: Any) -> Iterator[None]:
         """Record one run of the pipeline. Enable a strategy before, so that the run's own calls are seen."""
         self._call, self._before, self._now = 0, None, None
+        if denoiser_name(pipe) != "unet":
+            raise ModelError(f"model.path is a {type(pipe).__name__}, which has no UNet; the figures are of the features of one: give a model with a UNet")
         last = Layout.of(pipe.unet).outputs[0].last
 
         def seen(_module: Any, _args: Any, output: Any) -> None:

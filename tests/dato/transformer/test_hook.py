@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 import dato
-from dato import FULL, Options, Step, Strategy, StrategyError
+from dato import FULL, Options, Step, Strategy, StrategyError, baselines
 from dato.provenance import describe
 from tests.dato.transformer.naive import close, naive
 from tests.dato.transformer.pipelines import BATCHED, BLOCKS, FAMILIES, STEPS, run, tiny
@@ -262,3 +262,8 @@ def test_a_strategy_found_on_a_unet_is_refused_by_name() -> None:
     other = MIXED.with_provenance(model={"path": "there", "transformer": {**known["transformer"], "num_layers": 24}})
     with pytest.raises(StrategyError, match=r"num_layers is 5 here and was 24"):
         dato.enable(pipe, other)
+
+
+def test_tomesd_is_for_unets() -> None:
+    with pytest.raises(ValueError, match=r"StableDiffusion3Pipeline has no UNet.*rivals.tomesd"), baselines.tomesd(4, 0.5).applied(tiny("sd3")):
+        pass
