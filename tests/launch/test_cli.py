@@ -60,7 +60,7 @@ def test_a_search_delivers_what_it_promises(finished: tuple[Path, str]) -> None:
     strategy = json.loads((search / "winners" / "fastest.json").read_text())
     assert strategy["provenance"]["latency"]["unit"] == "ms per image"
     assert len(strategy["provenance"]["model"]["unet_sha256"]) == 64
-    assert len(list((search / "samples").glob("*.png"))) == 4
+    assert len(list((search / "samples").glob("*.png"))) == 1 + len({w.candidate.number for w in record.winners.values()}), "a row for each that won, and the unaccelerated one"
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_mlflow_holds_the_search(finished: tuple[Path, str]) -> None:
     assert [m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")] == record.hypervolumes
     assert parent.info.status == "FINISHED"
     artifacts = {a.path for a in client.list_artifacts(parent.info.run_id)}
-    assert {"front.html", "fronts", "report.html", "search.json", "winners"} <= artifacts
+    assert {"front.html", "fronts", "report.html", "search.json"} <= artifacts
 
 
 @pytest.mark.slow

@@ -323,13 +323,18 @@ def test_without_any_node_left_it_says_so_and_continues_later(cluster: Cluster, 
 SCRIPT = """
 import sys
 from pathlib import Path
+import ray
 from ray.cluster_utils import Cluster
 from tests.search.run.test_faults import pool_of, search
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
 cluster.add_node(num_cpus=1)
 folder = Path(sys.argv[1])
-search(folder, pool_of(cluster, folder))
+pool = pool_of(cluster, folder)
+search(folder, pool)
+pool.close()
+ray.shutdown()  # before its machines go
+cluster.shutdown()
 """
 
 

@@ -50,7 +50,7 @@ def test_a_candidate_that_does_not_fit_is_recorded_as_that_and_its_worker_goes_o
     try:
         list(pool.map([Job(i, [Strategy.full(4)], batches) for i in range(4)]))
         results = {job.key: shards for job, shards in pool.map([*greedy, *(Job(i, [Strategy.full(4)], batches) for i in range(4))])}
-        starts = [slot.starts for slot in pool._slots]
+        starts = [slot.starts for slot in pool._crew.slots.values()]
     finally:
         pool.close()
     assert {key for key, shards in results.items() if shards is None} == {job.key for job in greedy}
