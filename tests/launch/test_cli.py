@@ -184,7 +184,7 @@ def _results(folder: Path) -> list[str]:
         (["search", "cluster.workers=0"], "cluster.workers is 0; give at least 1"),
         (["search", "model.path=/tmp"], "has no model_index.json"),
         (["search", "model.steps=many"], "model.steps is 'many'"),
-        (["search", "space.depths=[0,13,12]"], "depths is [0, 13, 12]"),
+        (["search", "space.depths=[0,1000,12]"], "cache_depth is 1000"),
         (["search", "space.ratios=[0.8]"], "prune_ratio is 0.8"),
         (["search", "search.operators=best"], "search.operators is 'best'; allowed are stepwise and paper"),
         (["search", "search.generations=0"], "give an integer of at least 1"),
