@@ -46,7 +46,8 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
     name, here and in every call; hooks that move or cast weights, and what is on single layers, are not.
 
     Args:
-        pipe: A diffusers pipeline with a UNet2DConditionModel, such as StableDiffusionPipeline.
+        pipe: A diffusers pipeline with a UNet2DConditionModel, such as StableDiffusionPipeline, or with one of the diffusion transformers that
+            dato/README.md lists, such as FluxPipeline; what is said of a UNet here holds for these.
         strategy: One entry per sampler step.
         options: How tokens are chosen; None for the paper's way.
 
