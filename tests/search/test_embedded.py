@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def test_the_feature_net_knows_the_held_out_digits() -> None:
 
 def test_it_ships_small_and_without_code() -> None:
     files = [p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-    assert sum(p.stat().st_size for p in files) < 12e6
+    second = [p for p in files if (PACKAGE / "transformer") in p.parents]
+    assert sum(p.stat().st_size for p in second) < 8e6
+    assert sum(p.stat().st_size for p in files if p not in second) < 12e6
     assert {p.suffix for p in files} == {".safetensors", ".json"}
 
 
@@ -72,3 +75,9 @@ def test_pruned_images_alone_or_in_a_batch_have_one_quality() -> None:
     first = fid.value(features[0], metrics.groups)
     assert first.low < fid(features[1]) < first.high
     assert abs(first.value - fid(features[1])) < (first.high - first.low) / 4
+
+
+@pytest.mark.slow
+def test_images_of_the_transformer_are_of_the_digit_in_their_prompt() -> None:
+    images = make_images(60, batch=20, model=replace(MODEL, path="embedded_dit"))
+    assert judge(fit_judge(), images, [i % 10 for i in range(60)]) >= 0.9
