@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
@@ -21,7 +22,7 @@ from dato.scheduler import SchedulerExchange
 from dato.strategy import Strategy
 
 
-class StrategyHook(ModelHook):
+class StrategyHook(ModelHook, ABC):
     """Runs a denoising model by a strategy, whichever pipeline calls it.
 
     Args:
@@ -57,35 +58,35 @@ class StrategyHook(ModelHook):
         self.forget(model)
 
     @property
+    @abstractmethod
     def model(self) -> Any:
         """The UNet or transformer."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def pruning(self) -> tuple[str, ...]:
         """Names of the attention layers that prune."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_layers(self) -> None:
         """Follow modules that were exchanged since; hooks nothing yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attach(self) -> None:
         """Hook the model's layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def detach(self) -> None:
         """Undo `attach`; a second time nothing."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def refuse_compiled(model: Any, /) -> None:
         """Raise ValueError for a model that is compiled in a way that no strategy can follow."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refuse(self, pipe: Any) -> None:
         """Raise ValueError for a pipeline that cannot follow the strategy: the enabled one, or one that runs on the model."""
-        raise NotImplementedError
 
     def refuse_run(self, pipe: Any, told: bool | None) -> None:
         """`refuse`, and a run of which it is not known whether it guides, where that matters; `told` is what it says itself."""
@@ -93,13 +94,13 @@ class StrategyHook(ModelHook):
         said = guides(pipe)
         refuse_unknown_guidance(pipe, told if said is None else said, self.strategy, self.options)
 
+    @abstractmethod
     def refuse_other_tools(self) -> None:
         """Raise ValueError where another tool runs the model in its own way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's call, as its strategy entry says."""
-        raise NotImplementedError
 
     @property
     def report(self) -> RunReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class TransformerHook(StrategyHook):
         """Set up what belongs to no copy."""
         self._model, self.contexts = model, StateManager(_Context)
         self._first: tuple[RunState, int, torch.Tensor] | None = None
+        self._modules: list[nn.Module] = []  # looked up in the first call: a copy's are not complete yet
         super().begin(model)
 
     @property
@@ -81,7 +83,8 @@ class TransformerHook(StrategyHook):
         """Blocks are looked up in every call."""
 
     def attach(self) -> None:
-        """Nothing is hooked in the transformer: its lists of blocks are exchanged for the time of a call."""
+        """Nothing is hooked in the transformer, whose lists of blocks are exchanged for the time of a call; its modules are looked up in the first call."""
+        self._modules = []
 
     def detach(self) -> None:
         """Nothing is hooked in the transformer."""
@@ -103,12 +106,16 @@ class TransformerHook(StrategyHook):
 
     def refuse_other_tools(self) -> None:
         """Raise ValueError where another tool runs the transformer in its own way."""
-        refuse_other_tools(self.model, self.model.modules(), Blocks.of(self.model).modules(), self.noun, self.wrapped)
+        self._refuse_other_tools(Blocks.of(self.model), self.model.modules())
+
+    def _refuse_other_tools(self, blocks: Blocks, modules: Iterable[nn.Module]) -> None:
+        refuse_other_tools(self.model, modules, blocks.modules(), self.noun, self.wrapped)
 
     def answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The transformer's call, as its strategy entry says."""
         blocks = Blocks.of(self.model)
-        self.refuse_other_tools()
+        self._modules = self._modules or list(self.model.modules())
+        self._refuse_other_tools(blocks, self._modules)
         call = bind_call(self.model, args, kwargs)
         timestep = timestep_of(call["timestep"], self.runs, self.model)
         run = self._step_of(timestep)
@@ -124,7 +131,7 @@ class TransformerHook(StrategyHook):
         entry = self.strategy[plan.entry]
         refuse_call(run.pipe(), call, plan.step)
         if second and entry.guidance == "cond":
-            prediction = self._taken_over(run, place)
+            prediction = self._taken_over(run)
         else:
             kept = self._kept(run, kind, second)
             step = kept.possible(plan.step)
@@ -170,7 +177,7 @@ class TransformerHook(StrategyHook):
             run.kept = kept
         return kept
 
-    def _taken_over(self, run: RunState, place: int) -> torch.Tensor:
+    def _taken_over(self, run: RunState) -> torch.Tensor:
         """The first call's prediction as that of the second, so that the guided one is the conditional."""
         assert self._first is not None
         run.report.conditional_alone += 1
