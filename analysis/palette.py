@@ -14,8 +14,11 @@ INK, GREY, OLIVE, BROWN = "#222222", "#9aa3ab", "#A89F00", "#7A4B1E"
 
 PLAIN, STRATEGY, RIVAL, WINNER = RED, BLUE, ORANGE, GREEN
 """The unaccelerated pipeline, strategies and their front, other ways to be fast, and what won."""
-WAYS = {"plain": PLAIN, "strategy": STRATEGY, "deepcache": ORANGE, "tomesd": PINK, "naive": GREEN}
-"""Families of `search.records.FAMILIES`; fewer steps and limited guidance have the colour of their sampler."""
+WAYS = {
+    "plain": PLAIN, "strategy": STRATEGY, "deepcache": ORANGE, "tomesd": PINK, "naive": GREEN,
+    "cache_dit": ORANGE, "taylorseer": PINK, "mag_cache": GREEN, "first_block_cache": OLIVE, "faster_cache": GREY,
+}  # fmt: skip
+"""Families of `search.records.FAMILIES`; fewer steps and limited guidance have the colour of their sampler. No model has UNets' and transformers' both."""
 SAMPLERS = {"DDIM": GREY, "DPM++": SKY, "Euler": INK, "PLMS": OLIVE, "UniPC": BROWN}
 GENES = {"depth": BLUE, "ratio": INK, "guidance": SKY, "order": PINK, "sampler": BROWN, "steps": GREY}
 """Kinds of genes; guidance has the colour of the conditional half alone, order that of what is extrapolated."""

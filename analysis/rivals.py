@@ -15,6 +15,7 @@ from analysis.tables import comparison_table, number
 from search.records import FAMILIES
 
 _MARKS = {"strategy": "circle", "plain": "diamond", "deepcache": "square", "tomesd": "cross", "naive": "triangle-up"}
+_MARKS |= {"cache_dit": "square", "taylorseer": "cross", "mag_cache": "triangle-up", "first_block_cache": "triangle-down", "faster_cache": "pentagon"}
 _KINDS = {"fewer": "x", "limited": "star"}
 """Families that have a line for each sampler, with its mark."""
 

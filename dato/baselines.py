@@ -1,4 +1,4 @@
-"""What a strategy is compared with and is none itself: the pipeline as it is, ToMeSD, and ToMeSD on top of DeepCache.
+"""What a strategy is compared with and is none itself: the pipeline as it is, ToMeSD, ToMeSD on top of DeepCache, and tools that cache a transformer.
 
     with baselines.tomesd(50, 0.5).applied(pipe) as (pipe, steps):
         images = pipe(prompt, num_inference_steps=steps).images
@@ -9,7 +9,7 @@ The other rivals are strategies: fewer steps `Strategy.full(10, sampler="DPM++")
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from dato.accelerate import accelerate
+from dato.cache_tools import CacheTool
 from dato.denoiser import denoiser_name
 from dato.options import Options
 from dato.sampler import Sampler
+from dato.scheduler import SchedulerExchange, scheduler_for
 from dato.strategy import Strategy
 
 
@@ -32,14 +34,20 @@ class Baseline:
         steps: Sampler steps.
         strategy: With as many steps, or None.
         merge_ratio: Share of the tokens that ToMeSD merges, in every call; 0 for none.
+        cache: Another tool that caches the blocks of a transformer, in place of a strategy.
+        sampler: That `cache` runs with; None for the pipeline's own. A strategy has its own.
     """
 
     name: str
     steps: int
     strategy: Strategy | None = None
     merge_ratio: float = 0.0
+    cache: CacheTool | None = None
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
+        if self.strategy is not None and (self.cache is not None or self.sampler is not None):
+            raise ValueError(f"{self.name} has a strategy and {self.cache or self.sampler}: a strategy says itself what is cached, and has its sampler in itself")
         if not 0 <= self.merge_ratio <= 0.75:
             raise ValueError(f"merge_ratio is {self.merge_ratio!r}; ToMeSD allows 0 to 0.75 with its 2 x 2 patches")
         if self.strategy is not None and len(self.strategy) != self.steps:
@@ -60,7 +68,20 @@ class Baseline:
                 stack.callback(tomesd.remove_patch, pipe)
             if self.strategy is not None:
                 stack.enter_context(accelerate(pipe, self.strategy, options))
+            if self.sampler is not None:
+                exchange = SchedulerExchange(pipe.scheduler, scheduler_for(pipe, pipe.scheduler, self.sampler))
+                exchange.apply(pipe)
+                stack.callback(exchange.undo, pipe)
+            if self.cache is not None:
+                stack.enter_context(self.cache.applied(pipe, self.steps))
             yield pipe, self.steps
+
+    def calibrated(self, pipe: Any, run: Callable[[], object]) -> Baseline:
+        """The same with what its cache has to see of the model before; `run` runs the pipeline once, with as many steps."""
+        if self.cache is None:
+            return self
+        with replace(self, cache=None).applied(pipe):
+            return replace(self, cache=self.cache.calibrated(pipe, self.steps, run))
 
 
 def plain(steps: int) -> Baseline:
@@ -88,6 +109,11 @@ def deepcache_tomesd(steps: int, interval: int, merge_ratio: float) -> Baseline:
     return Baseline(
         name=f"DeepCache, every {interval} + ToMeSD, {merge_ratio:g}", steps=steps, strategy=Strategy.uniform(steps, interval), merge_ratio=merge_ratio
     )
+
+
+def cached(steps: int, cache: CacheTool, sampler: Sampler | str | None = None) -> Baseline:
+    """A transformer's blocks cached by another tool."""
+    return Baseline(name=str(cache), steps=steps, cache=cache, sampler=Sampler.of(sampler))
 
 
 def _package(name: str) -> Any:

@@ -15,7 +15,7 @@ from torch import nn
 from dato.hooked_model import HOOK, foreign_forwards, held_forward, name_of
 
 _HARMLESS = ("diffusers.hooks.group_offloading", "diffusers.hooks.layerwise_casting")
-_WAYS_OUT = {"DeepCache": "DeepCache is on: call helper.disable() first", "cache_dit": "cache-dit is on: call cache_dit.disable_cache(pipe) first"}
+_WAYS_OUT = {"DeepCache": "DeepCache is on: call helper.disable() first", "cache_dit": "cache-dit is on, or was: call cache_dit.disable_cache(pipe) first, and del pipe.transformer.forward where it leaves that patched, as it does FLUX's"}
 
 
 def refuse_other_tools(model: Any, modules: Iterable[nn.Module], parts: Iterable[nn.Module | None], noun: str, wrapped: bool = False) -> None:

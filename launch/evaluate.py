@@ -1,4 +1,4 @@
-"""``dato evaluate``: strategies and the paper's rivals on one model and data set, as a table like its Tables 1, 2 and 5."""
+"""``dato evaluate``: strategies and their rivals on one model and data set, as a table like its Tables 1, 2 and 5."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.hydra_app import run_with_hydra
 from launch.image_grid import grid
 from search.evaluate.model_files import EMBEDDED_MODELS
 from search.evaluate.results import at_speedups
-from search.evaluate.variants import Variant, rival_variants
+from search.evaluate.variants import Variant
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def _run(evaluation: Evaluation) -> int:
     key = evaluation.keys.evaluation.quoted
     if key is not None:
         quoted(key)
-    variants = [*rival_variants(evaluation.steps, asdict(evaluation.keys.rivals)), *evaluation.strategies()]
+    variants = [*evaluation.rivals(say), *evaluation.strategies()]
     outcome = evaluate(evaluation, variants)
     head, rows = comparison_table([r.to_dict() for r in outcome.results], key)
     against = {kind: {s: asdict(v) if v else None for s, v in row.items()} for kind, row in at_speedups(outcome.results).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from search.data.datasets import Data
 from search.evaluate.edit import Edit
 from search.evaluate.evaluator import EvaluatorSpec
 from search.evaluate.measure import check_metrics, load_metrics
+from search.evaluate.model_files import pinned, pipeline_config, pipeline_source
 from search.evaluate.pipelines import ModelError, ModelSpec, added_digests, check_model, left_out, weights_digest
 from search.evaluate.results import EVALUATION_SCHEMA, Result, compare_to_plain, fid_by_images
+from search.evaluate.rivals import fitting, rival_variants
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.variants import Variant, strategy_variants, unique
 from search.metrics.similarity import check_similarity
@@ -73,6 +75,16 @@ class Evaluation:
     def strategies(self) -> list[Variant]:
         """Variants of the configured strategies."""
         return strategy_variants(self.keys.strategy, self.steps)
+
+    def rivals(self, say: Callable[[str], None]) -> list[Variant]:
+        """The unaccelerated pipeline, and the configured rivals or those that fit the model; `say` is told where these are not known."""
+        model = pinned(self.spec.model, noted(self.folder) or {})
+        try:
+            config = pipeline_config(pipeline_source(model))
+        except (ModelError, OSError, ValueError) as error:
+            say(f"warning: {error}. So it is not known here which rivals fit the model: those of a UNet are taken, rivals.* names others")
+            config = {}
+        return rival_variants(self.steps, fitting(self.keys.rivals, config))
 
 
 def build_evaluation(command: str, raw: dict[str, Any]) -> Evaluation:

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from search.data.datasets import DataSpec
 from search.evaluate.pipelines import ModelSpec
 from search.evaluate.protocol import EvaluationProtocol
-from search.evaluate.settings import EvaluationSettings, RivalSettings
+from search.evaluate.rivals import RivalSettings
+from search.evaluate.settings import EvaluationSettings
 from search.fields import Kind, check, kinds, limited
 from search.optimize.space import SpaceSettings
 from search.publish.settings import RegistrySettings, TrackingSettings

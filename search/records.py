@@ -16,7 +16,8 @@ UNACCELERATED = "unaccelerated"
 """Name of the baseline that every search measures."""
 FAMILIES = {
     "plain": "unaccelerated", "fewer": "fewer steps", "limited": "limited guidance", "tomesd": "ToMeSD", "deepcache": "DeepCache",
-    "naive": "DeepCache + ToMeSD", "strategy": "strategies",
+    "naive": "DeepCache + ToMeSD", "first_block_cache": "FirstBlockCache", "taylorseer": "TaylorSeer", "mag_cache": "MagCache", "faster_cache": "FasterCache",
+    "cache_dit": "cache-dit", "strategy": "strategies",
 }  # fmt: skip
 """Ways to run the pipeline, in words."""
 

@@ -15,7 +15,8 @@ from launch.config import build, compose_config
 from search.data.datasets import Data
 from search.evaluate.generate import Batch, generate
 from search.evaluate.pipelines import load_pipeline
-from search.evaluate.variants import Variant, rival_variants, strategy_variants
+from search.evaluate.rivals import RivalSettings, rival_variants
+from search.evaluate.variants import Variant, strategy_variants
 
 DEFAULTS = {
     "model": "embedded", "data": "digits", "batch": "20", "rounds": "5", "threads": "0",
@@ -65,5 +66,5 @@ def _variants(sources: Sequence[str], steps: int) -> list[Variant]:
         print("tomesd is not installed: its rows are left out (pip install 'dato-search[baselines]')")
     else:
         rivals |= {"tomesd": [0.5], "naive": [(3, 0.5)]}
-    plain, *others = rival_variants(steps, rivals)
+    plain, *others = rival_variants(steps, RivalSettings(**rivals))
     return [plain, *strategy_variants(sources, steps), *others]

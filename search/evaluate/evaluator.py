@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import dato
+from dato.baselines import Baseline
 from dato.provenance import describe
 from dato.strategy import Strategy
 from search.data.datasets import Data, DataSpec
@@ -81,6 +82,7 @@ class PipelineEvaluator:
         self.similarities = {name: load_similarity(name, self.pipe.device) for name in dict.fromkeys((*spec.similarities, *spec.protocol.similarity))}
         self.editor = Editor(spec.edit, self.pipe, spec.model, self.data) if spec.edit else None
         self.device = device_name(self.pipe.device)
+        self._baselines: dict[str, Baseline] = {}
         # Warm: the first calls of a process allocate and choose kernels, which no variant should pay for.
         generate(self.pipe, spec.model, self.data, spec.protocol.batches()[0], steps=2, warm_up=True)
 
@@ -161,12 +163,27 @@ class PipelineEvaluator:
         return shard, made.images, beside
 
     def _make(self, variant: Variant, indices: Sequence[int]) -> tuple[Batch, dict[str, int]]:
+        baseline = self._calibrated(variant)
         if self.editor:
             self.editor.prepare(indices)
-        with variant.baseline.applied(self.editor.pipe if self.editor else self.pipe, variant.options) as (pipe, steps):
+        with baseline.applied(self.editor.pipe if self.editor else self.pipe, variant.options) as (pipe, steps):
             made = generate(self.editor or pipe, self.spec.model, self.data, indices, steps=steps, strategy=variant.baseline.strategy)
             report = dato.status(pipe)
         return made, {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
+
+
+    def _calibrated(self, variant: Variant) -> Baseline:
+        """How a variant runs the pipeline, with what a cache has to see of the model first: always the same images, so that every worker sees the same."""
+        if variant.digest not in self._baselines:
+            spec, first = self.spec, self.spec.protocol.batches()[0]
+
+            def run() -> None:
+                if self.editor:
+                    self.editor.prepare(first)
+                generate(self.editor or self.pipe, spec.model, self.data, first, steps=variant.baseline.steps, warm_up=True)
+
+            self._baselines[variant.digest] = variant.baseline.calibrated(self.editor.pipe if self.editor else self.pipe, run)
+        return self._baselines[variant.digest]
 
 
 def _variant(given: Variant | Strategy) -> Variant:

@@ -1,4 +1,4 @@
-"""Keys of a comparison: what is measured, and what strategies are compared with."""
+"""Keys of a comparison: what is measured."""
 
 from __future__ import annotations
 
@@ -35,22 +35,3 @@ class EvaluationSettings:
             raise ValueError(f"evaluation.metrics is {list(self.metrics)}; give one or more different ones, such as [fid]")
         if "is" in self.metrics and self.images < 10:
             raise ValueError(f"evaluation.metrics holds is, the Inception Score, which needs evaluation.images of at least 10; it is {self.images}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RivalSettings:
-    """The keys of `rivals`: what a user would try in place of a strategy."""
-
-    fewer_steps: tuple[str, ...] = ("DDIM-4", "DDIM-6", "DDIM-8", "DDIM-10", "DDIM-14", "DPM++-4", "DPM++-6", "DPM++-8", "DPM++-10", "DPM++-14")
-    """Fast samplers with few steps, what equal latency means: DDIM, DPM++, Euler, PLMS, UniPC."""
-    limited_guidance: tuple[str, ...] = ("DPM++-3", "DPM++-4", "DPM++-6", "DPM++-8", "DPM++-10")
-    """The same with both halves of guidance in the first half of the steps, rounded up, and the conditional half alone after."""
-    tomesd: tuple[float, ...] = (0.3, 0.5)
-    """Merge ratios."""
-    deepcache: tuple[int, ...] = (2, 3, 5, 10, 20)
-    """A full call every so many steps: from slower than most strategies to faster than all."""
-    naive: tuple[Any, ...] = ((2, 0.5), (3, 0.3), (3, 0.5), (5, 0.5), (10, 0.5), (20, 0.5))
-    """DeepCache interval and ToMeSD ratio, both together."""
-
-    def __post_init__(self) -> None:
-        check(self, "rivals")

@@ -25,9 +25,10 @@ from search.evaluate.measure import Metrics
 from search.evaluate.pipelines import ModelSpec
 from search.evaluate.protocol import EvaluationProtocol
 from search.evaluate.results import Result, at_equal_latency, at_speedups, compare_to_plain, fid_by_images, speedup
+from search.evaluate.rivals import RivalSettings, rival_variants
 from search.evaluate.shard_store import ShardStore
 from search.evaluate.shards import Shard
-from search.evaluate.variants import Variant, VariantError, rival_variants, strategy_variants, unique
+from search.evaluate.variants import Variant, VariantError, strategy_variants, unique
 from search.metrics.intervals import Groups, Value
 from search.metrics.moments import Moments
 from search.metrics.quality import Fid
@@ -115,7 +116,7 @@ def test_an_image_does_not_depend_on_its_shard(pool: InProcessPool, tmp_path: Pa
 
 
 def test_rivals_and_token_merging_leave_no_trace(pool: InProcessPool, tmp_path: Path) -> None:
-    keys = {"fewer_steps": ["DDIM-2", "DPM++-2"], "limited_guidance": ["DPM++-3"], "tomesd": [0.5], "deepcache": [2], "naive": [[2, 0.5]]}
+    keys = RivalSettings(fewer_steps=("DDIM-2", "DPM++-2"), limited_guidance=("DPM++-3",), tomesd=(0.5,), deepcache=(2,), naive=((2, 0.5),))
     rivals = rival_variants(STEPS, keys)
     assert [(e.name, e.family) for e in rivals] == [
         ("unaccelerated", "plain"), ("DDIM-2", "fewer"), ("DPM++-2", "fewer"), ("DPM++-3, limited guidance", "limited"), ("ToMeSD, 0.5", "tomesd"),
@@ -211,9 +212,8 @@ def test_variants_by_name() -> None:
 @pytest.mark.parametrize(
     ("rivals", "message"),
     [
-        ({"fewer": {}}, "rivals.fewer is unknown"),
         ({"fewer_steps": ["Heun-5"]}, "names 'Heun-5'; write a sampler and its steps"),
-        ({"fewer_steps": [5]}, "has the wrong form"),
+        ({"fewer_steps": [5]}, "rivals.fewer_steps"),
         ({"naive": [3]}, "has the wrong form"),
         ({"tomesd": [0.9]}, "merge_ratio is 0.9"),
         ({"fewer_steps": ["DDIM-0"]}, "rivals.fewer_steps names 'DDIM-0'"),
@@ -223,7 +223,7 @@ def test_variants_by_name() -> None:
 )
 def test_bad_rivals_are_refused(rivals: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rival_variants(STEPS, rivals)
+        rival_variants(STEPS, RivalSettings(**{name: tuple(values) for name, values in rivals.items()}))
 
 
 def test_a_strategy_runs_as_it_says_and_presets_without_a_sampler_are_for_the_pipelines_own_steps(tmp_path: Path) -> None:
