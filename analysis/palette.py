@@ -1,6 +1,6 @@
 """The colours of every picture: one for each thing, the same wherever it is drawn.
 
-Those of Okabe and Ito (Color Universal Design, 2008), which colour-blind people tell apart, with a grey, an olive and a brown between them in lightness.
+Those of Okabe and Ito (Color Universal Design, 2008), which colour-blind people tell apart, with a grey, an olive, a brown and a purple between them in lightness.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dato.strategy import FULL
 
 BLUE, ORANGE, GREEN, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 INK, GREY, OLIVE, BROWN = "#222222", "#9aa3ab", "#A89F00", "#7A4B1E"
+PURPLE, YELLOW = "#6A3D9A", "#E3D53B"
 
 PLAIN, STRATEGY, RIVAL, WINNER = RED, BLUE, ORANGE, GREEN
 """The unaccelerated pipeline, strategies and their front, other ways to be fast, and what won."""
-WAYS = {
-    "plain": PLAIN, "strategy": STRATEGY, "deepcache": ORANGE, "tomesd": PINK, "naive": GREEN,
-    "cache_dit": ORANGE, "taylorseer": PINK, "mag_cache": GREEN, "first_block_cache": OLIVE, "faster_cache": GREY,
-}  # fmt: skip
-"""Families of `search.records.FAMILIES`; fewer steps and limited guidance have the colour of their sampler. No model has UNets' and transformers' both."""
+WAYS = {"plain": PLAIN, "strategy": STRATEGY, "deepcache": ORANGE, "tomesd": PINK, "naive": GREEN}
+"""Families of `search.records.FAMILIES` but those of `CACHES`; fewer steps and limited guidance have the colour of their sampler."""
+CACHES = {"cache_dit": ORANGE, "taylorseer": PINK, "mag_cache": GREEN, "first_block_cache": PURPLE, "faster_cache": YELLOW}
+"""Families of other tools that cache a transformer, which never stand beside a UNet's."""
 SAMPLERS = {"DDIM": GREY, "DPM++": SKY, "Euler": INK, "PLMS": OLIVE, "UniPC": BROWN}
 GENES = {"depth": BLUE, "ratio": INK, "guidance": SKY, "order": PINK, "sampler": BROWN, "steps": GREY}
 """Kinds of genes; guidance has the colour of the conditional half alone, order that of what is extrapolated."""

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analysis.figures import style
 from analysis.page import figure_section, wide_table
-from analysis.palette import SAMPLERS, WAYS, sampler_colour
+from analysis.palette import CACHES, SAMPLERS, WAYS, sampler_colour
 from analysis.tables import comparison_table, number
 from search.records import FAMILIES
 
@@ -50,7 +50,7 @@ def rivals_figure(results: Sequence[Mapping[str, Any]]) -> go.Figure:
         if way in _KINDS:
             name, colour, symbol = f"{sampler}, {FAMILIES[way]}", sampler_colour(sampler, others), _KINDS[way]
         else:
-            name, colour, symbol = FAMILIES[way], WAYS[way], _MARKS[way]
+            name, colour, symbol = FAMILIES[way], (WAYS | CACHES)[way], _MARKS[way]
         found = sorted(found, key=lambda r: r["speedup"]["value"])
         figure.add_scatter(
             x=[r["speedup"]["value"] for r in found],

@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_stands_in_one_picture_has_a_colour_each() -> None:
-    for colours in (palette.WAYS.values(), palette.SAMPLERS.values(), palette.GENES.values(), map(palette.depth_colour, range(13)), [*palette.WAYS.values(), *palette.SAMPLERS.values()]):
+    for colours in (
+        palette.WAYS.values(), palette.SAMPLERS.values(), palette.GENES.values(), map(palette.depth_colour, range(13)), [*palette.WAYS.values(), *palette.SAMPLERS.values()],
+        [palette.PLAIN, palette.STRATEGY, *palette.CACHES.values(), *palette.SAMPLERS.values()],
+    ):
         found = list(colours)
         assert len(set(found)) == len(found)
     looks = palette.series(40)
@@ -33,12 +36,12 @@ def test_colours_are_told_apart_without_hue() -> None:
 def test_everything_that_has_a_name_has_a_colour() -> None:
     assert set(palette.SAMPLERS) == set(SAMPLERS)
     assert set(palette.GENES) == set(KINDS)
-    assert set(palette.WAYS) == set(FAMILIES) - {"fewer", "limited"}
+    assert set(palette.WAYS) | set(palette.CACHES) == set(FAMILIES) - {"fewer", "limited"}
     assert palette.sampler_colour("HeunDiscreteScheduler", ["HeunDiscreteScheduler", "Other"]) != palette.sampler_colour("Other", ["HeunDiscreteScheduler", "Other"])
 
 
 def test_a_colour_stands_in_one_place() -> None:
-    given = {colour.lower() for colour in (*palette.WAYS.values(), *palette.SAMPLERS.values(), *palette.GENES.values()) if colour != palette.INK}
+    given = {colour.lower() for colour in (*palette.WAYS.values(), *palette.CACHES.values(), *palette.SAMPLERS.values(), *palette.GENES.values()) if colour != palette.INK}
     for path in (ROOT / "analysis").glob("*.py"):
         if path.name != "palette.py":
             assert not given & {c.lower() for c in re.findall(r"#[0-9a-fA-F]{6}", path.read_text())}, path.name
