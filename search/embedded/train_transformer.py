@@ -13,17 +13,16 @@ does (arXiv 2212.09748, Section 3.2), so that a block begins as the identity. 10
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
-import time
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from search.embedded.digits import TEMPLATES, load_split, prompt
+from search.embedded.digits import load_split
 from search.embedded.train import LATENT, MAX_TOKENS, PACKAGE, encode_digits, make_tokenizer
+from search.embedded.training import all_prompts, draw_prompts, train
 
 BLOCKS, HEADS, HEAD_WIDTH, TEXT_WIDTH = 12, 2, 32, 64
 
@@ -86,51 +85,20 @@ def train_flow(
     """Train text encoders and transformer together; returns their moving averages. Continues from a checkpoint in `work`."""
     encoders, model = torch.nn.ModuleList([make_text_encoder(tokenizer) for _ in range(2)]), make_transformer()
     modules = torch.nn.ModuleDict({"text": encoders, "transformer": model})
-    average = {k: v.clone() for k, v in modules.state_dict().items()}
-    peak = 1e-3
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=peak, weight_decay=1e-3, betas=(0.9, 0.99))
-    texts = [""] + [prompt(label, k) for label in range(10) for k in range(len(TEMPLATES))]
-    tokens = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-    checkpoint, begin = work / "flow.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, begin = state["average"], state["iteration"]
-        torch.set_rng_state(state["rng"])
-    started, running = time.monotonic(), 0.0
-    for i in range(begin, iterations):
-        rate = peak * min((i + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * i / iterations))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    tokens = tokenizer(all_prompts(), padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+
+    def loss() -> torch.Tensor:
         rows = torch.randint(latents.shape[1], (batch,))
         x0 = latents[torch.randint(len(latents), (batch,)), rows]
         sigma = (torch.rand(batch) + torch.randperm(batch)) / batch
         noise = torch.randn_like(x0)
         noisy = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
-        choice = torch.where(torch.rand(batch) < 0.1, 0, 1 + labels[rows] * len(TEMPLATES) + torch.randint(len(TEMPLATES), (batch,)))
+        choice = draw_prompts(labels[rows])
         states, pooled = encode_prompts(encoders, tokens)
         predicted = model(noisy, states[choice], pooled[choice], 1000 * sigma).sample
-        loss = (predicted - (noise - x0)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.998, (i + 1) / (i + 20))
-        with torch.no_grad():
-            for key, value in modules.state_dict().items():
-                if value.is_floating_point():
-                    average[key].lerp_(value, 1 - decay)
-        running = 0.98 * running + 0.02 * loss.item() if i > begin else loss.item()
-        if i % 50 == 0 or i + 1 == iterations:
-            pace = (time.monotonic() - started) / (i + 1 - begin)
-            print(f"flow {i}/{iterations} loss {running:.4f} {pace:.2f} s/it, left {pace * (iterations - i) / 60:.0f} min", flush=True)
-        if (i + 1) % 250 == 0 or i + 1 == iterations:
-            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-            torch.save({**state, "iteration": i + 1, "rng": torch.get_rng_state()}, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-    modules.load_state_dict(average)
-    modules.eval()
+        return (predicted - (noise - x0)).square().mean()
+
+    train(modules, loss, work / "flow.pt", iterations, peak=1e-3, memory=0.998)
     return encoders, model
 
 
