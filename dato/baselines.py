@@ -20,6 +20,7 @@ from dato.accelerate import accelerate
 from dato.cache_tools import CacheTool
 from dato.denoiser import denoiser_name
 from dato.options import Options
+from dato.presets import guided_steps
 from dato.sampler import Sampler
 from dato.scheduler import SchedulerExchange, scheduler_for
 from dato.strategy import Strategy
@@ -90,12 +91,9 @@ def plain(steps: int) -> Baseline:
 
 
 def limited_guidance(steps: int, sampler: Sampler | str | None = None) -> Strategy:
-    """Everything computed, with both halves of guidance in the first half of the steps, rounded up, and the conditional half alone after.
-
-    After limited-interval guidance (arXiv 2404.07724), which guides in the middle of a run.
-    """
+    """Everything computed, with both halves of guidance in the first `dato.presets.guided_steps`, and the conditional half alone after."""
     full = Strategy.full(steps, sampler=sampler)
-    guided = (steps + 1) // 2
+    guided = guided_steps(steps)
     return replace(full, steps=(*full[:guided], *(replace(step, guidance="cond") for step in full[guided:])))
 
 

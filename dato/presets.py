@@ -101,14 +101,19 @@ def _of_family(name: str) -> dict[str, Any] | None:
     return _fewer_steps(*_SAMPLERS[parts[1]], n, limited=bool(parts[3])) if parts[1] in _SAMPLERS else None
 
 
-def _fewer_steps(sampler: str, source: str, steps: int, *, limited: bool) -> dict[str, Any]:
-    """So many steps of a sampler, everything computed; if limited, both halves of guidance in the first half of the steps (rounded up) alone.
+def guided_steps(steps: int) -> int:
+    """Of so many steps the first ones that limited guidance computes both halves in: half of them, rounded up.
 
     Limited-interval guidance (arXiv 2404.07724) finds guidance harmful at the highest noise levels, the beginning of a run, largely
-    unnecessary at the lowest, its end, and guides in between. These presets leave it out at the end only: on the model that ships,
+    unnecessary at the lowest, its end, and guides in between. Here it is left out at the end only: on the model that ships,
     guiding the first steps alone suffices (measured), and which interval is best depends on the model, which a search finds out.
     """
-    guided = (steps + 1) // 2 if limited else steps
+    return (steps + 1) // 2
+
+
+def _fewer_steps(sampler: str, source: str, steps: int, *, limited: bool) -> dict[str, Any]:
+    """So many steps of a sampler, everything computed; if limited, both halves of guidance in the `guided_steps` alone."""
+    guided = guided_steps(steps) if limited else steps
     entries = [{"cache_depth": FULL, "prune_ratio": 0.0} | ({} if i < guided else {"guidance": "cond"}) for i in range(steps)]
     note = f"{sampler} ({source})" + (f", guidance in {guided} of {steps} steps, the first ones (after arXiv 2404.07724)" if limited else "")
     return {"steps": entries, "provenance": {"source": note}, "sampler": SAMPLERS[sampler].document()}
