@@ -15,7 +15,7 @@ from dato.schema import StrategyError, native
 class Sampler:
     """A scheduler for the model at hand; its noise schedule and all that `settings` does not name are the model's own.
 
-    For a model of flow matching DPM++ and UniPC are their forms for that; DDIM, Euler and PLMS have none, and its own scheduler is an Euler one.
+    For a model of flow matching DPM++, Euler and UniPC are their forms for that; DDIM and PLMS have none.
 
     Attributes:
         scheduler: The class in diffusers, such as "DPMSolverMultistepScheduler".

@@ -9,6 +9,9 @@ import diffusers
 
 from dato.sampler import Sampler
 
+FLOW_FORMS = {"EulerDiscreteScheduler": "FlowMatchEulerDiscreteScheduler", "HeunDiscreteScheduler": "FlowMatchHeunDiscreteScheduler"}
+"""Schedulers whose form for models of flow matching is a class of its own in diffusers; DPM++ and UniPC have a setting for it."""
+
 
 def exchange_scheduler(scheduler: Any, name: str, **settings: Any) -> Any:
     """The diffusers scheduler `name` for the model that `scheduler` is for.
@@ -16,7 +19,7 @@ def exchange_scheduler(scheduler: Any, name: str, **settings: Any) -> Any:
     Where the model's configuration is silent, latents are not clipped: they have no bounds, and diffusers' default, meant for
     pixels, would cut DDIM's off at 1. For a model of flow matching it is the scheduler's own form for that, with the model's shift.
     """
-    kind = getattr(diffusers, name)
+    kind = getattr(diffusers, _form(name, scheduler))
     taken = inspect.signature(kind.__init__).parameters
     if matches_flow(scheduler) and "use_flow_sigmas" in taken:
         shift = scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0))
@@ -32,7 +35,7 @@ def scheduler_for(pipe: Any, own: Any, sampler: Sampler) -> Any:
     Raises:
         ValueError: The pipeline has none, diffusers does not know it or its settings, or it is for noise of another kind.
     """
-    name, kind = type(pipe).__name__, getattr(diffusers, sampler.scheduler, None)
+    name, kind = type(pipe).__name__, getattr(diffusers, _form(sampler.scheduler, own), None)
     keep = "leave the strategy's sampler out, Strategy(strategy.steps), to run with the pipeline's own"
     if own is None or not hasattr(own, "config"):
         raise ValueError(f"the strategy is for the sampler {sampler}, and {name} has no scheduler of diffusers that could be exchanged for it: {keep}")
@@ -41,7 +44,7 @@ def scheduler_for(pipe: Any, own: Any, sampler: Sampler) -> Any:
     taken = inspect.signature(kind).parameters
     unknown = sorted(set(sampler.settings) - set(taken))
     if unknown:
-        raise ValueError(f"the strategy's sampler sets {unknown[0]}, and {sampler.scheduler} of diffusers {diffusers.__version__} takes {', '.join(taken)}")
+        raise ValueError(f"the strategy's sampler sets {unknown[0]}, and {kind.__name__} of diffusers {diffusers.__version__} takes {', '.join(taken)}")
     flow = matches_flow(own) and ("use_flow_sigmas" in taken or kind.__name__.startswith("FlowMatch"))
     if not flow and ("beta_start" in taken) != ("beta_start" in own.config):
         raise ValueError(f"the strategy is for the sampler {sampler}, and {name}'s own, {type(own).__name__}, is for noise of another kind: {keep}")
@@ -56,10 +59,15 @@ def matches_flow(scheduler: Any) -> bool:
     return type(scheduler).__name__.startswith("FlowMatch") or bool(getattr(scheduler, "config", {}).get("use_flow_sigmas"))
 
 
+def _form(name: str, own: Any) -> str:
+    """The class of a scheduler for the model that a pipeline's `own` is for."""
+    return FLOW_FORMS.get(name, name) if matches_flow(own) else name
+
+
 def samples_with(scheduler: Any, sampler: Sampler) -> bool:
     """Whether a scheduler is of a sampler's class, with its settings."""
     config = getattr(scheduler, "config", {})
-    return type(scheduler).__name__ == sampler.scheduler and all(k in config and _plain(config[k]) == v for k, v in sampler.settings.items())
+    return type(scheduler).__name__ == _form(sampler.scheduler, scheduler) and all(k in config and _plain(config[k]) == v for k, v in sampler.settings.items())
 
 
 class SchedulerExchange:

@@ -75,6 +75,17 @@ def test_half_precision_runs_and_replays(family: str) -> None:
     assert torch.isfinite(first).all()
 
 
+def test_euler_is_the_form_for_flow_matching_with_the_models_settings() -> None:
+    for family in ("sd3", "flux"):
+        pipe = tiny(family)
+        own, plain = pipe.scheduler, run(pipe)
+        with dato.accelerate(pipe, Strategy.full(STEPS, sampler="Euler")):
+            assert type(pipe.scheduler) is type(own) and pipe.scheduler is not own
+            assert pipe.scheduler.config == own.config
+            assert torch.equal(run(pipe), plain), "it is what the pipeline has itself"
+        assert pipe.scheduler is own
+
+
 def test_dpm_solver_of_flow_matching_is_a_sampler_of_a_strategy() -> None:
     pipe = tiny("sd3")
     strategy = Strategy(MIXED.steps, sampler="DPM++")
