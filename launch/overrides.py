@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from dato.files import shown
+from launch.model_space import space_of_model
 from launch.schema import SCHEMAS, fields_of, groups_of, keys
 from search import old_names
 from search.fields import Kind
@@ -26,7 +27,7 @@ _OF_SEARCHES = {"protocol.images": "evaluation.images", "protocol.similarity": "
 
 
 def prepare(name: str, words: Sequence[str], choices: Mapping[str, Sequence[str]], sweep: bool = False) -> list[str]:
-    """The words as Hydra reads them.
+    """The words as Hydra reads them, of a search after those that choose what is searched for a model that nothing of ours is for.
 
     A value of a key that is a text is taken as it stands, whatever characters it holds; Hydra's own quotes and ``${...}``
     still work.
@@ -40,7 +41,8 @@ def prepare(name: str, words: Sequence[str], choices: Mapping[str, Sequence[str]
     Raises:
         ConfigError: A word that is no override, adds or deletes a key, names several values, or cannot be read.
     """
-    return [_prepare(name, word, choices, sweep) for word in words]
+    fitting = space_of_model(words) if name == "search" else []
+    return [_prepare(name, word, choices, sweep) for word in [*fitting, *words]]
 
 
 def _prepare(name: str, word: str, choices: Mapping[str, Sequence[str]], sweep: bool) -> str:
