@@ -108,7 +108,7 @@ def _prepare(given: dict[str, str]) -> tuple[Setting, CostModel]:
         unet = unet.to(memory_format=torch.channels_last)
     options = Options(compile=None if given["compile"] == "none" else given["compile"])
     pipe = SimpleNamespace(unet=unet, scheduler=DDIMScheduler(), do_classifier_free_guidance=True)
-    return Setting(pipe, shape.example(int(given["batch"]), dtype, device), options, device), CostModel(shape.meta(), shape.latent, shape.latent)
+    return Setting(pipe, shape.example(int(given["batch"]), dtype, device), options, device), shape.costs()
 
 
 def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

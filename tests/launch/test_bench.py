@@ -91,7 +91,10 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "scale", "mean_s=0"], "mean_s is 0; give a number above 0"),
         (["bench", "scale", "workers=1,-8"], "workers is '1,-8'; give an integer of at least 1, at most 1,000,000,000, or several, such as workers=1,8,64"),
         (["bench", "intervals", "make=perhaps"], "make is 'perhaps'; give true or false"),
-        (["strategies", "geometry=sd15", "calls=7"], "calls is '7'; allowed are 51, 50"),
+        (["strategies", "geometry=sd15"], "geometry is now called model; write model="),
+        (["strategies", "model=sd3"], "model is 'sd3'; allowed are sd15"),
+        (["strategies", "model=flux", "calls=7"], "calls is '7'; allowed are 50, 51"),
+        (["strategies", "model=sd15", "calls=7"], "calls is '7'; allowed are 51, 50"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -100,7 +103,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["strategies", "geometry=embedded"]) == 0
+    assert main(["strategies", "model=embedded"]) == 0
     out = capsys.readouterr().out
     for name in ("paper-b1", "authors-l12", "deepcache-10"):
         assert name in out
@@ -109,10 +112,24 @@ def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[s
     assert re.search(r"authors-l12 +│ +50 │ own +│ +100% │ +5 │ +21 │ +25 │", out)
 
 
+def test_strategies_of_a_transformer_are_those_that_it_can_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["strategies", "model=embedded_dit"]) == 0
+    out = capsys.readouterr().out
+    for name in ("paper-b1", "ddim-20", "at r=0.5"):
+        assert name not in out
+    assert "4 presets prune tokens" in out and "12 │" not in out
+    assert re.search(r"deepcache-5 +│ +50 │ own +│ +100% │ +10 │ +40 │ +0 │ +3.67x │", out)
+    assert re.search(r"0.0% │ +9.1% │", out), "the share of each depth"
+    assert main(["strategies", "model=flux"]) == 0
+    out = capsys.readouterr().out
+    assert "37,192.3 GMACs" in out and re.search(r"blocks: 0 to 56 but\s+12", out)
+    assert "limited-guidance" not in out and "guided" not in out, "it has no halves to choose from"
+
+
 @pytest.mark.parametrize("calls", [50, 51])
 def test_mac_limits_of_presets_count_sampler_steps_and_guidance(calls: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    assert main(["strategies", "geometry=embedded", f"calls={calls}"]) == 0
+    assert main(["strategies", "model=embedded", f"calls={calls}"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 120
     # Of equal calls that compute everything, only the number counts: 2 halves of each unaccelerated one, against 8 x 2, and 4 x 2 + 4 x 1.
