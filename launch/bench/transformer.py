@@ -35,6 +35,8 @@ TINY = {"num_attention_heads": 2, "attention_head_dim": 8}
 """Width of the models on which overhead is measured: their kernels are short, and their blocks as many as published."""
 BAR_MS = 2.0
 """What our hook may add to a call."""
+SHALLOW = 4
+"""Shallow calls to each full one."""
 _ROOM = 60 * 2**30
 """Bytes of GPU memory that a whole FLUX.1 takes in bfloat16, with two models' calls beside it."""
 
@@ -146,7 +148,7 @@ def _stack(published: Geometry, double: int, single: int, latent: int, text: int
 
 def _share(shape: Geometry, batch: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict[str, Any]:
     """Calls at depth 1 against full ones, and against those of diffusers' FirstBlockCache and of cache-dit that reuse all blocks but the first."""
-    costs, model, steps = shape.costs(), shape.random(dtype, device), 2 * (rounds + 1)
+    costs, model, steps = shape.costs(), shape.random(dtype, device), (1 + SHALLOW) * (rounds + 1)
     made, missing = {"plain": _twin(model), "one block": _twin(model, 1)}, {}
     for name, rival in RIVALS.items():
         try:
@@ -156,14 +158,17 @@ def _share(shape: Geometry, batch: int, dtype: torch.dtype, device: torch.device
             print(f"{name} is left out, {missing[name]}")
     called = {name: Called(each, shape, shape.example(batch, dtype, device), steps) for name, each in made.items()}
     ours = Called(model, shape, shape.example(batch, dtype, device), steps)
-    turn = {"plain": called.pop("plain"), "full": ours, "d=1": ours, **called}
-    seconds: dict[str, list[float]] = {name: [] for name in turn}
-    with accelerate(ours.pipe, Strategy((Step(FULL), Step(1)) * (steps // 2))):
-        for step in range(0, steps, 2):
-            for name, one in turn.items():
-                took = _timed(partial(_one, one, step + (name == "d=1")), device)
-                if step:
-                    seconds[name].append(took)
+    plain, shallow = called.pop("plain"), {"d=1": ours, **called}
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain", "full", *shallow)}
+    with accelerate(ours.pipe, Strategy((Step(FULL), *[Step(1)] * SHALLOW) * (rounds + 1))):
+        for step in range(0, steps, 1 + SHALLOW):
+            took = {"plain": [_timed(partial(_one, plain, step), device)], "full": [_timed(partial(_one, ours, step), device)]}
+            for k in range(SHALLOW):
+                for name, one in shallow.items():
+                    took.setdefault(name, []).append(_timed(partial(_one, one, step + 1 + k), device))
+            took["plain"].append(_timed(partial(_one, plain, step), device))  # before and after, so that a steady drift is none
+            for name, each in took.items() if step else ():  # the first round warms up, and rivals compute everything in it
+                seconds[name].append(statistics.mean(each))
     return _compared(shape, costs, seconds, missing)
 
 
