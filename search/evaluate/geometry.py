@@ -153,6 +153,15 @@ def geometry(name: str) -> Geometry:
     return Geometry(name, *_PUBLISHED[name])
 
 
+def unet_geometry(name: str) -> Geometry:
+    """`geometry`, of a UNet. Raises ValueError for a transformer's too."""
+    found = geometry(name)
+    if not found.is_unet:
+        unets = (other for other in NAMES if geometry(other).is_unet)
+        raise ValueError(f"geometry is {name!r}, a transformer; allowed are the UNets {', '.join(unets)} (dato bench transformer measures transformers)")
+    return found
+
+
 def _read(name: str, folder: Path) -> Geometry:
     """Of a model that ships."""
     file = next(file for part in DENOISERS if (file := folder / part / "config.json").is_file())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dato.strategy import Strategy
 from launch.__main__ import main
@@ -39,6 +40,21 @@ def test_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["schedules"]["deepcache-5"]["mac_limit"] == pytest.approx(3.3, abs=0.2)
     assert result["environment"]["versions"]["torch"]
     assert "MAC limit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_transformer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["geometry=sd35", "families=sd35,flux", "calls=4", "double=2", "latent=8", "text=4", "rounds=1", "device=cpu"]
+    assert main(["bench", "transformer", *given, f"output={tmp_path}"]) == 0
+    result = only_json(tmp_path)
+    assert {name: found["blocks"] for name, found in result["overhead"].items()} == {"sd35": 24, "flux": 57}
+    assert all(found["seconds"]["d=1"]["median_s"] < found["seconds"]["full"]["median_s"] for found in result["overhead"].values())
+    share = result["share"]
+    assert share["blocks"] == 2 and 0.4 < share["mac_share"] < 0.7
+    assert {"plain", "full", "d=1", "one block", "FirstBlockCache"} <= set(share["of_plain"])
+    assert share["of_plain"]["d=1"] < 1
+    assert "which" in result["settings"] and ("skipped" in result["whole"]) is not torch.cuda.is_available()
+    assert "2 blocks of true width" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -82,6 +98,9 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "everything"], "there is no benchmark 'everything'; there are unet"),
         (["bench", "unet", "speed=1"], "dato bench unet was given speed; it takes geometry=sd15, batch=2"),
         (["bench", "unet", "geometry=sd3"], "geometry is 'sd3'; allowed are sd15"),
+        (["bench", "unet", "geometry=flux"], "geometry is 'flux', a transformer; allowed are the UNets sd15"),
+        (["bench", "memory", "geometry=flux"], "geometry is 'flux', a transformer; allowed are the UNets sd15"),
+        (["bench", "transformer", "which=all"], "which holds all; allowed are overhead, share and whole"),
         (["bench", "unet", "dtype=int8"], "dtype is 'int8'; allowed are float32"),
         (["bench", "scale", "modes=fast"], "modes holds fast; allowed are generational, sharded, steady, steady-sharded, tune"),
         (["bench", "scale", "workers=1,2,3", "seconds=1,2"], "seconds is 1,2; give one number, or one for each of workers=1,2,3"),
