@@ -83,13 +83,22 @@ def _qwen(config: Any, rows: _Rows, latent: tuple[int, int], text: int) -> dict[
     }  # fmt: skip
 
 
+def _cogview4(config: Any, rows: _Rows, latent: tuple[int, int], text: int) -> dict[str, Any]:
+    return {
+        "hidden_states": rows(config.in_channels, *latent), "encoder_hidden_states": rows(text, config.text_embed_dim),
+        "original_size": rows(2), "target_size": rows(2), "crop_coords": rows(2),
+    }  # fmt: skip
+
+
 _FAMILIES: Mapping[str, Callable[[Any, _Rows, tuple[int, int], int], dict[str, Any]]] = {
     "PixArtTransformer2DModel": _pixart, "SD3Transformer2DModel": _sd3, "FluxTransformer2DModel": _flux, "QwenImageTransformer2DModel": _qwen,
+    "CogView4Transformer2DModel": _cogview4,
 }  # fmt: skip
 TEXT: Mapping[str, int] = {
     "PixArtTransformer2DModel": 300,  # PixArt-Sigma's; PixArt-alpha's are 120
     "SD3Transformer2DModel": 77 + 256,  # CLIP's and T5's
     "FluxTransformer2DModel": 512,
     "QwenImageTransformer2DModel": 512,  # a prompt has as many as it is long, and no more
+    "CogView4Transformer2DModel": 1024,  # the same, in sixteens
 }
 """T by family, of a call as its pipelines make it by default."""

@@ -9,7 +9,7 @@ from dato.strategy import FULL, Step, Strategy
 from dato.transformer.blocks import Blocks
 from dato.transformer.offload import prefetches
 
-FAMILIES = ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel")
+FAMILIES = ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel", "CogView4Transformer2DModel")
 """Transformers whose calls at every depth are compared with a naive loop over their blocks, in the tests."""
 BATCHED = ("PixArtTransformer2DModel", "SD3Transformer2DModel")
 """Those of them whose pipelines guide with a batch [uncond, cond]; the others' make a call for each half."""
