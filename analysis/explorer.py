@@ -15,8 +15,7 @@ from analysis.figures import in_short
 from analysis.page import data_script
 from analysis.palette import INK, PLAIN, RIVAL, STRATEGY, WINNER, depth_colour
 from analysis.steps import step_in_words, strategy_as_run
-from dato.step import extent
-from dato.strategy import FULL, Step
+from dato.strategy import FULL, Step, extent
 from search.measurements import Measurement, difference_in_words
 from search.optimize.description import describe
 from search.optimize.winners import in_words, tolerance_of

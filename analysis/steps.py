@@ -14,8 +14,7 @@ import plotly.graph_objects as go
 from analysis.figures import in_short, style
 from analysis.palette import GENES, INK, RATIOS, depth_colour
 from dato.call_plan import plan_calls
-from dato.step import extent
-from dato.strategy import FULL, Step, Strategy
+from dato.strategy import FULL, Step, Strategy, extent
 from search.records import SearchRecord
 
 _NAMES = {0: "replayed", FULL: "full"}
