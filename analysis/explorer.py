@@ -15,7 +15,7 @@ from analysis.figures import in_short
 from analysis.page import data_script
 from analysis.palette import INK, PLAIN, RIVAL, STRATEGY, WINNER, depth_colour
 from analysis.steps import step_in_words, strategy_as_run
-from dato.strategy import FULL, Step
+from dato.strategy import FULL, Step, extent
 from search.measurements import Measurement, difference_in_words
 from search.optimize.description import describe
 from search.optimize.winners import in_words, tolerance_of
@@ -163,7 +163,7 @@ def _steps(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     steps = [
         {"words": step_in_words(s), "depth": s.cache_depth, "alone": s.guidance == "cond", "order": s.order, "ratio": s.prune_ratio if s.cache_depth else 0.0} for s in known
     ]
-    depths = sorted({s.cache_depth for s in known})
+    depths = sorted({s.cache_depth for s in known}, key=extent)
     return {"steps": steps, "depths": {d: {"name": step_in_words(Step(d)).partition(",")[0], "colour": depth_colour(d)} for d in depths}}
 
 

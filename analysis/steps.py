@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from analysis.figures import in_short, style
 from analysis.palette import GENES, INK, RATIOS, depth_colour
 from dato.call_plan import plan_calls
-from dato.strategy import FULL, Step, Strategy
+from dato.strategy import FULL, Step, Strategy, extent
 from search.records import SearchRecord
 
 _NAMES = {0: "replayed", FULL: "full"}
@@ -169,7 +169,7 @@ def strategy_as_run(strategy: Strategy) -> Strategy:
 
 
 def _depths(strategies: Sequence[Strategy]) -> list[int]:
-    return sorted({s.cache_depth for strategy in strategies for s in strategy}) or [FULL]
+    return sorted({s.cache_depth for strategy in strategies for s in strategy}, key=extent) or [FULL]
 
 
 def _name(depth: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dato.step import depth_name
+from dato.step import depth_name, extent
 from dato.strategy import Strategy
 from dato.text_table import text_table
 
@@ -44,7 +44,7 @@ class RunReport:
         return sum(self.calls_by_depth.values())
 
     def __str__(self) -> str:
-        calls = ", ".join(f"{n} {depth_name(d)}" for d, n in sorted(self.calls_by_depth.items(), reverse=True))
+        calls = ", ".join(f"{n} {depth_name(d)}" for d, n in sorted(self.calls_by_depth.items(), key=lambda item: extent(item[0]), reverse=True))
         calls += f"; {self.conditional_alone} computed the conditional half alone" if self.conditional_alone else ""
         calls += f"; {self.extrapolated} extrapolated what they reused" if self.extrapolated else ""
         state = "enabled, and not run yet" if not self.calls else f"{self.pipeline} {'finished' if self.finished else 'not finished'}: {self.calls} {self.model} calls, {calls}"
@@ -58,6 +58,6 @@ class RunReport:
 
     def summary(self) -> str:
         """What it prints as, calls by depth, tokens pruned by layer, and the strategy's steps."""
-        calls = [("cache depth", f"{self.model} calls"), *((depth_name(d), str(n)) for d, n in sorted(self.calls_by_depth.items(), reverse=True))]
+        calls = [("cache depth", f"{self.model} calls"), *((depth_name(d), str(n)) for d, n in sorted(self.calls_by_depth.items(), key=lambda item: extent(item[0]), reverse=True))]
         layers = [("self-attention layer", "tokens pruned"), *((name, f"{self.tokens_pruned[name]:,}") for name in self.layers)]
         return "\n\n".join([str(self), text_table(calls), *([text_table(layers)] if self.layers else []), self.strategy.summary()])

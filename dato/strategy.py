@@ -19,7 +19,7 @@ from dato.card_text import check_card
 from dato.files import refuse_target, shown
 from dato.sampler import ONE_CALL, Sampler
 from dato.schema import FULL, StrategyError
-from dato.step import Step, canonical_steps, depth_name, plain_step, step_code, typed
+from dato.step import Step, canonical_steps, depth_name, extent, plain_step, step_code, typed
 from dato.text_table import text_table
 
 MAX_STEPS = 1000
@@ -133,7 +133,7 @@ class Strategy(Sequence[Step]):
     def calls_by_depth(self) -> dict[int, int]:
         """How many steps have each cache depth, deepest first."""
         depths = [s.cache_depth for s in self]
-        return {d: depths.count(d) for d in sorted(set(depths), reverse=True)}
+        return {d: depths.count(d) for d in sorted(set(depths), key=extent, reverse=True)}
 
     def canonical(self, inert: Sequence[int] = (0,), guided: bool = True) -> Strategy:
         """The same behaviour written one way: what has no effect on a step has its default, and what cannot be otherwise is said.

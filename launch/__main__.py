@@ -29,7 +29,7 @@ COMMANDS = {
     "retarget": "folder=<search folder>: measure this device's cost table and choose winners anew from everything evaluated",
     "doctor": "takes the keys of search, and time=true: what that search needs of every machine, what is missing, what to do, how long it takes",
     "sync": "folder=<search folder>: complete MLflow's view of a search that ran while MLflow was away",
-    "strategies": "[geometry=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows",
+    "strategies": "[model=sd15] [calls=51]: the presets, with their calls by depth and the speedup that arithmetic allows, and the MACs of each depth",
     "bench": "<what> [key=value ...]: the measurements behind the README's figures; without arguments, lists them",
 }
 """Each command, with its line of help, is run by the module of `launch` with its name (import by import_: a keyword)."""

@@ -18,10 +18,10 @@ from launch.evaluation import Evaluation, build_evaluation, say
 from launch.hydra_app import run_with_hydra
 from launch.image_grid import grid, write_row
 from search.data.datasets import Data
-from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder
+from search.evaluate.dynamics import BINS, HIGHEST, LOWEST, Dynamics, Recorder, require_unet
 from search.evaluate.generate import generate
 from search.evaluate.model_files import EMBEDDED_MODELS
-from search.evaluate.pipelines import load_pipeline
+from search.evaluate.pipelines import denoiser_in, load_pipeline
 from search.evaluate.variants import Variant
 
 FAMILIES_RECORDED = ("plain", "deepcache", "strategy")
@@ -38,6 +38,7 @@ def _run(evaluation: Evaluation) -> int:
     recorded, shown = figure_variants(evaluation)
     if evaluation.spec.threads:
         torch.set_num_threads(evaluation.spec.threads)
+    require_unet(*denoiser_in(evaluation.spec.model))
     pipe, data, model = load_pipeline(evaluation.spec.model), Data(evaluation.spec.data), evaluation.spec.model
     protocol = replace(evaluation.spec.protocol, images=max(2, settings.images))
     batches = protocol.batches(fresh=evaluation.keys.evaluation.held_out)

@@ -78,7 +78,7 @@ def _evaluate(target: str, evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _stranger(variant: Variant) -> Variant:
-    """The variant without its strategy's provenance, which would refuse any UNet but the one it was found on."""
+    """The variant without its strategy's provenance, which would refuse any model but the one it was found on."""
     strategy = variant.baseline.strategy
     assert strategy is not None
     return Variant.of(replace(strategy, provenance={}), variant.name)

@@ -34,8 +34,8 @@ class Measurement:
         latency_ms: Milliseconds per image of the whole pipeline, median over batches; or what the cost table predicts.
         latency_low_ms: Fastest batch.
         latency_high_ms: Slowest batch.
-        parts_ms: Milliseconds per image of text_encoder, unet and vae.
-        calls_by_depth: UNet calls at each cache depth.
+        parts_ms: Milliseconds per image of text_encoder, unet or transformer, and vae.
+        calls_by_depth: Calls of the UNet or transformer at each cache depth.
         seconds: Wall time of the evaluation.
         device: Where it ran.
         batch: Images per batch.

@@ -1,5 +1,6 @@
 """Every configuration file composes, and says what each key means."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import yaml
 
 from dato.files import written
-from dato.strategy import Step, Strategy
+from dato.sampler import Sampler
+from dato.strategy import FULL, Step, Strategy
 from launch.__main__ import main
 from launch.config import CONF, ConfigError, SearchConfig, build, compose_config, evaluation_keys
 from launch.schema import SCHEMAS, groups_of, keys
 from search import old_names
+from search.evaluate.geometry import geometry
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.space import SearchSpace
 
@@ -46,6 +49,22 @@ def test_a_model_comes_with_data_and_features_that_fit_it(name: str, config: str
     assert chosen() == own
     assert chosen("data=folder", *GIVEN["folder"]) == ("folder", own[1]), "what is given wins"
     assert chosen("data=digits", "protocol.features=clip") == ("digits", "clip")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
+def test_a_model_comes_with_a_space_of_what_it_has(name: str) -> None:
+    space, shape = built(f"model={name}", "data=prompts").space, geometry(name)
+    assert set(space.depths) <= set(shape.costs().depths)
+    assert (space.guidance == ("both", "cond")) is shape.guided
+    assert shape.is_unet or space.ratios == (0.0,)
+    assert all(shape.samples_with(Sampler.of(sampler)) for sampler in space.samplers)
+    # What it decodes to is the same strategy in a file, its complete calls written as such.
+    strategy = space.decode(space.upper)
+    assert Strategy.from_json(strategy.to_json()) == strategy
+    assert {step["cache_depth"] for step in json.loads(strategy.to_json())["steps"]} <= {"full", *space.depths}
+    deepest = max(d for d in space.depths if d != FULL)
+    deep = Strategy((Step(FULL), *[Step(deepest)] * (max(space.lengths) - 1)))
+    assert space.decode(space.encode(deep)) == deep and f'"cache_depth": {deepest}' in deep.to_json()
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))

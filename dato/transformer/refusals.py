@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from dato.options import Options
 from dato.strategy import FULL, Step, Strategy
 from dato.transformer.blocks import Blocks
 from dato.transformer.offload import prefetches
 
-FAMILIES = ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel")
+FAMILIES = ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel", "CogView4Transformer2DModel")
 """Transformers whose calls at every depth are compared with a naive loop over their blocks, in the tests."""
 BATCHED = ("PixArtTransformer2DModel", "SD3Transformer2DModel")
 """Those of them whose pipelines guide with a batch [uncond, cond]; the others' make a call for each half."""
 _RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states")
+
+
+def require_family(model: Any, whose: str = "") -> str:
+    """The family of a transformer, the name of its class. Raises ValueError for one that is not accelerated."""
+    kind = type(model).__name__
+    if kind not in FAMILIES:
+        raise ValueError(f"{whose}{kind}, whose calls with blocks left out are not tested; dato accelerates {', '.join(FAMILIES)}")
+    return kind
+
+
+def refuse_pruning(subject: str) -> NoReturn:
+    """Raise ValueError for a prune ratio; `subject` is what a transformer is or has."""
+    raise ValueError(
+        f"{subject}, in which dato prunes no tokens; give prune_ratio 0 in every step, "
+        "Strategy([replace(s, prune_ratio=0.0) for s in strategy], sampler=strategy.sampler)"
+    )
 
 
 def refuse_compiled(model: Any) -> None:
@@ -28,14 +44,10 @@ def refuse_compiled(model: Any) -> None:
 def refuse_pipeline(pipe: Any, strategy: Strategy, options: Options) -> None:
     """Raise ValueError for a pipeline that cannot follow the strategy: one that is enabled, or one that runs on its transformer."""
     name, model = type(pipe).__name__, getattr(pipe, "transformer", None)
-    kind = type(model).__name__
-    if model is not None and kind not in FAMILIES:
-        raise ValueError(f"{name} has a {kind}, whose calls with blocks left out are not tested; dato accelerates {', '.join(FAMILIES)}")
+    if model is not None:
+        require_family(model, f"{name} has a ")
     if any(s.cache_depth and s.prune_ratio for s in strategy):
-        raise ValueError(
-            f"{name} has a transformer, in which dato prunes no tokens; give prune_ratio 0 in every step, "
-            "Strategy([replace(s, prune_ratio=0.0) for s in strategy], sampler=strategy.sampler)"
-        )
+        refuse_pruning(f"{name} has a transformer")
     if options.compile is not None:
         raise ValueError(f"Options(compile={options.compile!r}) compiles the actions of a UNet; compile a transformer's blocks by pipe.transformer.compile_repeated_blocks()")
     shallow = any(s.cache_depth not in (0, FULL) for s in strategy)

@@ -9,6 +9,7 @@ from launch.config import ConfigError
 
 BENCHES = {
     "unet": "[geometry=sd15] [batch=2] [dtype=float32]: one call of every action and whole schedules, against DeepCache and tomesd",
+    "transformer": "[geometry=flux] [double=2] [single=4] [latent=32]: what our hook adds to a call of a transformer, and what a shallow call costs, against FirstBlockCache",
     "pipeline": "[model=embedded] [batch=20]: whole images, with text encoder, UNet and VAE apart",
     "cost": "[model=embedded] [strategies=20]: how well the cost table predicts the latency of strategies that it was not made from",
     "latency": "[model=embedded] [load=2]: how well candidates are ordered by latency while the machine is busy, in three ways",

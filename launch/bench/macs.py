@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from dato.costs import CostModel
 from dato.sampler import SAMPLERS
 from dato.strategy import FULL, Step, Strategy
 from search.evaluate.geometry import geometry
@@ -16,7 +15,7 @@ class Costs:
 
     def __init__(self) -> None:
         shape = geometry("embedded")
-        self._model = CostModel(shape.meta(), shape.latent, shape.latent)
+        self._model = shape.costs()
 
     def run(self, strategy: Strategy) -> float:
         """Of a whole run; the pipeline's own sampler, PNDM, makes one call more than it has steps."""

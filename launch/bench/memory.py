@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler
 from dato import FULL, Step, Strategy, accelerate
 from dato.hooked_model import hook_of
 from launch.bench.timing import chosen_device, chosen_dtype, parse, print_table, write_result
-from search.evaluate.geometry import geometry
+from search.evaluate.geometry import unet_geometry
 
 DEFAULTS = {"geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "output": "analysis/results"}
 STRATEGIES = {
@@ -28,6 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run each variant in a process of its own, print and write the result file."""
     given = parse(list(arguments), DEFAULTS, "memory")
     device = chosen_device(given["device"])
+    unet_geometry(given["geometry"])
     found: dict[str, Any] = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in STRATEGIES:
@@ -43,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _peak(name: str, given: dict[str, str]) -> dict[str, int]:
-    device, dtype, shape = chosen_device(given["device"]), chosen_dtype(given["dtype"]), geometry(given["geometry"])
+    device, dtype, shape = chosen_device(given["device"]), chosen_dtype(given["dtype"]), unet_geometry(given["geometry"])
     pipe = SimpleNamespace(unet=shape.random(dtype, device), scheduler=DDIMScheduler(), do_classifier_free_guidance=True)
     call = shape.example(int(given["batch"]), dtype, device)
     strategy, cached = STRATEGIES[name], 0

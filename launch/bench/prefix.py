@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     if missing or not folders:
         raise ConfigError(f"folders is {given['folders']!r}{f', and {missing[0]} holds no ledger.jsonl' if missing else ''}; give folders of searches, separated by commas")
     shape = geometry(given["geometry"])
-    model = CostModel(shape.meta(), shape.latent, shape.latent)
+    model = shape.costs()
     found = {}
     for folder in folders:
         strategies = [c.strategy for c in read_ledger(folder / "ledger.jsonl").candidates.values()]

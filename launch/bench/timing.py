@@ -42,14 +42,15 @@ def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, device: t
 
 def timed(variant: Callable[[], Any], device: torch.device) -> float:
     """Seconds of one call, the device's queue empty before and after."""
-    _synchronize(device)
+    synchronize(device)
     began = time.perf_counter()
     variant()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - began
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

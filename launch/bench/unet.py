@@ -26,7 +26,7 @@ from dato.pruning import plan
 from dato.scoring import align, base_tokens, diff_score, pool_score
 from dato.unet.units import Layout
 from launch.bench.timing import chosen_device, chosen_dtype, interleave, parse, print_table, summary, timed, write_result
-from search.evaluate.geometry import geometry
+from search.evaluate.geometry import geometry, unet_geometry
 
 DEFAULTS = {
     "geometry": "sd15", "batch": "2", "dtype": "float32", "device": "auto", "threads": "0", "rounds": "4", "schedules": "1",
@@ -102,13 +102,13 @@ def run(arguments: Sequence[str]) -> int:
 def _prepare(given: dict[str, str]) -> tuple[Setting, CostModel]:
     if int(given["threads"]):
         torch.set_num_threads(int(given["threads"]))
-    device, dtype, shape = chosen_device(given["device"]), chosen_dtype(given["dtype"]), geometry(given["geometry"])
+    device, dtype, shape = chosen_device(given["device"]), chosen_dtype(given["dtype"]), unet_geometry(given["geometry"])
     unet = shape.random(dtype, device)
     if given["channels_last"] == "true":
         unet = unet.to(memory_format=torch.channels_last)
     options = Options(compile=None if given["compile"] == "none" else given["compile"])
     pipe = SimpleNamespace(unet=unet, scheduler=DDIMScheduler(), do_classifier_free_guidance=True)
-    return Setting(pipe, shape.example(int(given["batch"]), dtype, device), options, device), CostModel(shape.meta(), shape.latent, shape.latent)
+    return Setting(pipe, shape.example(int(given["batch"]), dtype, device), options, device), shape.costs()
 
 
 def _actions(setting: Setting, costs: CostModel, rounds: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

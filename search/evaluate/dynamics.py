@@ -53,6 +53,12 @@ class Dynamics:
         return float((shares[0].cumsum(0) - shares[1].cumsum(0)).abs().sum() * (HIGHEST - LOWEST) / BINS)
 
 
+def require_unet(denoiser: str | None, pipeline: str) -> None:
+    """Raise `ModelError` for a pipeline that is denoised by something else, whose features these are not."""
+    if denoiser != "unet":
+        raise ModelError(f"model.path is a {pipeline}, which has no UNet; the figures are of the features of one: give a model with a UNet, such as model=sd15")
+
+
 class Recorder:
     """Records the features that the UNet's last output unit hands on (f_0^up of Eq. 6), of the conditional guidance half.
 
@@ -74,8 +80,7 @@ class Recorder:
     def recording(self, pipe: Any) -> Iterator[None]:
         """Record one run of the pipeline. Enable a strategy before, so that the run's own calls are seen."""
         self._call, self._before, self._now = 0, None, None
-        if denoiser_name(pipe) != "unet":
-            raise ModelError(f"model.path is a {type(pipe).__name__}, which has no UNet; the figures are of the features of one: give a model with a UNet")
+        require_unet(denoiser_name(pipe), type(pipe).__name__)
         last = Layout.of(pipe.unet).outputs[0].last
 
         def seen(_module: Any, _args: Any, output: Any) -> None:

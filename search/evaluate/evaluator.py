@@ -15,6 +15,7 @@ import torch
 import dato
 from dato.baselines import Baseline
 from dato.provenance import describe
+from dato.step import extent
 from dato.strategy import Strategy
 from search.data.datasets import Data, DataSpec
 from search.evaluate.edit import Edit, Editor
@@ -169,7 +170,7 @@ class PipelineEvaluator:
         with baseline.applied(self.editor.pipe if self.editor else self.pipe, variant.options) as (pipe, steps):
             made = generate(self.editor or pipe, self.spec.model, self.data, indices, steps=steps, strategy=variant.baseline.strategy)
             report = dato.status(pipe)
-        return made, {str(d): n for d, n in sorted(report.calls_by_depth.items())} if report else {}
+        return made, {str(d): n for d, n in sorted(report.calls_by_depth.items(), key=lambda item: extent(item[0]))} if report else {}
 
 
     def _calibrated(self, variant: Variant) -> Baseline:

@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         images: (B, 3, H, W) uint8.
         seconds: Wall time of the pipeline's call.
-        parts: Seconds of it in text_encoder, unet and vae.
+        parts: Seconds of it in text_encoder, unet or transformer, and vae.
     """
 
     images: torch.Tensor
@@ -104,6 +104,10 @@ def _guidance(pipe: Any, model: ModelSpec, images: int) -> dict[str, Any]:
     return {"guidance_scale": model.guidance}
 
 
+_DENOISERS = {"unet": "UNet"}
+"""How what denoises is called in messages, where not as in pipelines."""
+
+
 def to_bytes(images: np.ndarray) -> torch.Tensor:
     """(B, H, W, 3) float in [0, 1] to (B, 3, H, W) uint8. Raises `ImageError` for what is no image: a cast would make one of anything."""
     if not np.isfinite(images).all():
@@ -128,6 +132,7 @@ def _not_finite(images: np.ndarray, seen: _Watch, count: int) -> np.ndarray:
 
 def _explain(bad: Sequence[int], seen: _Watch, call: Callable[..., Any], pipe: Any, model: ModelSpec, strategy: Strategy | None) -> str:
     """Where the numbers went wrong, at which action of the strategy, and the likely fix."""
+    part = denoiser_name(pipe) or "unet"
     given_bad = any(not torch.isfinite(given.float()).all() for given, _ in seen.decoded)
     finite = _finite_steps(call, pipe) if given_bad else []
     acting = strategy if strategy and strategy.canonical() != Strategy.full(model.steps) else None
@@ -144,9 +149,9 @@ def _explain(bad: Sequence[int], seen: _Watch, call: Callable[..., Any], pipe: A
         fix = "nothing is to be mended where the unaccelerated pipeline's images are finite: this strategy fails"
         fix += ", unless model.dtype=bfloat16 or float32 has the range that float16 lacks" if model.dtype == "float16" else ""
     elif model.dtype == "float16":
-        fix = "the UNet overflows in float16: use model.dtype=bfloat16 or float32"
+        fix = f"the {_DENOISERS.get(part, part)} overflows in float16: use model.dtype=bfloat16 or float32"
     else:
-        fix = "check model.scheduler, model.steps and model.guidance, then the files of the model's unet folder"
+        fix = f"check model.scheduler, model.steps and model.guidance, then the files of the model's {part} folder"
     return f"{what}: the latents are not finite{_where(finite, acting)}; {fix}"
 
 

@@ -1,4 +1,4 @@
-"""What each kind of UNet call costs on a device, and the latency of a whole strategy that follows from it."""
+"""What each kind of call of a UNet or transformer costs on a device, and the latency of a whole strategy that follows from it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SamplerCost:
     Attributes:
         order: The scheduler's: one of second order makes two calls a step, but one at the last.
         extra: Calls beyond these in a run of several steps: 1 for PNDM, which repeats its second.
-        call_ms: Milliseconds per image between two calls of the UNet: guidance, and the sampler's own step.
+        call_ms: Milliseconds per image between two calls of the UNet or transformer: guidance, and the sampler's own step.
     """
 
     order: int = 1
@@ -61,8 +61,8 @@ class CostTable:
         batch: Images per call of the pipeline.
         fixed_ms: Of a run, whatever its length and sampler: text encoder, VAE.
         samplers: By sampler, None for the pipeline's own.
-        work_ms: By kind of UNet call, without order: what is extrapolated costs what it costs as it was.
-        calls: UNet calls of the only runs that it prices; None for any.
+        work_ms: By kind of call, without order: what is extrapolated costs what it costs as it was.
+        calls: Calls of the only runs that it prices; None for any.
     """
 
     device: str

@@ -27,7 +27,7 @@ from search.evaluate.model_files import (
 )
 from search.evaluate.model_spec import ModelError, ModelSpec
 
-__all__ = ["EMBEDDED", "ModelError", "ModelSpec", "added_digests", "check_model", "left_out", "load_pipeline", "resolve_device", "weights_digest"]
+__all__ = ["EMBEDDED", "ModelError", "ModelSpec", "added_digests", "check_model", "denoiser_in", "left_out", "load_pipeline", "resolve_device", "weights_digest"]
 
 def resolve_device(device: str) -> torch.device:
     """The torch device of a configured name. Raises `ModelError` where it is not there."""
@@ -84,6 +84,17 @@ def _load(spec: ModelSpec, as_published: bool) -> Any:
     folder = pipeline_folder(source, spec.variant, {*(k for k, v in without.items() if v is None), *spec.components})
     given = {**spec.load, **without, **load_components(spec, config)}
     return DiffusionPipeline.from_pretrained(str(folder), dtype=getattr(torch, spec.dtype), use_safetensors=True, variant=spec.variant, local_files_only=True, **given)
+
+
+def denoiser_in(spec: ModelSpec) -> tuple[str | None, str]:
+    """"unet", "transformer" or None, and the class of the pipeline, before it is loaded. Raises `ModelError` where the model is not there."""
+    try:
+        config = pipeline_config(pipeline_source(spec))
+    except ModelError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load model.path {spec.path!r}: {str(error).strip().splitlines()[0]}") from error
+    return next((name for name in DENOISERS if any(config.get(name) or ())), None), str(config.get("_class_name"))
 
 
 def left_out(spec: ModelSpec) -> list[str]:

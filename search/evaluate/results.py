@@ -39,8 +39,8 @@ class Result:
         latency: Milliseconds per image, median over batches; low and high are the extremes.
         speedup: Median over batches of the unaccelerated latency over this one's on the same batch, with a 95 % interval.
         equal_latency: FID less that of the best rival with fewer steps at this latency; None outside the measured range.
-        parts_ms: Medians in text_encoder, unet and vae.
-        calls_by_depth: UNet calls of one run.
+        parts_ms: Medians in text_encoder, unet or transformer, and vae.
+        calls_by_depth: Calls of the UNet or transformer in one run.
         timed_apart: Whether it was timed in another run than the unaccelerated model.
         device: Where.
         seconds: Computing time.

@@ -15,8 +15,8 @@ class Shard:
     Attributes:
         features: (N, num_features) float32; (0, 0) where no metric needs any.
         batch_ms: Milliseconds per image of each batch.
-        parts_ms: Of text_encoder, unet and vae, by batch.
-        calls_by_depth: UNet calls of one run at each cache depth; empty for what follows no strategy.
+        parts_ms: Of text_encoder, unet or transformer, and vae, by batch.
+        calls_by_depth: Calls of the UNet or transformer in one run at each cache depth; empty for what follows no strategy.
         seconds: Wall time spent.
         device: Where.
         batch: Images in the largest batch.

@@ -263,7 +263,7 @@ class SearchSpace(Choices):
         for g in range(self.groups):
             between = min(length - 1, int((g * self.steps_per_gene + 0.5) * length / self.steps))
             step = fitted[places.get(g, between)]
-            deeper = [k for k, d in enumerate(self.depths) if d >= step.cache_depth]
+            deeper = [k for k, d in enumerate(self.depths) if extent(d) >= extent(step.cache_depth)]
             inert = step.cache_depth in self.depths_without_pruning or self.fixed_ratios is not None
             rows.append((
                 0 if self.fixed_depths else deeper[0],

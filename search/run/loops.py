@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from dato.strategy import FULL, Strategy
 from search.measurements import Measurement
 from search.optimize.asynchronous import AsynchronousNsga2
 from search.optimize.nsga2 import Nsga2
@@ -56,7 +57,12 @@ class GenerationalLoop:
         if not candidates:
             return False
         # The longest first, so that little is left to wait for at a generation's end.
-        due = sorted((c for c in candidates if recorder.is_due(c.number)), key=lambda c: -sum(s.cache_depth * (1 if s.guidance == "both" else 0.5) for s in c.strategy))
+        deepest = max(s.cache_depth for c in candidates for s in c.strategy)
+
+        def work(strategy: Strategy) -> float:
+            return sum((deepest if s.cache_depth == FULL else s.cache_depth) * (1 if s.guidance == "both" else 0.5) for s in strategy)
+
+        due = sorted((c for c in candidates if recorder.is_due(c.number)), key=lambda c: -work(c.strategy))
         for _ in evaluate(due):
             pass
         results = [recorder.record.results[c.number] for c in candidates]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dato.strategy import Strategy
 from launch.__main__ import main
@@ -39,6 +40,21 @@ def test_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["schedules"]["deepcache-5"]["mac_limit"] == pytest.approx(3.3, abs=0.2)
     assert result["environment"]["versions"]["torch"]
     assert "MAC limit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_transformer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["geometry=sd35", "families=sd35,flux", "calls=4", "double=2", "latent=8", "text=4", "rounds=1", "device=cpu"]
+    assert main(["bench", "transformer", *given, f"output={tmp_path}"]) == 0
+    result = only_json(tmp_path)
+    assert {name: found["blocks"] for name, found in result["overhead"].items()} == {"sd35": 24, "flux": 57}
+    assert all(found["seconds"]["d=1"]["median_s"] < found["seconds"]["full"]["median_s"] for found in result["overhead"].values())
+    share = result["share"]
+    assert share["blocks"] == 2 and 0.4 < share["mac_share"] < 0.7
+    assert {"plain", "full", "d=1", "one block", "FirstBlockCache"} <= set(share["of_plain"])
+    assert share["of_plain"]["d=1"] < 1
+    assert "which" in result["settings"] and ("skipped" in result["whole"]) is not torch.cuda.is_available()
+    assert "2 blocks of true width" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -82,6 +98,9 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "everything"], "there is no benchmark 'everything'; there are unet"),
         (["bench", "unet", "speed=1"], "dato bench unet was given speed; it takes geometry=sd15, batch=2"),
         (["bench", "unet", "geometry=sd3"], "geometry is 'sd3'; allowed are sd15"),
+        (["bench", "unet", "geometry=flux"], "geometry is 'flux', a transformer; allowed are the UNets sd15"),
+        (["bench", "memory", "geometry=flux"], "geometry is 'flux', a transformer; allowed are the UNets sd15"),
+        (["bench", "transformer", "which=all"], "which holds all; allowed are overhead, share and whole"),
         (["bench", "unet", "dtype=int8"], "dtype is 'int8'; allowed are float32"),
         (["bench", "scale", "modes=fast"], "modes holds fast; allowed are generational, sharded, steady, steady-sharded, tune"),
         (["bench", "scale", "workers=1,2,3", "seconds=1,2"], "seconds is 1,2; give one number, or one for each of workers=1,2,3"),
@@ -91,7 +110,10 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "scale", "mean_s=0"], "mean_s is 0; give a number above 0"),
         (["bench", "scale", "workers=1,-8"], "workers is '1,-8'; give an integer of at least 1, at most 1,000,000,000, or several, such as workers=1,8,64"),
         (["bench", "intervals", "make=perhaps"], "make is 'perhaps'; give true or false"),
-        (["strategies", "geometry=sd15", "calls=7"], "calls is '7'; allowed are 51, 50"),
+        (["strategies", "geometry=sd15"], "geometry is now called model; write model="),
+        (["strategies", "model=sd3"], "model is 'sd3'; allowed are sd15"),
+        (["strategies", "model=flux", "calls=7"], "calls is '7'; allowed are 50, 51"),
+        (["strategies", "model=sd15", "calls=7"], "calls is '7'; allowed are 51, 50"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -100,7 +122,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["strategies", "geometry=embedded"]) == 0
+    assert main(["strategies", "model=embedded"]) == 0
     out = capsys.readouterr().out
     for name in ("paper-b1", "authors-l12", "deepcache-10"):
         assert name in out
@@ -109,10 +131,24 @@ def test_strategies_are_listed_with_their_limits(capsys: pytest.CaptureFixture[s
     assert re.search(r"authors-l12 +│ +50 │ own +│ +100% │ +5 │ +21 │ +25 │", out)
 
 
+def test_strategies_of_a_transformer_are_those_that_it_can_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["strategies", "model=embedded_dit"]) == 0
+    out = capsys.readouterr().out
+    for name in ("paper-b1", "ddim-20", "at r=0.5"):
+        assert name not in out
+    assert "4 presets prune tokens" in out and "12 │" not in out
+    assert re.search(r"deepcache-5 +│ +50 │ own +│ +100% │ +10 │ +40 │ +0 │ +3.67x │", out)
+    assert re.search(r"0.0% │ +9.1% │", out), "the share of each depth"
+    assert main(["strategies", "model=flux"]) == 0
+    out = capsys.readouterr().out
+    assert "37,192.3 GMACs" in out and re.search(r"blocks: 0 to 56 but\s+12", out)
+    assert "limited-guidance" not in out and "guided" not in out, "it has no halves to choose from"
+
+
 @pytest.mark.parametrize("calls", [50, 51])
 def test_mac_limits_of_presets_count_sampler_steps_and_guidance(calls: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    assert main(["strategies", "geometry=embedded", f"calls={calls}"]) == 0
+    assert main(["strategies", "model=embedded", f"calls={calls}"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 120
     # Of equal calls that compute everything, only the number counts: 2 halves of each unaccelerated one, against 8 x 2, and 4 x 2 + 4 x 1.

@@ -142,6 +142,26 @@ def test_a_transfer_is_a_matrix(dato, tmp_path: Path) -> None:  # type: ignore[n
     assert rows[0]["embedded"].split(",")[0] == rows[0][f"embedded:{other}"].split(",")[0], "the same weights give the same images"
 
 
+@pytest.mark.slow
+def test_a_strategy_goes_over_from_a_unet_to_a_transformer(dato, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert dato("transfer", "strategy=[deepcache-2]", "targets=[embedded,embedded_dit]", *HERE, "evaluation.images=4") == 0
+    (row,) = csv.DictReader((tmp_path / "outputs" / "transfer" / "matrix.csv").open())
+    assert row["embedded"].startswith("fid ") and row["embedded_dit"].startswith("fid ")
+
+
+def test_figures_of_a_transformer_are_refused_with_the_way_out(dato, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    assert dato("figures", "model=embedded_dit", *HERE, "figures.images=2") == 2
+    assert "StableDiffusion3Pipeline, which has no UNet; the figures are of the features of one: give a model with a UNet, such as model=sd15" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ablations_of_a_transformer_run_or_say_that_it_prunes_nothing(dato, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    given = ["model=embedded_dit", *HERE, "evaluation.images=2", "ablation.ratios=[0.5]", "ablation.caches=[2]"]
+    assert dato("ablate", "table=extrapolation", *given, "model.steps=8") == 0
+    assert dato("ablate", "table=3", *given) == 1
+    assert "give prune_ratio 0 in every step" in capsys.readouterr().out
+
+
 def test_figures_are_one_page(dato, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert dato("figures", *HERE, "figures.images=2", "figures.heat_maps=1") == 0
     folder = only(tmp_path, "figures")

@@ -130,7 +130,7 @@ def test_two_dashes_are_allowed() -> None:
 
 
 COMMANDS = {
-    "status": ["folder={}"], "report": ["folder={}"], "export": ["folder={}"], "retarget": ["folder={}"], "sync": ["folder={}"], "import": ["source={}", "name=x"], "strategies": ["geometry={}"],
+    "status": ["folder={}"], "report": ["folder={}"], "export": ["folder={}"], "retarget": ["folder={}"], "sync": ["folder={}"], "import": ["source={}", "name=x"], "strategies": ["model={}"],
     "transfer": ["strategy=[{}]", "targets=[{}]"], "ablate": ["table={}"], "evaluate": ["strategy=[{}]", "evaluation.metrics={}"], "bench": ["{}"],
 }  # fmt: skip
 

@@ -48,6 +48,7 @@ class Naive:
         self.made: list[tuple[int, int]] = []
         self.blocks = [*self.model.transformer_blocks, *getattr(self.model, "single_transformer_blocks", ())]
         self.model.forward = self.forward
+        self.image = 0 if type(self.model).__name__ == "CogView4Transformer2DModel" else 1  # which of what a block of two streams returns
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = bind_call(self.model, args, kwargs)
@@ -93,16 +94,24 @@ class Naive:
         half.note(0, t, prediction)
         return prediction
 
+    def _pair(self, image: Any, text: Any) -> tuple[Any, Any]:
+        return (image, text) if self.image == 0 else (text, image)
+
     def _block(self, k: int, forward: Callable[..., Any], computed: int, residual: Any, given: list[torch.Tensor]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             given.append(hidden)
-            out = forward(*args, **kwargs) if k < computed else hidden if type(self.blocks[k]).__name__ == "BasicTransformerBlock" else (kwargs["encoder_hidden_states"], hidden)
-            image = out[1] if isinstance(out, tuple) else out
+            if k < computed:
+                out = forward(*args, **kwargs)
+            elif type(self.blocks[k]).__name__ == "BasicTransformerBlock":
+                out = hidden
+            else:
+                out = self._pair(hidden, kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1])
+            image = out[self.image] if isinstance(out, tuple) else out
             if k == len(self.blocks) - 1:
                 image = image + residual if residual is not None else image
                 self.last = image
-                out = (out[0], image) if isinstance(out, tuple) else image
+                out = self._pair(image, out[1 - self.image]) if isinstance(out, tuple) else image
             return out
 
         return call

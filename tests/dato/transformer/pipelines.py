@@ -1,4 +1,4 @@
-"""Tiny pipelines with the true block layouts of PixArt, Stable Diffusion 3, FLUX.1 and Qwen-Image, and how the tests run them."""
+"""Tiny pipelines with the true block layouts of PixArt, Stable Diffusion 3, FLUX.1, Qwen-Image and CogView4, and how the tests run them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -56,6 +58,14 @@ def _qwen() -> Any:
     return QwenImagePipeline(transformer=model, scheduler=FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=None, tokenizer=None)
 
 
+def _cogview4() -> Any:
+    model = CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=BLOCKS, attention_head_dim=8, num_attention_heads=2, text_embed_dim=12, time_embed_dim=16, condition_dim=4,
+        pos_embed_max_size=8, sample_size=8, rope_axes_dim=(16, 16),
+    )  # fmt: skip
+    return CogView4Pipeline(transformer=model, scheduler=FlowMatchEulerDiscreteScheduler(), vae=_vae(), text_encoder=None, tokenizer=None)
+
+
 def _vae(channels: int = 4) -> AutoencoderKL:
     return AutoencoderKL(latent_channels=channels, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, shift_factor=0.0)
 
@@ -67,6 +77,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux": _flux,
     "flux-embedded-guidance": lambda: _flux(guidance_embeds=True),
     "qwen-image": _qwen,
+    "cogview4": _cogview4,
 }
 """By name; all of five blocks."""
 BATCHED = ("pixart", "sd3", "sd3.5")

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
 )
@@ -121,6 +124,43 @@ def test_image_to_image_and_inpainting_follow_the_last_entries(family: str, kind
     assert report is not None and report.finished
     assert set(report.calls_by_depth) <= {FULL, 0, 1, 2} and report.calls_by_depth[0] and report.calls_by_depth[FULL]
     assert torch.equal(run(pipe, **changes), plain)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("kind", [QwenImageImg2ImgPipeline, QwenImageInpaintPipeline])
+def test_qwen_image_s_image_to_image_and_inpainting_follow_the_last_entries(kind: Any, guided: bool) -> None:
+    other = tiny("qwen-image", torch.float32)
+    vae = AutoencoderKLQwenImage(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    pipe = kind(**{**other.components, "vae": vae})
+    pipe.set_progress_bar_config(disable=True)
+    changes = {"image": torch.zeros(1, 3, 64, 64), "strength": 0.5, **({"mask_image": torch.ones(1, 1, 64, 64)} if kind is QwenImageInpaintPipeline else {})}
+    plain = run(pipe, guided=guided, **changes)
+    with dato.accelerate(pipe, Strategy.full(STEPS)):
+        assert torch.equal(run(pipe, guided=guided, **changes), plain)
+    with dato.accelerate(pipe, Strategy((*[Step(1)] * 4, Step(2), Step(0)))):
+        fast = run(pipe, guided=guided, **changes)
+        report = dato.status(pipe)
+    calls = 1 + guided
+    assert report is not None and report.finished
+    assert dict(report.calls_by_depth) == {FULL: calls, 2: calls, 0: calls}, "the last three entries, of which the first has nothing to reuse"
+    assert not torch.equal(fast, plain)
+    assert torch.equal(run(pipe, guided=guided, **changes), plain)
+
+
+@pytest.mark.parametrize("family", ["flux", "flux-embedded-guidance"])
+def test_flux_with_true_guidance_keeps_each_half_s_own(family: str) -> None:
+    pipe = tiny(family)
+    strategy = Strategy((Step(FULL), Step(1), Step(0, guidance="cond"), Step(1, guidance="cond"), Step(2), Step(0, order=1)))
+    expected, made = naive(pipe, strategy)
+    with dato.accelerate(pipe, strategy):
+        assert close(run(pipe), expected)
+        report = dato.status(pipe)
+        built_in = run(pipe, guided=False)
+        alone = dato.status(pipe)
+    assert report is not None and report.conditional_alone == 2
+    assert sum(report.calls_by_depth.values()) == len(made) == 2 * STEPS - 2
+    assert alone is not None and sum(alone.calls_by_depth.values()) == STEPS, "one call a step where its guidance is built in"
+    assert not close(built_in, expected, 1e-3)
 
 
 def test_two_pipelines_share_a_transformer() -> None:

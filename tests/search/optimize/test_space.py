@@ -36,6 +36,15 @@ def test_encode_refuses_what_is_outside() -> None:
         SPACE.encode(Strategy.full(5))
 
 
+def test_depths_beyond_full_s_number_lie_below_it() -> None:
+    space = SearchSpace(steps=4, depths=(0, 1, 19, 38, FULL), ratios=(0.0,))
+    for strategy in (Strategy.full(4), Strategy((Step(FULL), Step(38), Step(19), Step(FULL)))):
+        assert space.decode(space.encode(strategy)) == strategy
+    assert space.decode(space.nearest(Strategy((Step(FULL), Step(2), Step(20), Step(40))))).steps == (Step(FULL), Step(19), Step(38), Step(FULL))
+    shallow = SearchSpace(steps=2, ratios=(0.0,))
+    assert shallow.decode(shallow.nearest(Strategy((Step(FULL), Step(30))))) == Strategy.full(2)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
