@@ -34,8 +34,8 @@ def refuse_pipeline(pipe: Any, strategy: Strategy, options: Options) -> None:
         raise ValueError(f"{name} has a {kind}, whose calls with blocks left out are not tested; dato accelerates {', '.join(FAMILIES)}")
     if any(s.cache_depth and s.prune_ratio for s in strategy):
         raise ValueError(
-            f"{name} has a transformer, in which dato prunes no tokens: as measured (dato bench pruning), a call with a tenth of them pruned in its blocks is further from "
-            "what it should be than the last call's prediction, which costs nothing. Give prune_ratio 0 in every step, "
+            f"{name} has a transformer, in which dato prunes no tokens: on the SD3 that ships a call with a tenth of them pruned is further off than the "
+            "last call's prediction, which costs nothing (measured by dato bench pruning). Give prune_ratio 0 in every step, "
             "Strategy([replace(s, prune_ratio=0.0) for s in strategy], sampler=strategy.sampler)"
         )
     if options.compile is not None:
