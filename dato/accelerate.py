@@ -49,7 +49,7 @@ def enable(pipe: Any, strategy: Strategy, options: Options | None = None) -> Non
         pipe: A diffusers pipeline with a UNet2DConditionModel, such as StableDiffusionPipeline, or with one of the diffusion transformers that
             dato/README.md lists, such as FluxPipeline; what is said of a UNet here holds for these.
         strategy: One entry per sampler step.
-        options: How tokens are chosen; None for the paper's way.
+        options: How tokens of a UNet are chosen; None for the paper's way, the only one with a transformer, where no tokens are pruned.
 
     Raises:
         TypeError: The pipeline's model is of another kind.

@@ -15,7 +15,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How tokens are chosen; the defaults are what the paper describes and what its code does by default."""
+    """How tokens of a UNet are chosen; the defaults are what the paper describes and what its code does by default. With a transformer others are refused."""
 
     diff_source: Literal["noise", "feature"] = "noise"
     """What Eq. 6 compares: the UNet's predictions, or the features of its last output unit."""

@@ -38,7 +38,7 @@ class TransformerHook(StrategyHook):
     Args:
         pipe: The pipeline that it is enabled on: its owner.
         strategy: One entry per sampler step.
-        options: How tokens are chosen; nothing else than the defaults has a meaning here.
+        options: How tokens are chosen; anything else than the defaults would have no effect and is refused.
         exchange: Of the pipeline's scheduler; None where the strategy has no sampler.
 
     Raises:

@@ -18,6 +18,7 @@ BENCHES = {
     "fidelity": "[counts=12,25,50,100,200] [strategies=24]: how well FIDs on few images order strategies",
     "prefix": "folders=<search folders>: what resuming candidates from stored latents would have saved",
     "memory": "[geometry=sd15] [batch=2] [dtype=float32]: peak memory of a process that runs the UNet, plain and accelerated",
+    "pruning": "[parts=images,calls,price] [images=100] [tokens=1024,4096]: whether pruning tokens in a diffusion transformer pays",
     "scale": "[workers=1,8,64] [mean_s=2] [simulated_workers=1000]: how busy a search keeps its workers, by way of scheduling",
     "tracking": "[candidates=2000] [steps=50]: logging the candidates of a large search into MLflow, and listing them",
 }

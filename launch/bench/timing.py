@@ -81,7 +81,7 @@ def _kind(key: str, default: str) -> tuple[Kind | None, bool]:
         return Kind((bool,), False, Limits()), False
     if not isinstance(values[0], int | float):
         return None, False
-    number = key.endswith("_s") or key in ("seconds", "noise")
+    number = key.endswith("_s") or key in ("seconds", "noise", "ratios")
     limits = Limits(least=0) if key in _FROM_ZERO else Limits(above=0) if number else Limits(least=1)
     return Kind((float,) if number else (int,), False, limits), len(values) > 1
 

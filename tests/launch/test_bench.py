@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,27 @@ def test_pipeline_and_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_pruning(tmp_path: Path) -> None:
+    small = ["images=2", "ratios=0.2,0.5", "tokens=64", "timed_tokens=64", "rounds=1", "blocks=PixArt-Sigma;SD3-medium", "model.steps=5", f"output={tmp_path}"]
+    assert main(["bench", "pruning", *small]) == 0
+    found: dict[str, Any] = {}
+    for path in tmp_path.glob("pruning_*.json"):
+        found |= {k: v for k, v in json.loads(path.read_text()).items() if k in ("images", "calls", "price")}
+    images = found["images"]
+    assert images["unaccelerated"] | {"macs": 1.0, "distance": 0.0, "difference": 0.0} == images["unaccelerated"]
+    assert images["all computed, r=0.5"]["macs"] < images["all computed, r=0.2"]["macs"] < 1
+    assert images["all computed, r=0.5"]["distance"] > 0 and images["every third step a line"]["macs"] == pytest.approx(4 / 5)
+    assert {len(values) for values in found["calls"].values()} == {3} and set(found["calls"]) >= {"r=0.2", "r=0.2, the best choice", "no call: the last prediction"}
+    sd3, pixart = found["price"]["SD3-medium, 64 tokens"], found["price"]["PixArt-Sigma, 64 tokens"]
+    # Of the image tokens queries, keys, values and output go by as they are fewer, and attention's products with the square of all that attend.
+    wide, text = 1536, 333
+    saved = 4 * 32 * wide**2 + 2 * ((64 + text) ** 2 - (32 + text) ** 2) * wide
+    assert sd3["macs"] * (1 - sd3["pruned"]["0.5"]["macs"]) == pytest.approx(saved - 48 * 16 * wide / 24)
+    assert pixart["pruned"]["0.5"]["time"] > 0 and len(pixart["seconds"]) == 1
+    assert main(["bench", "pruning", "parts=calls", "images=2", "ratios=0.2", "model=embedded", "model.steps=5", f"output={tmp_path}"]) == 0
+
+
+@pytest.mark.slow
 def test_scale(tmp_path: Path) -> None:
     real = ["workers=2", "seconds=1", "mean_s=0.1", "population=4", "batches=2"]
     simulated = ["simulated_workers=20", "simulated_candidates=200", "shorter_s=0.05", "memory_candidates=40"]
@@ -114,6 +136,10 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
         (["strategies", "model=sd3"], "model is 'sd3'; allowed are sd15"),
         (["strategies", "model=flux", "calls=7"], "calls is '7'; allowed are 50, 51"),
         (["strategies", "model=sd15", "calls=7"], "calls is '7'; allowed are 51, 50"),
+        (["bench", "pruning", "ratios=0.2,0.8"], "prune_ratio is 0.8; allowed is 0 <= prune_ratio < 0.75"),
+        (["bench", "pruning", "parts=speed"], "parts names 'speed'; there are images; calls; price"),
+        (["bench", "pruning", "blocks=SDXL"], "blocks names 'SDXL'; there are SD3-medium; PixArt-Sigma"),
+        (["bench", "pruning", "model=embedded"], "has a UNet2DConditionModel; parts=images,calls,price needs a PixArtTransformer2DModel or a SD3Transformer2DModel"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

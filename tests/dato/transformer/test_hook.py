@@ -207,7 +207,7 @@ def test_depths_beyond_full_s_number_are_depths() -> None:
 
 def test_what_cannot_follow_is_refused_by_name() -> None:
     pipe = tiny("flux", torch.float32)
-    with pytest.raises(ValueError, match="prune_ratio 0"):
+    with pytest.raises(ValueError, match=r"FluxPipeline.*dato bench pruning.*prune_ratio 0"):
         dato.enable(pipe, Strategy((Step(FULL, 0.5),) * STEPS))
     with pytest.raises(ValueError, match="compile_repeated_blocks"):
         dato.enable(pipe, MIXED, Options(compile="default"))
@@ -226,6 +226,20 @@ def test_what_cannot_follow_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="FBC"):
         run(pipe)
     pipe.transformer.disable_cache()
+    dato.disable(pipe)
+
+
+@pytest.mark.parametrize("options", [
+    {"diff_source": "feature"}, {"use_score": False}, {"align": "none"}, {"plan_per": "layer"}, {"patch": 3}, {"max_downsample": 2}, {"layers": ("transformer_blocks",)},
+    {"score_noise": 0.5}, {"seed": 1},
+])  # fmt: skip
+def test_options_that_would_have_no_effect_are_refused_by_name(options: dict[str, Any]) -> None:
+    pipe = tiny("sd3", torch.float32)
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"StableDiffusion3Pipeline has a transformer.*Options\({name}=.*leave the options out"):
+        dato.enable(pipe, MIXED, Options(**options))
+    assert dato.status(pipe) is None
+    dato.enable(pipe, MIXED, Options())
     dato.disable(pipe)
 
 
