@@ -63,8 +63,16 @@ def test_a_model_comes_with_a_space_of_what_it_has(name: str) -> None:
     assert Strategy.from_json(strategy.to_json()) == strategy
     assert {step["cache_depth"] for step in json.loads(strategy.to_json())["steps"]} <= {"full", *space.depths}
     deepest = max(d for d in space.depths if d != FULL)
-    deep = Strategy((Step(FULL), *[Step(deepest)] * (max(space.lengths) - 1)))
+    deep = Strategy((Step(FULL), *[Step(deepest)] * (max(space.lengths) - 1)), sampler=Sampler.of(space.samplers[0]))
     assert space.decode(space.encode(deep)) == deep and f'"cache_depth": {deepest}' in deep.to_json()
+
+
+def test_a_search_of_a_transformer_begins_with_fewer_steps_of_the_own_sampler_and_of_dpm() -> None:
+    config = built("model=embedded_dit")
+    given = [Strategy.load(name) for name in config.keys.search.warm_start]
+    assert [config.space.decode(config.space.nearest(s)) for s in given] == [s.canonical() for s in given]
+    assert {str(s.sampler) for s in given} == {"Euler", "DPM++"}
+    assert compose_config("search", ["model=embedded_dit", "search.warm_start=[euler-5]"])["search"]["warm_start"] == ["euler-5"], "what is given wins"
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))

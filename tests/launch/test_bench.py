@@ -162,7 +162,7 @@ def test_strategies_of_a_transformer_are_those_that_it_can_follow(capsys: pytest
     out = capsys.readouterr().out
     for name in ("paper-b1", "ddim-20", "at r=0.5"):
         assert name not in out
-    assert "4 presets prune tokens" in out and "12 │" not in out
+    assert "3 presets prune tokens" in out and "12 │" not in out
     assert re.search(r"deepcache-5 +│ +50 │ own +│ +100% │ +10 │ +40 │ +0 │ +3.67x │", out)
     assert re.search(r"0.0% │ +9.1% │", out), "the share of each depth"
     assert main(["strategies", "model=flux"]) == 0
