@@ -60,7 +60,7 @@ def test_flux_is_as_published() -> None:
     assert len(costs.depths) == 57 and costs.depths[-1] == 12
     with pytest.raises(StrategyError, match="57 blocks"):
         costs.macs(Step(57))
-    with pytest.raises(ValueError, match="FluxTransformer2DModel, in which dato prunes no tokens.*[Gg]ive prune_ratio 0"):
+    with pytest.raises(ValueError, match=r"FluxTransformer2DModel, in which dato prunes no tokens.*[Gg]ive prune_ratio 0"):
         costs.macs(Step(FULL, 0.5))
 
 
