@@ -111,7 +111,7 @@ def test_the_command_that_repeats_a_search_gives_the_same_configuration() -> Non
         (["search.warm_start=a,b"], ["names several values", "search.warm_start=[a,b]"]),
         (["search.warm_start=[a#b,my file.json]"], ["search.warm_start cannot be read", """'search.warm_start=["a#b","my file.json"]'"""]),
         (["seed=#"], ["seed is '#'", "give an integer"]),
-        (["model=sd99"], ["there is no model 'sd99'", "embedded, embedded_dit, sd15, sd2, sdxl"]),
+        (["model=sd99"], ["there is no model 'sd99'", "embedded, embedded_dit, flux, pixart, qwen_image, sd15, sd2, sd35, sdxl"]),
         (["model@other=sd15"], ["model=<name>"]),
         (["data=folder"], ["data.prompts is not given", "set data.prompts=<"]),
         (["mlflow.uri=foo://x"], ["mlflow.uri is 'foo://x'", "sqlite:///mlflow.db"]),
