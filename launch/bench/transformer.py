@@ -10,6 +10,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -21,6 +22,7 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from dato import FULL, Step, Strategy, accelerate
+from dato.cache_tools import CacheTool
 from dato.costs import CostModel
 from dato.transformer.blocks import Blocks
 from launch.bench.timing import chosen_device, chosen_dtype, parse, print_table, summary, synchronize, write_result
@@ -151,11 +153,16 @@ def _share(shape: Geometry, batch: int, dtype: torch.dtype, device: torch.device
     costs, model, steps = shape.costs(), shape.random(dtype, device), (1 + SHALLOW) * (rounds + 1)
     made, missing = {"plain": _twin(model), "one block": _twin(model, 1)}, {}
     for name, rival in RIVALS.items():
+        if (why := _tool_of(name).why_not(shape.kind)) is not None:
+            missing[name] = f"it does not run {shape.kind}: {why}"
+            continue
         try:
             made[name] = rival(_twin(model), steps)
         except ImportError as error:
             missing[name] = f"not installed ({error}): pip install cache-dit"
             print(f"{name} is left out, {missing[name]}")
+        except ValueError as error:  # cache-dit knows some models by their pipeline alone
+            missing[name] = str(error)
     called = {name: Called(each, shape, shape.example(batch, dtype, device), steps) for name, each in made.items()}
     ours = Called(model, shape, shape.example(batch, dtype, device), steps)
     plain, shallow = called.pop("plain"), {"d=1": ours, **called}
@@ -173,7 +180,7 @@ def _share(shape: Geometry, batch: int, dtype: torch.dtype, device: torch.device
 
 
 def _one(called: Called, step: int) -> Any:
-    with called.model.cache_context("cond"):  # as pipelines do, and FirstBlockCache needs
+    with called.model.cache_context("cond") if hasattr(called.model, "cache_context") else nullcontext():  # as pipelines do, and FirstBlockCache needs
         return called.at(step)
 
 
@@ -191,6 +198,12 @@ def _with_cache_dit(model: Any, steps: int) -> Any:
 
 RIVALS: dict[str, Callable[[Any, int], Any]] = {"FirstBlockCache": _with_first_block_cache, "cache-dit F1B0": _with_cache_dit}
 """What puts a rival on a model for so many steps, so that it computes the first block alone in every call but the first."""
+
+
+def _tool_of(name: str) -> CacheTool:
+    """The tool of a rival, which knows what it runs."""
+    tool = name.partition(" ")[0]
+    return CacheTool(tool=tool, setting="F1B0_W1_R9" if tool == "cache-dit" else "9")
 
 
 def _compared(shape: Geometry, costs: CostModel, seconds: dict[str, list[float]], missing: dict[str, str]) -> dict[str, Any]:

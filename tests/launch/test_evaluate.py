@@ -159,7 +159,7 @@ def test_ablations_of_a_transformer_run_or_say_that_it_prunes_nothing(dato, tmp_
     given = ["model=embedded_dit", *HERE, "evaluation.images=2", "ablation.ratios=[0.5]", "ablation.caches=[2]"]
     assert dato("ablate", "table=extrapolation", *given, "model.steps=8") == 0
     assert dato("ablate", "table=3", *given) == 1
-    assert "give prune_ratio 0 in every step" in capsys.readouterr().out
+    assert "ive prune_ratio 0 in every step" in capsys.readouterr().out
 
 
 def test_figures_are_one_page(dato, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
