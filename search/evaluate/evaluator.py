@@ -175,6 +175,8 @@ class PipelineEvaluator:
 
     def _calibrated(self, variant: Variant) -> Baseline:
         """How a variant runs the pipeline, with what a cache has to see of the model first: always the same images, so that every worker sees the same."""
+        if variant.baseline.cache is None:
+            return variant.baseline
         if variant.digest not in self._baselines:
             spec, first = self.spec, self.spec.protocol.batches()[0]
 
